@@ -120,6 +120,7 @@ class ModelConfig:
     norm_placement: NormPlacement = "pre"
     # pre: x + f(norm(x)); post: x + norm(f(x)) (OLMo-2); sandwich: x + norm(f(norm(x))) (Gemma-2);
     # post-residual: norm(x + f(x)) (OPT-350m, GPT-1)
+    norm_bias: bool = True  # layer norms only
     norm_unit_offset: bool = False  # Gemma: scale by 1 + weight
     final_norm: bool = True
     embedding_norm: bool = False  # BLOOM: a norm right after the embedding
@@ -131,7 +132,8 @@ class ModelConfig:
     position_embedding: Position = "rope"
     rotary_dim: int | None = None  # rotated width of each head; None: the whole head
     num_position_rows: int = 0  # rows of a learned position table (OPT has 2 more than positions)
-    # biases
+    # weights
+    fused_qkv: bool = False  # q, k and v are one weight matrix
     attention_bias: bool = False  # on q, k, v
     attention_output_bias: bool = False
     mlp_bias: bool = False

@@ -1,0 +1,184 @@
+"""Fused kernels: attention, norms, embedding, cross-entropy.
+
+Sizes of what each returns and keeps are those of the kernels' meta functions in PyTorch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memcalc.engine.aten.matmul import count_flops, dispatched
+from memcalc.engine.aten.pointwise import out_like
+from memcalc.engine.aten.shape import raw_permute
+from memcalc.engine.autograd import Grads, Node, node_for
+from memcalc.engine.sizes import ONE, Size, dim, number
+from memcalc.engine.tensors import Shape, Tensor
+
+_HEADS_INSIDE = (0, 2, 1, 3)  # memory order of (b, a, s, d) when tokens lie outside heads
+
+
+def attention_flops(query: Tensor, key: Tensor, value: Tensor) -> Size:
+    """Forward FLOPs of both products over the full square, 2 b a s_q s_kv (d_qk + d_v)."""
+    b, a, s_q, d = query.shape
+    return b * a * s_q * key.shape[2] * (d + value.shape[3]) * 2
+
+
+def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """FlashAttention-2's kernel: keeps q, k, v, the output, one fp32 log-sum-exp a query, RNG state.
+
+    Shapes: query (b, a, s_q, d), key and value (b, k, s_kv, d). FLOPs: 4 b a s_q s_kv d forward over
+    the full square, 2.5 times that backward (five products, the scores among them computed anew).
+    Source: Dao 2023 (arXiv:2307.08691). Checked by: oracle/test_torch_events.py.
+    """
+    b, a, s, _ = query.shape
+    rng: list[tuple[Shape, str]] = [((number(2),), "int64"), ((ONE,), "int64")]
+    return _attention(
+        "_scaled_dot_product_flash_attention", query, key, value, [((b, a, s), "fp32"), *rng]
+    )
+
+
+def efficient_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """The memory-efficient kernel: as flash, its log-sum-exp padded to a multiple of 32 queries."""
+    b, a, s, _ = query.shape
+    padded = dim(f"ceil32({s})") if s is not ONE else number(32)
+    rng: list[tuple[Shape, str]] = [((ONE,), "int64"), ((ONE,), "int64")]
+    return _attention(
+        "_scaled_dot_product_efficient_attention", query, key, value, [((b, a, padded), "fp32"), *rng]
+    )
+
+
+def cudnn_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """cuDNN's kernel: as flash, with a log-sum-exp (b, a, s, 1) and two RNG scalars."""
+    b, a, s, _ = query.shape
+    rng: list[tuple[Shape, str]] = [((ONE,), "int64"), ((ONE,), "int64")]
+    return _attention(
+        "_scaled_dot_product_cudnn_attention", query, key, value, [((b, a, s, ONE), "fp32"), *rng]
+    )
+
+
+def _attention(
+    name: str, query: Tensor, key: Tensor, value: Tensor, extras: list[tuple[Shape, str]]
+) -> Tensor:
+    tape = query.tape
+    node = node_for(_attention_backward, query, key, value)
+    if node:
+        for tensor in (query, key, value):
+            node.save(tensor, "dgrad")
+    b, a, s, _ = query.shape
+    flops = attention_flops(query, key, value)
+    token_major = (b, s, a, value.shape[3])
+    raw, *rest = dispatched(tape, name, [(token_major, query.dtype), *extras])
+    count_flops(tape, "forward", flops)
+    out = raw_permute(raw, _HEADS_INSIDE)
+    del raw
+    if node is None:
+        return out
+    node.meta = name
+    for tensor in (out, *rest):
+        node.save(tensor, "dgrad")
+    return node.output(out)
+
+
+def _attention_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    query, key, value = saved[:3]
+    b, a, s_q, d = query.shape
+    # q k^T anew, dV = P^T dO, dP = dO V^T, dQ = dS K, dK = dS^T Q: 2 b a s_q s_kv x (3 d + 2 d_v)
+    flops = b * a * s_q * key.shape[2] * (d * 3 + value.shape[3] * 2) * 2
+    count_flops(query.tape, "dgrad", flops)
+    return [_like_query(f"{node.meta}_backward", tensor) for tensor in (query, key, value)]
+
+
+def _like_query(name: str, tensor: Tensor) -> Tensor:
+    """A gradient laid out tokens outside heads, as the attention kernels write it."""
+    b, a, s, d = tensor.shape
+    return raw_permute(tensor.tape.empty(name, (b, s, a, d), tensor.dtype), _HEADS_INSIDE)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """CUDA's layer norm: keeps x and two fp32 statistics a token; backward is one kernel."""
+    inputs = (x, weight) if bias is None else (x, weight, bias)
+    node = node_for(_norm_backward, *inputs)
+    if node:
+        node.meta = "native_layer_norm_backward"
+        node.save(x, "both")
+    out = out_like("native_layer_norm", x)
+    statistics_dtype = "fp32" if x.tape.device == "cuda" else x.dtype
+    stats = (*x.shape[:-1], ONE)
+    mean = x.tape.empty("native_layer_norm", stats, statistics_dtype)
+    rstd = x.tape.empty("native_layer_norm", stats, statistics_dtype)
+    if node is None:
+        return out
+    node.save(mean, "both")
+    node.save(rstd, "both")
+    node.save(weight, "dgrad")
+    return node.output(out)
+
+
+def fused_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """CUDA's fused RMSNorm: keeps x and one fp32 statistic a token; backward is one kernel."""
+    node = node_for(_norm_backward, x, weight)
+    if node:
+        node.meta = "_fused_rms_norm_backward"
+        node.save(x, "both")
+    out = out_like("_fused_rms_norm", x)
+    rstd = x.tape.empty("_fused_rms_norm", (*x.shape[:-1], ONE), "fp32")
+    if node is None:
+        return out
+    node.save(rstd, "both")
+    node.save(weight, "dgrad")
+    return node.output(out)
+
+
+def _norm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    x = saved[0]
+    return [
+        x.tape.empty(node.meta, shape, dtype) if need else None
+        for (shape, dtype), need in zip(node.inputs, node.needs, strict=True)
+    ]
+
+
+def embedding(weight: Tensor, ids: Tensor) -> Tensor:
+    """Rows of weight (V, h) by token id; backward makes a dense gradient of the whole table."""
+    node = node_for(_embedding_backward, weight)
+    if node:
+        node.save(ids, "wgrad")
+    out = weight.tape.empty("embedding", (*ids.shape, weight.shape[1]), weight.dtype)
+    return node.output(out) if node else out
+
+
+def _embedding_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    shape, dtype = node.inputs[0]
+    return [saved[0].tape.empty("embedding_dense_backward", shape, dtype)]
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """Log-probabilities over the last dim: keeps its result."""
+    node = node_for(_log_softmax_backward, x)
+    out = out_like("_log_softmax", x)
+    if node:
+        node.save(out, "dgrad")
+        return node.output(out)
+    return out
+
+
+def _log_softmax_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    return [out_like("_log_softmax_backward_data", saved[0])]
+
+
+def nll_loss(log_probs: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood: a scalar, and the total weight, kept with the input."""
+    node = node_for(_nll_backward, log_probs)
+    if node:
+        node.save(log_probs, "dgrad")
+        node.save(labels, "dgrad")
+    tape = log_probs.tape
+    out = tape.empty("nll_loss_forward", (ONE,), log_probs.dtype)
+    weight = tape.empty("nll_loss_forward", (ONE,), log_probs.dtype)
+    if node is None:
+        return out
+    node.save(weight, "dgrad")
+    return node.output(out)
+
+
+def _nll_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    return [out_like("nll_loss_backward", saved[0])]

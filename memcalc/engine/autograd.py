@@ -1,0 +1,229 @@
+"""Nodes and the backward engine: PyTorch's autograd, as far as memory goes.
+
+The order of events is that of torch/csrc/autograd/engine.cpp: ready nodes run by descending creation
+number, leaf accumulation at once; inside a node the incoming gradient, the saved tensors and all
+outputs live together; then the incoming gradient goes, then the saved tensors, and only then is a
+result added to its consumer's buffer. A further gradient for the same buffer allocates a sum with
+both old ones alive (as under any dispatch mode; see docs/decisions.md).
+
+Checked by: oracle/test_torch_events.py, event for event against PyTorch.
+"""
+
+from __future__ import annotations
+
+import heapq
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from memcalc.engine.tensors import Packing, Shape, Tape, Tensor
+
+Grads = list["Tensor | None"]
+#: (node, incoming gradients, unpacked saved tensors) -> a gradient for each input
+BackwardRule = Callable[["Node", Grads, list[Any]], Grads]
+_LEAF_PRIORITY = 1 << 62
+
+
+class Node:
+    """One step of the graph: what it saved, whom it feeds, and its backward rule."""
+
+    __slots__ = (
+        "block", "edges", "inputs", "meta", "needs", "number", "op", "outputs", "phase", "rule",
+        "saved",
+    )  # fmt: skip
+
+    def __init__(self, tape: Tape, rule: BackwardRule, inputs: tuple[Tensor, ...]) -> None:
+        self.rule = rule
+        self.number = tape.sequence
+        tape.sequence += 1
+        self.block = tape.block
+        self.op = tape.op
+        self.needs = tuple(t.requires_grad for t in inputs)
+        self.edges = [_edge(t) for t in inputs]
+        self.inputs = [(t.shape, t.dtype) for t in inputs]
+        self.outputs: list[tuple[Shape, str]] = []
+        self.saved: list[tuple[Packing | None, Any]] | None = []
+        self.meta: Any = None
+
+    def save(self, tensor: Tensor | None, needed_by: str) -> None:
+        """Keep a tensor for backward; needed_by is `dgrad`, `wgrad` or `both`, for the ledger."""
+        assert self.saved is not None
+        if tensor is None:
+            self.saved.append((None, None))
+            return
+        tape = tensor.tape
+        kept = tensor.detach()
+        kept.name = tensor.name
+        if tape.packing:
+            hook = tape.packing[-1]
+            self.saved.append((hook, hook.pack(kept)))
+        else:
+            self.saved.append((None, kept))
+        if not tape.recomputing:
+            record = tape.records.get((tape.block, tape.op))
+            if record is not None:
+                record.note_saved(tensor, needed_by)
+
+    def output(self, tensor: Tensor) -> Tensor:
+        """Attach a forward output to this node and return it."""
+        tensor.node = self
+        tensor.output_nr = len(self.outputs)
+        tensor.requires_grad = True
+        self.outputs.append((tensor.shape, tensor.dtype))
+        return tensor
+
+    def unpack(self) -> list[Any]:
+        """The saved tensors, recomputed first where a checkpoint frame holds them."""
+        assert self.saved is not None
+        return [kept if hook is None else hook.unpack(kept) for hook, kept in self.saved]  # type: ignore[attr-defined]
+
+
+class LeafNode:
+    """Gradient accumulation into one parameter (AccumulateGrad)."""
+
+    __slots__ = ("__weakref__", "leaf", "number", "outputs")
+
+    def __init__(self, leaf: Tensor) -> None:
+        self.leaf = leaf
+        self.number = _LEAF_PRIORITY
+        self.outputs = [(leaf.shape, leaf.dtype)]
+
+    def accumulate(self, gradient: Tensor) -> None:
+        """Steal the first gradient, add later ones in place; a strided one is copied."""
+        if self.leaf.grad is not None:
+            return
+        if not gradient.is_contiguous():
+            gradient = gradient.tape.empty("clone", gradient.shape, gradient.dtype)
+        self.leaf.grad = gradient.detach()
+
+
+AnyNode = Node | LeafNode
+
+
+def _edge(tensor: Tensor) -> tuple[AnyNode, int] | None:
+    if not tensor.requires_grad:
+        return None
+    if tensor.node is None:  # a leaf: its node is made once and kept by nobody but the graph
+        return (_leaf_node(tensor), 0)
+    return (tensor.node, tensor.output_nr)
+
+
+def _leaf_node(leaf: Tensor) -> LeafNode:
+    known = leaf.leaf_node() if leaf.leaf_node else None
+    if known is None:
+        known = LeafNode(leaf)
+        leaf.leaf_node = weakref.ref(known)
+    return known
+
+
+def node_for(rule: BackwardRule, *inputs: Tensor) -> Node | None:
+    """A new node if any input needs a gradient and gradients are on, else None."""
+    tape = inputs[0].tape
+    if not tape.grad_enabled:
+        return None
+    for tensor in inputs:
+        if tensor.requires_grad:
+            return Node(tape, rule, inputs)
+    return None
+
+
+def _count_dependencies(root: AnyNode) -> dict[AnyNode, int]:
+    counts: dict[AnyNode, int] = {}
+    seen = {root}
+    stack = [root]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, LeafNode):
+            continue
+        for edge in node.edges:
+            if edge is None:
+                continue
+            following = edge[0]
+            counts[following] = counts.get(following, 0) + 1
+            if following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return counts
+
+
+def _fit(gradient: Tensor | None, shape: Shape, dtype: str) -> Tensor | None:
+    """Reduce a broadcast gradient to its input's shape and dtype (validate_outputs)."""
+    if gradient is None:
+        return None
+    tape = gradient.tape
+    if gradient.shape != shape:
+        gradient = tape.empty("sum", shape, gradient.dtype)
+    if gradient.dtype != dtype:
+        gradient = tape.empty("_to_copy", gradient.shape, dtype, gradient.order)
+    return gradient
+
+
+def _run(node: Node, grads: Grads) -> Grads:
+    """Apply a node's rule and fit the results; saved tensors unpacked by hooks die on return."""
+    saved = node.unpack()
+    node_outputs = node.rule(node, grads, saved)
+    del saved
+    for i, (shape, dtype) in enumerate(node.inputs):
+        if node.edges[i] is None:
+            node_outputs[i] = None
+        else:
+            gradient, node_outputs[i] = node_outputs[i], None
+            node_outputs[i] = _fit(gradient, shape, dtype)
+            del gradient
+    return node_outputs
+
+
+def _send(
+    edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Grads]
+) -> None:
+    """Put a gradient into its consumer's buffer, summing out of place if one is there."""
+    following, slot = edge
+    buffer = buffers.get(following)
+    if buffer is None:
+        buffer = buffers[following] = [None] * len(following.outputs)
+    waiting = buffer[slot]
+    if waiting is None:
+        buffer[slot] = gradient
+    else:
+        order = waiting.order if waiting.is_dense else None
+        buffer[slot] = gradient.tape.empty("add.Tensor", waiting.shape, waiting.dtype, order)
+
+
+def backward(root: Tensor, seed: Tensor) -> None:
+    """Run backward from root; gradients end in `leaf.grad`. root's node must exist."""
+    tape = root.tape
+    assert root.node is not None
+    first = root.node
+    waiting = _count_dependencies(first)
+    buffers: dict[AnyNode, Grads] = {}
+    _send((first, root.output_nr), seed, buffers)
+    del root
+    ready: list[tuple[int, int, AnyNode]] = [(-first.number, 0, first)]
+    pushes = 1
+    while ready:
+        node = heapq.heappop(ready)[2]
+        grads = buffers.pop(node)
+        if isinstance(node, LeafNode):
+            gradient = grads.pop()
+            if gradient is not None:
+                node.accumulate(gradient)
+                for hook in tape.gradient_hooks:
+                    hook(node.leaf)
+            del gradient, grads
+            continue
+        tape.at(node.op, node.block)
+        results = _run(node, grads)
+        del grads
+        node.saved = None
+        for i, edge in enumerate(node.edges):
+            if edge is None:
+                continue
+            gradient, results[i] = results[i], None
+            if gradient is not None:
+                _send(edge, gradient, buffers)
+            del gradient
+            following = edge[0]
+            waiting[following] -= 1
+            if not waiting[following]:
+                heapq.heappush(ready, (-following.number, pushes, following))
+                pushes += 1

@@ -1,0 +1,139 @@
+"""Self-attention: projections, rotary positions, the attention core, output projection.
+
+Shapes: x (b, s, h); query (b, a, s, d), key and value (b, k, s, d). a query heads, k key/value heads
+on this rank, d head width. A core reads its context length from the key, so s_q and s_kv may differ.
+"""
+
+from __future__ import annotations
+
+from memcalc.engine.aten.fused import cudnn_attention, efficient_attention, flash_attention
+from memcalc.engine.aten.matmul import matmul_heads
+from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, to
+from memcalc.engine.aten.shape import cat, expand, permute, reshape, split, unsqueeze
+from memcalc.engine.blocks.embedding import Context
+from memcalc.engine.blocks.norm import norm
+from memcalc.engine.build import Build
+from memcalc.engine.checkpoint import checkpoint
+from memcalc.engine.sizes import Size
+from memcalc.engine.tensors import Tensor
+
+HEADS_FIRST = (0, 2, 1, 3)
+
+
+def attention(build: Build, x: Tensor, context: Context) -> Tensor:
+    """The attention module of the plain decoder: fused projection for GPT-2 style, else three."""
+    if build.config.fused_qkv:
+        query, key, value = _fused_projection(build, x)
+    else:
+        query, key, value = _projections(build, x)
+    if build.config.position_embedding == "rope":
+        build.at("rope", "attention")
+        query = rotate(build, permute(query, HEADS_FIRST), context)
+        key = rotate(build, permute(key, HEADS_FIRST), context)
+    out = core(build, query, key, value, context)
+    build.at("o_proj", "attention")
+    merged = reshape(permute(out, HEADS_FIRST), (build["b"], build["s"], build["a"] * build["d"]))
+    return build.linear(
+        merged, "o_proj", (build["a"] * build["d"], build["h"]), build.config.attention_output_bias
+    )
+
+
+def _projections(build: Build, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    b, s, h, d = build["b"], build["s"], build["h"], build["d"]
+    bias = build.config.attention_bias
+    build.at("q_proj", "attention")
+    query = reshape(build.linear(x, "q_proj", (h, build["a"] * d), bias), (b, s, build["a"], d))
+    build.at("k_proj", "attention")
+    key = reshape(build.linear(x, "k_proj", (h, build["k"] * d), bias), (b, s, build["k"], d))
+    build.at("v_proj", "attention")
+    value = reshape(build.linear(x, "v_proj", (h, build["k"] * d), bias), (b, s, build["k"], d))
+    value = permute(value, HEADS_FIRST)
+    if build.config.qk_norm == "head":
+        query = norm(build, query, "q_norm", d)
+        key = norm(build, key, "k_norm", d)
+    return query, key, value
+
+
+def _fused_projection(build: Build, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One linear for q, k and v, cut into three views (GPT-2)."""
+    b, s, h = build["b"], build["s"], build["h"]
+    widths = (build["a"] * build["d"], build["k"] * build["d"], build["k"] * build["d"])
+    build.at("qkv_proj", "attention")
+    total = widths[0] + widths[1] + widths[2]
+    out = build.linear(x, "qkv_proj", (h, total), build.config.attention_bias)
+    query, key, value = split(out, widths)
+    del out
+    query = permute(reshape(query, (b, s, build["a"], build["d"])), HEADS_FIRST)
+    key = permute(reshape(key, (b, s, build["k"], build["d"])), HEADS_FIRST)
+    value = permute(reshape(value, (b, s, build["k"], build["d"])), HEADS_FIRST)
+    return query, key, value
+
+
+def rotate(build: Build, x: Tensor, context: Context) -> Tensor:
+    """Rotary embedding x cos + rotate_half(x) sin over the first r of d columns of each head."""
+    cos, sin = context[0], context[1]
+    return add(mul(x, cos), mul(_rotate_half(build, x), sin))
+
+
+def _rotate_half(build: Build, x: Tensor) -> Tensor:
+    half = build["half"]
+    first, second = split(x, (half, half))
+    return cat((neg(second), first))
+
+
+def core(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v by the chosen kernel; recomputed alone under `selective`."""
+    mask = context[-1] if build.kernels.attention == "eager" else None
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        build.at("attention", "attention")
+        dtype = build.kernels.compute_dtype
+        q, k, v = to(q, dtype), to(k, dtype), to(v, dtype)
+        kernel = build.kernels.attention
+        if kernel == "flash":
+            return flash_attention(q, k, v)
+        if kernel == "cudnn":
+            return cudnn_attention(q, k, v)
+        if kernel == "efficient":
+            return efficient_attention(q, repeat_heads(build, k), repeat_heads(build, v))
+        assert mask is not None
+        return _eager(build, q, k, v, mask)
+
+    if build.kernels.recompute == "selective":
+        return checkpoint(attend, query, key, value)
+    return attend(query, key, value)
+
+
+def _eager(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    """Scores in full (b, a, s_q, s_kv), softmax in fp32, every step a tensor of its own."""
+    keys, values = repeat_kv(build, key), repeat_kv(build, value)
+    weights = scale(matmul_heads(query, permute(keys, (0, 1, 3, 2))))
+    weights = add(weights, mask)
+    weights = to(softmax_last(to(weights, "fp32")), query.dtype)
+    if build.kernels.use_dropout:
+        weights = dropout(weights, build.config.attention_dropout)
+    return matmul_heads(weights, values)
+
+
+def repeat_kv(build: Build, x: Tensor) -> Tensor:
+    """(b, k, s, d) to (b, a, s, d) by expand and reshape: one copy, none when k = a."""
+    b, k, s, d = x.shape
+    groups = build["a/k"]
+    if build["a"] is k or build.config.num_attention_heads == build.config.num_key_value_heads:
+        return x
+    wide = expand(unsqueeze(x, 2), (b, k, groups, s, d))
+    return reshape(wide, (b, build["a"], s, d))
+
+
+def repeat_heads(build: Build, x: Tensor) -> Tensor:
+    """repeat_interleave over heads: one copy laid out head-major, none when k = a."""
+    if build.config.num_attention_heads == build.config.num_key_value_heads:
+        return x
+    from memcalc.engine.aten.shape import repeat_interleave
+
+    return repeat_interleave(x, build["a"], 1)
+
+
+def attention_width(build: Build) -> Size:
+    """Width of the concatenated heads, a d."""
+    return build["a"] * build["d"]

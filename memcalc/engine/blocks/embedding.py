@@ -1,0 +1,60 @@
+"""Token and position embeddings, rotary tables, masks: what is made before the first block."""
+
+from __future__ import annotations
+
+from memcalc.engine.aten.fused import embedding
+from memcalc.engine.aten.pointwise import add, constant, dropout, scale
+from memcalc.engine.build import Build
+from memcalc.engine.sizes import ONE
+from memcalc.engine.tensors import Tensor
+
+#: What every block reads besides x: rotary cos and sin, causal mask (each only where used).
+Context = tuple[Tensor, ...]
+
+
+def embed(build: Build, ids: Tensor) -> Tensor:
+    """Token embedding (b, s, h), plus learned positions where the model has them."""
+    build.at("embedding", "embedding")
+    weight = build.param("embedding.weight", (build["V"], build["h"]))
+    x = embedding(weight, ids)
+    if build.config.embedding_scale:
+        x = scale(x)
+    if build.config.position_embedding == "learned":
+        build.at("position_embedding", "embedding")
+        rows = build.param("position_embedding.weight", (build["P"], build["h"]))
+        positions = constant(build.tape, "arange", (build["s"],), "int64")
+        x = add(x, embedding(rows, positions))
+        del positions
+    if build.config.embedding_dropout and build.kernels.use_dropout:
+        build.at("embedding_dropout", "embedding")
+        x = dropout(x, build.config.embedding_dropout)
+    return x
+
+
+def tables(build: Build) -> Context:
+    """cos and sin of the rotary embedding, (s, d) each, in the compute dtype."""
+    if build.config.position_embedding != "rope":
+        return ()
+    build.at("rope_tables", "embedding")
+    tape, s, d = build.tape, build["s"], build["r"]
+    dtype = build.kernels.compute_dtype
+    angles = constant(tape, "cat", (s, d), "fp32")
+    wide = constant(tape, "cos", (s, d), "fp32")
+    cos = constant(tape, "_to_copy", (s, d), dtype) if dtype != "fp32" else wide
+    del wide
+    wide = constant(tape, "sin", (s, d), "fp32")
+    sin = constant(tape, "_to_copy", (s, d), dtype) if dtype != "fp32" else wide
+    del wide, angles
+    return cos, sin
+
+
+def causal_mask(build: Build) -> Context:
+    """The additive mask (1, 1, s, s) of eager attention."""
+    if build.kernels.attention != "eager":
+        return ()
+    build.at("causal_mask", "embedding")
+    s = build["s"]
+    full = constant(build.tape, "full", (s, s), build.kernels.compute_dtype)
+    mask = constant(build.tape, "triu", (s, s), build.kernels.compute_dtype)
+    del full
+    return (mask.view_as((ONE, ONE, s, s), None, None),)

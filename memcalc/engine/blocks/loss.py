@@ -1,0 +1,82 @@
+"""Final norm, head and cross-entropy, plain or in chunks of tokens."""
+
+from __future__ import annotations
+
+from memcalc.engine.aten.fused import log_softmax, nll_loss
+from memcalc.engine.aten.pointwise import add, scale, to
+from memcalc.engine.aten.shape import reshape, split
+from memcalc.engine.build import Build
+from memcalc.engine.checkpoint import checkpoint
+from memcalc.engine.sizes import dim
+from memcalc.engine.tensors import Tensor
+
+
+def head(build: Build, hidden: Tensor) -> Tensor:
+    """Logits (..., V): the embedding's transpose when tied."""
+    build.at("lm_head", "head")
+    features = (build["h"], build["V"])
+    if build.config.tie_word_embeddings:
+        from memcalc.engine.aten.matmul import linear
+
+        weight = build.cast_param(build.tape.leaves["embedding.weight"])
+        x = to(hidden, build.kernels.compute_dtype) if build.kernels.autocast else hidden
+        return linear(x, weight)
+    return build.linear(hidden, "lm_head", features, build.config.lm_head_bias)
+
+
+def loss(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of the next token over the normalised hidden states."""
+    if build.kernels.loss == "chunked":
+        return _chunked(build, hidden, labels)
+    return _plain(build, head(build, hidden), labels)
+
+
+def _plain(build: Build, logits: Tensor, labels: Tensor) -> Tensor:
+    build.tape.phase = "loss"
+    tokens = build["b"] * build["s"]
+    return cross_entropy(
+        build,
+        reshape(logits, (tokens, build["V"])),
+        labels.view_as((tokens,), None, None),
+        build.kernels.loss == "fp32",
+    )
+
+
+def cross_entropy(build: Build, logits: Tensor, labels: Tensor, upcast: bool) -> Tensor:
+    """Cross-entropy of (tokens, V) logits.
+
+    Under CUDA autocast without an upcast, log_softmax is asked for its input's dtype, so the
+    log-probabilities stay in 16 bit and the likelihood works on an fp32 cast of them.
+    """
+    build.at("loss", "loss")
+    if upcast:
+        wide = to(logits, "fp32")  # lives until the loss call returns
+        return nll_loss(log_softmax(wide), labels)
+    if build.kernels.autocast:
+        log_probs = log_softmax(logits)
+        return nll_loss(to(log_probs, "fp32"), labels)
+    return nll_loss(log_softmax(logits), labels)
+
+
+def _chunked(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
+    """Head and loss of one chunk of tokens at a time, each recomputed in backward."""
+    build.tape.phase = "loss"
+    n = build.kernels.loss_chunks
+    tokens = build["b"] * build["s"]
+    part = dim(f"ceil(T/{n})")
+    last = tokens - part * (n - 1)
+    sizes = (part,) * (n - 1) + (last,)
+    rows = split(reshape(hidden, (tokens, build["h"])), sizes, 0)
+    total: Tensor | None = None
+
+    def part_loss(piece: Tensor, piece_labels: Tensor) -> Tensor:
+        with build.autocast():
+            return cross_entropy(build, head(build, piece), piece_labels, True)
+
+    for piece, size in zip(rows, sizes, strict=True):
+        one = checkpoint(part_loss, piece, labels.view_as((size,), None, labels.strides[1:]))
+        build.at("loss", "loss")
+        total = one if total is None else add(total, one)
+        del one
+    assert total is not None
+    return scale(total, "div.Tensor")

@@ -1,0 +1,55 @@
+"""Norms: layer norm, and RMSNorm in the three ways it is computed.
+
+Symbols: T = b s tokens, h width. RMSNorm(x) = x / sqrt(mean(x^2) + eps) * weight.
+Source: Zhang and Sennrich 2019 (arXiv:1910.07467). Checked by: oracle/test_torch_events.py.
+"""
+
+from __future__ import annotations
+
+from memcalc.engine.aten.fused import fused_rms_norm, layer_norm
+from memcalc.engine.aten.pointwise import mean_last, mul, rsqrt, shift, square, to
+from memcalc.engine.build import Build
+from memcalc.engine.sizes import Size
+from memcalc.engine.tensors import Tensor
+
+
+def norm(build: Build, x: Tensor, op: str, width: Size | None = None) -> Tensor:
+    """The model's norm over the last dim, as the op `op`."""
+    build.at(op, "norm")
+    size = build["h"] if width is None else width
+    weight = build.param(f"{op}.weight", (size,))
+    if build.config.norm_type == "layernorm":
+        bias = build.param(f"{op}.bias", (size,)) if build.config.norm_bias else None
+        return layer_norm(to(x, "fp32") if build.kernels.autocast else x, weight, bias)
+    kind = build.kernels.norm
+    if kind == "fused":
+        return fused_rms_norm(x, weight)
+    if kind == "decomposed":
+        return _decomposed(x, weight)
+    return _by_hand(x, weight, build.config.norm_unit_offset)
+
+
+def _by_hand(x: Tensor, weight: Tensor, unit_offset: bool) -> Tensor:
+    """As model code writes it: statistics and product in fp32, then weight times the cast result.
+
+    Gemma multiplies by 1 + weight in fp32 and casts last.
+    """
+    wide = to(x, "fp32")
+    if unit_offset:
+        normed = mul(wide, rsqrt(_variance(wide)))
+        return to(mul(normed, shift(to(weight, "fp32"))), x.dtype)
+    variance = mean_last(square(wide))
+    wide = mul(wide, rsqrt(shift(variance)))
+    return mul(weight, to(wide, x.dtype))
+
+
+def _variance(wide: Tensor) -> Tensor:
+    return shift(mean_last(square(wide)))
+
+
+def _decomposed(x: Tensor, weight: Tensor) -> Tensor:
+    """F.rms_norm where no fused kernel exists: everything in fp32, one cast at the end."""
+    wide = to(x, "fp32")
+    inverse = rsqrt(mean_last(square(wide)))
+    normed = mul(mul(wide, inverse), weight)
+    return to(normed, x.dtype)

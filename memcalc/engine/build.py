@@ -1,0 +1,83 @@
+"""Build: what the description of a block has at hand (tape, config, kernels, dims, parameters)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from memcalc.engine.aten.matmul import linear
+from memcalc.engine.aten.pointwise import to
+from memcalc.engine.kernels import Kernels
+from memcalc.engine.ledger import OpRecord
+from memcalc.engine.sizes import Size
+from memcalc.engine.tensors import Shape, Tape, Tensor
+from memcalc.inputs.model import ModelConfig
+
+
+@dataclass(slots=True)
+class Build:
+    """One trace in the making. dims maps a dim's letter to its Size (the constant 1 where it is 1)."""
+
+    tape: Tape
+    config: ModelConfig
+    kernels: Kernels
+    dims: dict[str, Size]
+    casts: dict[str, Tensor] | None = None
+    names: dict[str, list[str]] = field(default_factory=dict)
+
+    def __getitem__(self, letter: str) -> Size:
+        return self.dims[letter]
+
+    def at(self, op: str, part: str) -> None:
+        """Enter an op of the ledger: what follows belongs to its row."""
+        tape = self.tape
+        tape.at(op)
+        if not tape.recomputing and (tape.block, op) not in tape.records:
+            tape.records[tape.block, op] = OpRecord(tape.block, op, part)
+
+    def param(self, name: str, shape: Shape, dtype: str | None = None) -> Tensor:
+        """The parameter `name` of the current op, created at first use."""
+        tape = self.tape
+        key = name if tape.block < 0 else f"layers.{tape.block}.{name}"
+        leaf = tape.leaf(key, shape, dtype or self.kernels.param_dtype)
+        if not tape.recomputing:
+            record = tape.records[tape.block, tape.op]
+            record.params[name] = leaf.numel
+        return leaf
+
+    @contextmanager
+    def autocast(self) -> Iterator[None]:
+        """CUDA autocast's weight cache: casts of parameters live until the outermost scope ends."""
+        if not self.kernels.autocast or self.casts is not None:
+            yield
+            return
+        self.casts = {}
+        try:
+            yield
+        finally:
+            self.casts = None
+
+    def cast_param(self, leaf: Tensor) -> Tensor:
+        """A parameter as a matmul reads it: itself, or its autocast copy."""
+        if not self.kernels.autocast:
+            return leaf
+        assert self.casts is not None
+        known = self.casts.get(leaf.name)
+        if known is None:
+            known = self.casts[leaf.name] = to(leaf, self.kernels.compute_dtype)
+        return known
+
+    def linear(self, x: Tensor, name: str, features: tuple[Size, Size], bias: bool) -> Tensor:
+        """A linear layer (in, out) with its parameters `name.weight`, `name.bias`, autocast included.
+
+        The casts come in the order of PyTorch's wrapper: bias, weight, input.
+        """
+        i, o = features
+        weight = self.param(f"{name}.weight", (o, i))
+        b = self.param(f"{name}.bias", (o,)) if bias else None
+        if not self.kernels.autocast:
+            return linear(x, weight, b)
+        b = None if b is None else self.cast_param(b)
+        weight = self.cast_param(weight)
+        return linear(to(x, self.kernels.compute_dtype), weight, b)

@@ -1,0 +1,186 @@
+"""Activation checkpointing: PyTorch's non-reentrant, selective and reentrant variants.
+
+Non-reentrant: the forward runs as usual but every tensor a node saves is replaced by a holder; the
+frame keeps the arguments. The first unpack in backward runs the function again, hands each saved
+tensor to its holder, and stops at the last one (early stop), so what follows is not executed.
+Selective: outputs of listed operators are kept in a cache during forward and handed out again.
+Reentrant: the forward runs without a graph; backward runs the function whole and a backward inside.
+
+Source: torch/utils/checkpoint.py of PyTorch 2.13. Checked by: oracle/test_torch_events.py.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any, Final
+
+from memcalc.engine.autograd import Grads, Node, backward, node_for
+from memcalc.engine.tensors import Tape, Tensor
+
+Function = Callable[..., Tensor]
+#: Operators whose outputs selective checkpointing keeps.
+KEEP_ATTENTION: Final = frozenset(
+    {
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+        "_scaled_dot_product_cudnn_attention",
+    }
+)
+KEEP_MATMULS: Final = KEEP_ATTENTION | {"mm", "addmm", "bmm"}
+
+
+class _EarlyStopError(Exception):
+    """Recomputation has produced the last saved tensor."""
+
+
+class _Holder:
+    """Stands for one saved tensor until it is recomputed."""
+
+    __slots__ = ("__weakref__",)
+
+
+class _Keep:
+    """Forward of selective checkpointing: outputs of the listed operators go to the cache."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+
+    def outputs(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        made = compute()
+        if name in self.frame.keep:
+            self.frame.cache.setdefault(name, []).append(tuple(t.detach() for t in made))
+        return made
+
+
+class _Reuse:
+    """Recomputation of selective checkpointing: kept outputs are taken from the cache."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+
+    def outputs(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        if name not in self.frame.keep:
+            return compute()
+        return self.frame.cache[name].pop(0)
+
+
+class _Rerun:
+    """Packing while a frame recomputes: each saved tensor goes to the holder of the same rank."""
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame = frame
+        self.count = 0
+
+    def pack(self, tensor: Tensor) -> Any:
+        frame = self.frame
+        holder = frame.holders[self.count]()
+        self.count += 1
+        if holder is not None:
+            frame.recomputed[holder] = tensor
+        if self.count == len(frame.holders):
+            raise _EarlyStopError
+        return tensor.detach()
+
+    def unpack(self, kept: Any) -> Any:
+        return kept
+
+
+class Frame:
+    """One checkpointed call: its function and arguments, its holders, what was recomputed."""
+
+    def __init__(self, function: Function, args: tuple[Any, ...], keep: frozenset[str]) -> None:
+        self.function = function
+        self.args = args
+        self.keep = keep
+        self.cache: dict[str, list[tuple[Tensor, ...]]] = {}
+        self.holders: list[weakref.ref[_Holder]] = []
+        self.recomputed: dict[_Holder, Tensor] = {}
+        self.is_recomputed = False
+
+    def pack(self, tensor: Tensor) -> _Holder:
+        holder = _Holder()
+        self.holders.append(weakref.ref(holder))
+        return holder
+
+    def unpack(self, holder: _Holder) -> Tensor:
+        if not self.is_recomputed:
+            self._recompute()
+        return self.recomputed.pop(holder)
+
+    def _recompute(self) -> None:
+        tape: Tape = next(t for t in self.args if isinstance(t, Tensor)).tape
+        block, op, was_enabled = tape.block, tape.op, tape.grad_enabled
+        tape.packing.append(_Rerun(self))
+        if self.keep:
+            tape.dispatch.append(_Reuse(self))
+        tape.recomputing += 1
+        tape.grad_enabled = True
+        try:
+            self.function(*self.args)
+        except _EarlyStopError:
+            pass
+        finally:
+            tape.grad_enabled = was_enabled
+            tape.recomputing -= 1
+            if self.keep:
+                tape.dispatch.pop()
+            tape.packing.pop()
+            tape.at(op, block)
+        self.is_recomputed = True
+
+
+def checkpoint(function: Function, *args: Any, keep: frozenset[str] = frozenset()) -> Tensor:
+    """Run function(*args) under a non-reentrant checkpoint, keeping the outputs of `keep`."""
+    tape: Tape = next(t for t in args if isinstance(t, Tensor)).tape
+    frame = Frame(function, args, keep)
+    tape.packing.append(frame)
+    if keep:
+        tape.dispatch.append(_Keep(frame))
+    try:
+        return function(*args)
+    finally:
+        if keep:
+            tape.dispatch.pop()
+        tape.packing.pop()
+
+
+def checkpoint_reentrant(function: Function, *args: Any) -> Tensor:
+    """Run function(*args) under a reentrant checkpoint: no graph now, a whole one in backward."""
+    tensors = tuple(t for t in args if isinstance(t, Tensor))
+    tape = tensors[0].tape
+    node = node_for(_reentrant_backward, *tensors)
+    if node:
+        node.meta = (function, args, [isinstance(t, Tensor) for t in args])
+        for tensor in tensors:
+            node.save(tensor, "dgrad")
+    was_enabled, tape.grad_enabled = tape.grad_enabled, False
+    try:
+        out = function(*args)
+    finally:
+        tape.grad_enabled = was_enabled
+    return node.output(out) if node else out
+
+
+def _reentrant_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    function, args, _ = node.meta
+    detached = []
+    for tensor, needs in zip(saved, node.needs, strict=True):
+        copy = tensor.detach()
+        copy.requires_grad = needs
+        detached.append(copy)
+    waiting = iter(detached)
+    again = tuple(next(waiting) if isinstance(a, Tensor) else a for a in args)
+    tape = detached[0].tape
+    was_enabled, tape.grad_enabled = tape.grad_enabled, True
+    tape.recomputing += 1
+    try:
+        out = function(*again)
+    finally:
+        tape.recomputing -= 1
+    seed = grads[0]
+    assert seed is not None
+    backward(out, seed)
+    tape.grad_enabled = was_enabled
+    tape.at(node.op, node.block)
+    return [copy.grad for copy in detached]

@@ -1,0 +1,44 @@
+"""One decoder block, assembled from norm, attention, MLP and residual adds."""
+
+from __future__ import annotations
+
+from memcalc.engine.aten.pointwise import add, dropout
+from memcalc.engine.blocks.attention import attention
+from memcalc.engine.blocks.embedding import Context
+from memcalc.engine.blocks.mlp import mlp
+from memcalc.engine.blocks.norm import norm
+from memcalc.engine.build import Build
+from memcalc.engine.tensors import Tensor
+
+
+def block(build: Build, x: Tensor, context: Context) -> Tensor:
+    """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block of GPT-2 and LLaMA."""
+    x = residual(build, x, drop(build, attend(build, x, context), "attn_dropout"), "attn_residual")
+    return residual(build, x, drop(build, feed(build, x), "mlp_dropout"), "mlp_residual")
+
+
+def attend(build: Build, x: Tensor, context: Context) -> Tensor:
+    """attention(norm(x)); the normed input lives until attention returns."""
+    normed = norm(build, x, "attn_norm")
+    return attention(build, normed, context)
+
+
+def feed(build: Build, x: Tensor) -> Tensor:
+    """mlp(norm(x)); the normed input lives until the MLP returns."""
+    normed = norm(build, x, "mlp_norm")
+    return mlp(build, normed)
+
+
+def drop(build: Build, x: Tensor, op: str) -> Tensor:
+    """Dropout on a branch, where the model has it."""
+    p = build.config.residual_dropout
+    if not p or not build.kernels.use_dropout:
+        return x
+    build.at(op, "residual")
+    return dropout(x, p)
+
+
+def residual(build: Build, x: Tensor, branch: Tensor, op: str) -> Tensor:
+    """x + branch: keeps nothing."""
+    build.at(op, "residual")
+    return add(x, branch)

@@ -1,0 +1,60 @@
+"""OpRecord: one row of the ledger, filled in while a block's description runs.
+
+A row has the op's parameters, what it reads and makes, what autograd keeps of it and for whose
+gradient (`dgrad`: the input's, `wgrad`: the weight's, `both`), matmul FLOPs forward, dgrad, wgrad,
+and bytes moved. The rows are read off the same run that gives the timeline, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from memcalc.engine.sizes import ZERO, Size
+from memcalc.engine.tensors import Tensor
+
+
+@dataclass(slots=True)
+class Kept:
+    """A tensor autograd keeps: its bytes, the primitive that made it, whose gradient needs it."""
+
+    size: Size
+    made_by: str
+    needed_by: str
+
+
+@dataclass(slots=True)
+class OpRecord:
+    """One op of one block (block -1: outside the blocks)."""
+
+    block: int
+    name: str
+    part: str
+    params: dict[str, Size] = field(default_factory=dict)
+    kept: dict[int, Kept] = field(default_factory=dict)
+    flops: dict[str, Size] = field(default_factory=dict)
+    gemms: list[tuple[Size, Size, Size]] = field(default_factory=list)
+    inputs: dict[str, str] = field(default_factory=dict)
+
+    def note_saved(self, tensor: Tensor, needed_by: str) -> None:
+        """Enter a kept tensor once per storage; storages from before the step do not count."""
+        index = tensor.storage.index
+        if index < 0:
+            return
+        known = self.kept.get(index)
+        if known is None:
+            tape = tensor.tape
+            self.kept[index] = Kept(tape.sizes[index], tape.names[index], needed_by)
+        elif known.needed_by != needed_by:
+            known.needed_by = "both"
+
+    def add_flops(self, kind: str, flops: Size) -> None:
+        """Add matmul FLOPs of one kind."""
+        self.flops[kind] = self.flops.get(kind, ZERO) + flops
+
+    @property
+    def num_params(self) -> Size:
+        """Parameter elements of this op."""
+        total = ZERO
+        for size in self.params.values():
+            total = total + size
+        return total

@@ -1,0 +1,264 @@
+"""Tape, Storage and Tensor: PyTorch's tensors without data, over symbolic sizes.
+
+The blocks of the ledger are written as ordinary eager code over these tensors. Creating a storage
+appends an allocation to the tape; when the last reference to it goes, CPython's reference count
+appends the free, at the very instant PyTorch would free it. So lifetimes are never stated: they
+follow from the code, as they do in PyTorch.
+
+Order of events depends on sizes only through dims that equal 1 (a transpose over such a dim needs
+no copy); those are traced as the constant 1, so one structure, traced once, serves every size.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from memcalc.engine.sizes import ONE, ZERO, Size, product
+
+if TYPE_CHECKING:
+    from memcalc.engine.autograd import LeafNode, Node
+    from memcalc.engine.ledger import OpRecord
+
+Shape = tuple[Size, ...]
+ITEMSIZE: Final = {
+    "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int64": 8, "int32": 4, "bool": 1, "uint8": 1,
+    "fp64": 8,
+}  # fmt: skip
+_RANK: Final = {"bool": 0, "uint8": 1, "int32": 2, "int64": 3, "fp8": 4, "fp16": 5, "bf16": 5, "fp32": 6}
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """Where on the step an allocation happens: phase, block (-1 outside the blocks) and ledger op."""
+
+    phase: str
+    block: int
+    op: str
+
+
+class Packing(Protocol):
+    """What happens to a tensor a node saves: kept as it is, or handed to a checkpoint frame."""
+
+    def pack(self, tensor: Tensor) -> Any: ...
+
+
+class Dispatch(Protocol):
+    """Selective checkpointing's way into an operator: keep its outputs, or hand them out again."""
+
+    def outputs(self, name: str, compute: Any) -> tuple[Tensor, ...]: ...
+
+
+@dataclass(slots=True)
+class Tape:
+    """The allocations and frees of one traced structure, with the label of each allocation.
+
+    events: i >= 0 allocates storage i, ~i frees it. sizes[i], labels_of[i], names[i]: its bytes, its
+    label's index, the primitive that made it. Only storages made while tracing are here; parameters,
+    optimizer states and inputs exist before and are summed by `memory.py`.
+    """
+
+    device: str = "cuda"
+    events: list[int] = field(default_factory=list)
+    sizes: list[Size] = field(default_factory=list)
+    labels_of: list[int] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    labels: list[Label] = field(default_factory=list)
+    marks: list[tuple[int, str, int]] = field(default_factory=list)
+    records: dict[tuple[int, str], OpRecord] = field(default_factory=dict)
+    flops: dict[str, Size] = field(default_factory=dict)
+    leaves: dict[str, Tensor] = field(default_factory=dict)
+    gradient_hooks: list[Callable[[Tensor], None]] = field(default_factory=list)
+    grad_enabled: bool = True
+    recomputing: int = 0
+    sequence: int = 0
+    label: int = 0
+    phase: str = "forward"
+    block: int = -1
+    op: str = ""
+    packing: list[Packing] = field(default_factory=list)
+    dispatch: list[Dispatch] = field(default_factory=list)
+    _label_index: dict[tuple[str, int, str], int] = field(default_factory=dict)
+
+    def at(self, op: str, block: int | None = None, phase: str | None = None) -> None:
+        """Everything from here on happens in this op (and block, and phase)."""
+        self.op = op
+        if block is not None:
+            self.block = block
+        if phase is not None:
+            self.phase = phase
+        key = (self.phase, self.block, op)
+        known = self._label_index.get(key)
+        if known is None:
+            known = self._label_index[key] = len(self.labels)
+            self.labels.append(Label(*key))
+        self.label = known
+
+    def mark(self, what: str, index: int) -> None:
+        """Note a boundary (start of a block, of a phase) at this point of the event list."""
+        self.marks.append((len(self.events), what, index))
+
+    def empty(
+        self, name: str, shape: Shape, dtype: str, order: tuple[int, ...] | None = None
+    ) -> Tensor:
+        """A new tensor on a new storage: the one place where memory is allocated."""
+        size = _bytes(shape, dtype)
+        if size is ZERO:
+            return Tensor(UNTRACKED, self, shape, dtype, order)
+        index = len(self.sizes)
+        self.sizes.append(size)
+        self.labels_of.append(self.label)
+        self.names.append(name)
+        self.events.append(index)
+        return Tensor(Storage(self.events, index), self, shape, dtype, order)
+
+    def external(self, shape: Shape, dtype: str) -> Tensor:
+        """A tensor that exists before the step (parameters, token ids): no event."""
+        return Tensor(Storage(None, -1), self, shape, dtype, None)
+
+    def leaf(self, name: str, shape: Shape, dtype: str, trains: bool = True) -> Tensor:
+        """The parameter of this name; made at first use, the same tensor ever after."""
+        found = self.leaves.get(name)
+        if found is None:
+            found = self.external(shape, dtype)
+            found.requires_grad = trains
+            found.name = name
+            self.leaves[name] = found
+        return found
+
+    def add_flops(self, kind: str, flops: Size) -> None:
+        """Count executed FLOPs under kind (`forward`, `dgrad`, `wgrad`, `recompute`)."""
+        self.flops[kind] = self.flops.get(kind, ZERO) + flops
+
+
+class Storage:
+    """One block of memory; its end of life is written to the tape by reference counting."""
+
+    __slots__ = ("_events", "index")
+
+    def __init__(self, events: list[int] | None, index: int) -> None:
+        self._events = events
+        self.index = index
+
+    def __del__(self) -> None:
+        if self._events is not None:
+            self._events.append(~self.index)
+
+
+UNTRACKED: Final = Storage(None, -1)
+
+
+class Tensor:
+    """A view of a storage: shape, dtype, layout, and its place in the autograd graph.
+
+    order lists the dims from outermost to innermost in memory (None: row-major, the usual case).
+    strides is None for a dense tensor, whose strides follow from shape and order; slices and
+    broadcasts carry theirs.
+    """
+
+    __slots__ = (
+        "_strides", "dtype", "grad", "leaf_node", "name", "node", "order", "output_nr", "requires_grad", "shape",
+        "storage", "tape",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        storage: Storage,
+        tape: Tape,
+        shape: Shape,
+        dtype: str,
+        order: tuple[int, ...] | None = None,
+    ) -> None:
+        self.storage = storage
+        self.tape = tape
+        self.shape = shape
+        self.dtype = dtype
+        self.order = order
+        self._strides: Shape | None = None
+        self.node: Node | None = None
+        self.output_nr = 0
+        self.requires_grad = False
+        self.grad: Tensor | None = None
+        self.leaf_node: weakref.ref[LeafNode] | None = None
+        self.name = ""
+
+    def view_as(
+        self, shape: Shape, order: tuple[int, ...] | None, strides: Shape | None
+    ) -> Tensor:
+        """Another tensor on the same storage with this layout, outside the autograd graph."""
+        view = Tensor(self.storage, self.tape, shape, self.dtype, order)
+        view._strides = strides
+        return view
+
+    def detach(self) -> Tensor:
+        """The same tensor outside the autograd graph."""
+        return self.view_as(self.shape, self.order, self._strides)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the elements fill a gap-free stretch of the storage (not a slice or broadcast)."""
+        return self._strides is None
+
+    @property
+    def strides(self) -> Shape:
+        """Elements between neighbours along each dim."""
+        return self._strides or dense_strides(self.shape, self.order)
+
+    def is_contiguous(self) -> bool:
+        """Whether elements lie in row-major order without gaps; dims equal to 1 do not count."""
+        if self.order is None and self._strides is None:
+            return True
+        expected = dense_strides(self.shape, None)
+        return all(
+            have is want or size is ONE
+            for have, want, size in zip(self.strides, expected, self.shape, strict=True)
+        )
+
+    @property
+    def numel(self) -> Size:
+        """Number of elements."""
+        return product(self.shape)
+
+    @property
+    def nbytes(self) -> Size:
+        """Bytes of the elements (not of the storage, which a slice shares)."""
+        return _bytes(self.shape, self.dtype)
+
+
+_STRIDES: Final[dict[tuple[Shape, tuple[int, ...] | None], Shape]] = {}
+
+
+def dense_strides(shape: Shape, order: tuple[int, ...] | None) -> Shape:
+    """Strides of a gap-free tensor whose dims lie in memory in this order, outermost first."""
+    key = (shape, order)
+    known = _STRIDES.get(key)
+    if known is None:
+        strides = [ONE] * len(shape)
+        step = ONE
+        for d in reversed(order if order is not None else range(len(shape))):
+            strides[d] = step
+            step = step * shape[d]
+        known = _STRIDES[key] = tuple(strides)
+    return known
+
+
+_BYTES: Final[dict[tuple[Shape, str], Size]] = {}
+
+
+def _bytes(shape: Shape, dtype: str) -> Size:
+    key = (shape, dtype)
+    known = _BYTES.get(key)
+    if known is None:
+        known = _BYTES[key] = product(shape) * ITEMSIZE[dtype]
+    return known
+
+
+def promote(left: str, right: str) -> str:
+    """The dtype of a binary operation on two tensors, by PyTorch's promotion."""
+    if left == right:
+        return left
+    if {left, right} == {"bf16", "fp16"}:
+        return "fp32"
+    return left if _RANK[left] > _RANK[right] else right

@@ -1,0 +1,65 @@
+"""Trace one micro-batch, forward, loss and backward, of a decoder with given numbers of blocks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from memcalc.engine.autograd import backward
+from memcalc.engine.blocks.embedding import Context, causal_mask, embed, tables
+from memcalc.engine.blocks.loss import loss
+from memcalc.engine.blocks.norm import norm
+from memcalc.engine.build import Build
+from memcalc.engine.checkpoint import KEEP_ATTENTION, KEEP_MATMULS, checkpoint, checkpoint_reentrant
+from memcalc.engine.layer import block
+from memcalc.engine.tensors import Tape, Tensor
+
+_KEEP = {"full": frozenset[str](), "sac": KEEP_MATMULS, "sac-attention": KEEP_ATTENTION}
+
+
+def run_block(build: Build, index: int, recompute: str, x: Tensor, context: Context) -> Tensor:
+    """Block `index` under its kind of recomputation."""
+
+    def call(hidden: Tensor, *rest: Tensor) -> Tensor:
+        with build.autocast():
+            build.tape.block = index
+            return block(build, hidden, rest)
+
+    if recompute in _KEEP:
+        out = checkpoint(call, x, *context, keep=_KEEP[recompute])
+    elif recompute == "reentrant":
+        out = checkpoint_reentrant(call, x, *context)
+    else:
+        out = call(x, *context)
+    build.tape.block = -1
+    return out
+
+
+def micro_batch(build: Build, layers: list[str], has_gradients: bool) -> Tape:
+    """Trace forward, loss and backward of a micro-batch; layers: each block's recomputation."""
+    tape = build.tape
+    ids = tape.external((build["b"], build["s"]), "int64")
+    with build.autocast():
+        scalar = _forward(build, ids, layers)
+    tape.mark("backward", -1)
+    tape.at("loss", -1, "backward")
+    seed = tape.empty("ones_like", scalar.shape, scalar.dtype)
+    if has_gradients:
+        for leaf in tape.leaves.values():
+            leaf.grad = tape.external(leaf.shape, leaf.dtype)
+    backward(scalar, seed)
+    tape.mark("end", -1)
+    del scalar, seed
+    return tape
+
+
+def _forward(build: Build, ids: Tensor, layers: list[str]) -> Tensor:
+    tape = build.tape
+    x = embed(build, ids)
+    context = (*tables(build), *causal_mask(build))
+    for index, recompute in enumerate(layers):
+        tape.mark("block", index)
+        x = run_block(build, index, recompute, x, context)
+    tape.mark("blocks end", -1)
+    if build.config.final_norm:
+        return loss(build, norm(build, x, "final_norm"), ids)
+    return loss(build, x, ids)

@@ -1,0 +1,166 @@
+"""MODEL of the command line: a path, a profile name, alias or Hub id, or the local Hub cache.
+
+Tried in that order; nothing is downloaded. A plain profile name opens one TOML file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from memcalc.errors import ConfigError
+from memcalc.inputs.hf import load_config, model_from_config
+from memcalc.inputs.hf_files import cached_config, hub_cache_dir, read_limited, safetensors_notes
+from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
+from memcalc.inputs.profiles import find_profile, load_profile, normal_name
+
+MAX_PROFILE_BYTES = 10**6
+_FILE_SUFFIXES = {".json", ".toml", ".safetensors", ".bin", ".pt", ".pth", ".gguf"}
+
+
+def load_model(name_or_path: str) -> ModelConfig:
+    """The model that a command line's MODEL names.
+
+    Raises ConfigError: a file error for what looks like a path, else the nearest profile names.
+    Checked by: unit/test_models.py.
+    """
+    if not isinstance(name_or_path, str) or not name_or_path.strip():
+        raise ConfigError("model: got nothing; rule: a profile name, a Hub id or a path")
+    path = Path(name_or_path).expanduser() if name_or_path[0] == "~" else Path(name_or_path)
+    if _is_model_path(path):
+        return _from_path(path)
+    if name_or_path[0] in "~/." or path.suffix in _FILE_SUFFIXES:
+        raise ConfigError(f"model: file '{_short(name_or_path)}' not found; rule: an existing path")
+    try:
+        return model_from_profile(_profile(name_or_path))
+    except _UnknownName as error:
+        cached = cached_config(name_or_path)
+        if cached is not None:
+            return model_from_config(load_config(cached), name_or_path)
+        if "/" in name_or_path and _exists(path.parent):
+            raise ConfigError(
+                f"model: file '{_short(name_or_path)}' not found; rule: an existing path"
+            ) from None
+        in_cache = f"; not in {hub_cache_dir()} either" if "/" in name_or_path else ""
+        raise ConfigError(f"{error}{in_cache}") from None
+
+
+class _UnknownName(ConfigError):
+    """No profile has this name; the Hub cache may."""
+
+
+def _profile(name: str) -> dict[str, Any]:
+    """The profile of a name. A Hub id is tried under its last part first, to open one file only."""
+    stem = name.rsplit("/", 1)[-1]
+    if "/" in name and stem:
+        try:
+            found = load_profile("models", normal_name(stem)) if _is_stem(stem) else {}
+        except ConfigError:
+            found = {}
+        aliases = found.get("aliases")
+        if isinstance(aliases, list) and normal_name(name) in map(normal_name, map(str, aliases)):
+            return found
+    try:
+        find_profile("models", name)
+    except ConfigError as error:
+        raise _UnknownName(str(error)) from None
+    return load_profile("models", name)
+
+
+def _is_stem(stem: str) -> bool:
+    from memcalc.inputs.profiles import profiles_dir
+
+    return (profiles_dir() / "models" / f"{normal_name(stem)}.toml").is_file()
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
+
+
+def _is_model_path(path: Path) -> bool:
+    """An existing file, or a directory that is a model or is written as a path."""
+    if not _exists(path):
+        return False
+    if path.is_dir():
+        return (path / "config.json").is_file() or len(path.parts) > 1 or path.is_absolute()
+    return True
+
+
+def _from_path(path: Path) -> ModelConfig:
+    if path.suffix == ".toml":
+        data = read_limited(path, MAX_PROFILE_BYTES)
+        try:
+            return model_from_profile(tomllib.loads(data.decode("utf-8")))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            detail = " ".join(str(error).split())[:120]
+            raise ConfigError(f"model: '{path}' is not valid TOML ({detail})") from None
+    config = load_config(path)
+    name = path.resolve().parent.name if path.is_file() else path.resolve().name
+    model = model_from_config(config, name or "model")
+    if path.suffix == ".safetensors":
+        return dataclasses.replace(model, notes=(*model.notes, *safetensors_notes(path)))
+    return model
+
+
+def model_from_profile(profile: dict[str, Any]) -> ModelConfig:
+    """A model TOML: `name`, then `[config]` (keys of a config.json) or `[model]` (of ModelConfig).
+
+    `nulls` lists config keys whose published value is null, which TOML cannot write; `notes` says
+    what of the published model is not priced.
+    Checked by: unit/test_model_profiles.py.
+    """
+    name = profile.get("name")
+    if not isinstance(name, str) or not name:
+        raise ConfigError(f"name: got {name!r}; rule: a model TOML names its model")
+    model = _without_notes(profile, name)
+    notes = _strings(profile, "notes", name)
+    return dataclasses.replace(model, notes=(*notes, *model.notes)) if notes else model
+
+
+def _without_notes(profile: dict[str, Any], name: str) -> ModelConfig:
+    config, fields = profile.get("config"), profile.get("model")
+    if isinstance(config, dict) and fields is None:
+        nulls = dict.fromkeys(_strings(profile, "nulls", name))
+        return model_from_config({**config, **nulls}, name)
+    if isinstance(fields, dict) and config is None:
+        return _from_fields(name, fields)
+    raise ConfigError(f"{name}: rule: a model TOML has one table, [config] or [model]")
+
+
+def _strings(profile: dict[str, Any], key: str, name: str) -> list[str]:
+    found = profile.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ConfigError(f"{name}: {key}: got {found!r}; rule: a list of strings")
+    return found
+
+
+def _from_fields(name: str, table: dict[str, Any]) -> ModelConfig:
+    """ModelConfig from a [model] table; [model.moe] and [model.mla] are its sub-structures."""
+    values: dict[str, Any] = {"name": name, "model_type": "custom"}
+    for key, value in table.items():
+        values[key] = tuple(value) if isinstance(value, list) else value
+    for key, kind in (("moe", MoeConfig), ("mla", MlaConfig)):
+        part = values.get(key)
+        if isinstance(part, dict):
+            part = {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
+            values[key] = _built(f"{name}: [{key}]", kind, part)
+    model = _built(name, ModelConfig, values)
+    assert isinstance(model, ModelConfig)
+    return model
+
+
+def _built(what: str, kind: type[Any], values: dict[str, Any]) -> Any:
+    try:
+        return kind(**values)
+    except TypeError as error:
+        detail = str(error).partition("__init__() ")[2] or str(error)
+        raise ConfigError(f"{what}: {detail}; rule: the fields of {kind.__name__}") from None
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:77]}..."

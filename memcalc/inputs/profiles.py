@@ -1,0 +1,125 @@
+"""Profiles: facts kept as TOML files, one a model, device or stack, found by name.
+
+Decides where the files lie and which one a name means, not what is in them. A name is tried as a
+file stem first (one file opened), then in normal spelling (lower case, hyphens), then against the
+`aliases` of every file of the kind.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from memcalc.errors import ConfigError, unknown
+
+#: Kinds of profiles, each a folder; the value is the word used in messages.
+KINDS = {"models": "model", "gpus": "gpu", "stacks": "stack"}
+#: Longest name accepted; a longer one is not a name.
+MAX_NAME = 200
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+()/:-]*")
+
+
+def profiles_dir() -> Path:
+    """The folder with one subfolder per kind: inside the installed package, else the repository's.
+
+    Checked by: unit/test_profiles.py.
+    """
+    package = Path(__file__).resolve().parents[1]
+    installed = package / "_profiles"
+    return installed if installed.is_dir() else package.parent / "profiles"
+
+
+def _folder(kind: str) -> Path:
+    if kind not in KINDS:
+        raise unknown("profile kind", kind, KINDS)
+    return profiles_dir() / kind
+
+
+def profile_names(kind: str) -> list[str]:
+    """The file stems of one kind, sorted; no file is opened. Checked by: unit/test_profiles.py."""
+    return sorted(path.stem for path in _folder(kind).glob("*.toml"))
+
+
+def normal_name(name: str) -> str:
+    """A name in file spelling: lower case, blanks and underscores as single hyphens."""
+    return re.sub(r"[\s_-]+", "-", name.strip().lower()).strip("-")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of one TOML file; ConfigError in one line when it cannot be read as such.
+
+    Checked by: unit/test_profiles.py.
+    """
+    import tomllib
+
+    try:
+        with path.open("rb") as file:
+            return tomllib.load(file)
+    except OSError as err:
+        raise ConfigError(f"profile: got {str(path)!r}, not readable ({err.strerror})") from err
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
+        detail = " ".join(str(err).split())
+        raise ConfigError(f"profile: got {str(path)!r}; rule: valid TOML ({detail})") from err
+
+
+def _aliases(path: Path) -> list[str]:
+    found = read_toml(path).get("aliases", [])
+    if not isinstance(found, list) or not all(isinstance(alias, str) for alias in found):
+        raise ConfigError(f"aliases: got {found!r} in {path.name}; rule: a list of strings")
+    return found
+
+
+def check_name(what: str, name: str) -> None:
+    """Raise ConfigError unless this can be a profile's name: no path, no control characters."""
+    if not isinstance(name, str) or not name.strip():
+        raise ConfigError(f"{what}: got {name!r}; rule: a profile name, see `memcalc list`")
+    if len(name) > MAX_NAME or ".." in name or "//" in name or not _NAME.fullmatch(name.strip()):
+        shown = name if len(name) <= 60 else name[:57] + "..."
+        raise ConfigError(
+            f"{what}: got {shown!r}; rule: a profile name of letters, digits, - . _ or owner/name; "
+            "see `memcalc list`"
+        )
+
+
+def find_profile(kind: str, name: str) -> Path:
+    """The file a name means: exact stem, normal spelling, then aliases, letter case ignored.
+
+    Raises ConfigError naming the nearest stem or alias. Checked by: unit/test_profiles.py.
+    """
+    folder = _folder(kind)
+    check_name(KINDS[kind], name)
+    wanted = normal_name(name)
+    for stem in (name, wanted):
+        path = folder / f"{stem}.toml"
+        if "/" not in stem and path.is_file():
+            return path
+    valid: list[str] = []
+    for stem in profile_names(kind):
+        path = folder / f"{stem}.toml"
+        aliases = _aliases(path)
+        if any(normal_name(alias) == wanted for alias in aliases):
+            return path
+        valid += [stem, *aliases]
+    raise unknown(KINDS[kind], name, valid)
+
+
+def load_profile(kind: str, name: str) -> dict[str, Any]:
+    """The content of the profile a name means, as plain TOML values.
+
+    Raises ConfigError when there is none or it is not TOML. Checked by: unit/test_profiles.py.
+    """
+    return read_toml(find_profile(kind, name))
+
+
+def profile_hash(path: Path) -> str:
+    """First 12 hex digits of the SHA-256 of a file: names the exact figures an estimate used.
+
+    Checked by: unit/test_profiles.py.
+    """
+    import hashlib
+
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+    except OSError as err:
+        raise ConfigError(f"profile: got {str(path)!r}, not readable ({err.strerror})") from err

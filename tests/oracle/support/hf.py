@@ -1,0 +1,165 @@
+"""Models of transformers, from a configuration alone: saved bytes, peaks and events of one micro-batch."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from tests.oracle.support.tracker import Alloc, Event, Peak, StorageTracker, enter_loss, op
+
+_aten = torch.ops.aten
+#: transformers branches on names that contain "flash"; this one builds no mask and calls the kernel.
+_KERNEL_NAME = "direct_kernel"
+
+
+@dataclass(frozen=True)
+class HfRecord:
+    """One forward and backward. saved: bytes the forward left; peaks include `base` where not said."""
+
+    params: int
+    param_bytes: int
+    base: int  # parameters, buffers and token ids
+    saved: int
+    peak_over_base: int
+    peak_at: tuple[str, str, str]
+    phase_peaks: dict[str, Peak]
+    initial: list[Alloc]
+    events: list[Event]
+
+
+def run_hf(
+    config: dict[str, Any] | PretrainedConfig,
+    batch: int,
+    seq: int,
+    checkpoint: bool = False,
+    attention: str = "flash",
+    experts: str | None = None,
+    device: str = "fake",
+) -> HfRecord:
+    """Run a bf16 model in training mode with labels equal to the ids.
+
+    attention: "flash" calls aten's kernel and ignores masks, caps, sinks and windows; "eager" and
+    "sdpa" are the family's own. experts: "grouped_mm" (the library's choice when None), "batched_mm"
+    or "eager". device: "fake" (cpu) or "meta".
+    """
+    config = as_config(config)
+    config.use_cache = False
+    where = "cpu" if device == "fake" else device
+    implementation = _KERNEL_NAME if attention == "flash" else attention
+    with ExitStack() as stack:
+        stack.enter_context(_one_byte_dropout_masks())
+        if device == "fake":
+            stack.enter_context(FakeTensorMode())
+        with torch.device(where):
+            model = AutoModelForCausalLM.from_config(
+                config, attn_implementation=implementation, dtype=torch.bfloat16
+            )
+            ids = torch.zeros(batch, seq, dtype=torch.long)
+        if experts is not None:
+            model.set_experts_implementation(experts)
+        model.train()
+        if checkpoint:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        _open_scopes(model)
+        tracker = StorageTracker(where)
+        tracker.track(model, ids)
+        base, initial = tracker.live, tracker.live_storages()
+        with tracker:
+            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            saved = tracker.live - base
+            tracker.set_phase("backward")
+            loss.backward()
+            del loss
+    return HfRecord(
+        params=sum(p.numel() for p in model.parameters()),
+        param_bytes=sum(p.nbytes for p in model.parameters()),
+        base=base,
+        saved=saved,
+        peak_over_base=tracker.peak - base,
+        peak_at=tracker.peak_at,
+        phase_peaks=tracker.phase_peaks,
+        initial=initial,
+        events=list(tracker.events),
+    )
+
+
+def as_config(config: dict[str, Any] | PretrainedConfig) -> PretrainedConfig:
+    """A fresh configuration object; a dict needs model_type, as in config.json."""
+    if isinstance(config, PretrainedConfig):
+        config = config.to_dict()
+    options = dict(config)
+    return AutoConfig.for_model(options.pop("model_type"), **options)
+
+
+def _kernel_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """aten flash with its own grouped heads; values narrower than keys are padded (multi-head latent)."""
+    width = value.shape[-1]
+    if width < query.shape[-1]:
+        value = F.pad(value, (0, query.shape[-1] - width))
+    kernel = _aten._scaled_dot_product_flash_attention
+    out = kernel(query, key, value, 0.0, True, scale=scaling)[0]
+    return out[..., :width].transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(_KERNEL_NAME, _kernel_attention)
+
+
+@contextmanager
+def _one_byte_dropout_masks() -> Iterator[None]:
+    """Dropout as CUDA runs it: other devices keep a mask in the activations' dtype."""
+
+    def dropout(x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+        return _aten.native_dropout(x, p, True)[0] if training and p else x
+
+    with mock.patch.object(F, "dropout", dropout):
+        yield
+
+
+def _open_scopes(model: Any) -> None:
+    """Label what each module runs: "3/mlp.gate_proj" in a block, the module's name elsewhere."""
+    for path, module in model.named_modules():
+        if path:
+            module.forward = _scoped(module.forward, _label(path))
+    compute_loss = model.loss_function
+
+    def loss_function(*args: Any, **kwargs: Any) -> Tensor:
+        enter_loss()
+        with op("loss"):
+            return compute_loss(*args, **kwargs)
+
+    model.loss_function = loss_function
+
+
+def _scoped(forward: Callable[..., Any], label: str) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def scoped(*args: Any, **kwargs: Any) -> Any:
+        with op(label):
+            return forward(*args, **kwargs)
+
+    return scoped
+
+
+def _label(path: str) -> str:
+    if block := re.match(r"(?:.*\.)?(?:layers|h)\.(\d+)(?:\.(.+))?$", path):
+        return f"{block[1]}/{block[2] or 'block'}"
+    return path.rpartition(".")[2]

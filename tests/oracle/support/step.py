@@ -1,0 +1,155 @@
+"""Whole training steps of a reference decoder under the tracker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from tests.oracle.support.reference import RefConfig, build
+from tests.oracle.support.tracker import Alloc, Event, Peak, StorageTracker, op
+
+_IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
+    "foreach": {"foreach": True},
+    "fused": {"fused": True},
+    "loop": {"foreach": False},
+}
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """The last of several steps; live bytes count parameters, optimizer state and token ids.
+
+    phase_peaks: "forward" (up to the loss call), "loss", "backward", "optimizer", "zero_grad"; with
+    several micro-batches each is the highest of them. saved: bytes the last micro-batch's forward left.
+    live_before: at the start of the step; initial: the storages alive then.
+    first_events and first_initial: the first step, when the optimizer's states come into being.
+    """
+
+    params: int
+    param_bytes: int
+    peak: int
+    peak_at: tuple[str, str, str]
+    phase_peaks: dict[str, Peak]
+    live_before: int
+    saved: int
+    initial: list[Alloc]
+    events: list[Event]
+    first_initial: list[Alloc]
+    first_events: list[Event]
+
+
+def run_step(
+    cfg: RefConfig,
+    optimizer: str = "adamw",
+    impl: str = "foreach",
+    accum: int = 1,
+    set_to_none: bool = True,
+    steps: int = 2,
+    device: str = "meta",
+    grad_clip: float | None = None,
+    separate_labels: bool = False,
+) -> StepRecord:
+    """Run `steps` optimizer steps and record the last.
+
+    device: "meta", where LayerNorm keeps fp32 statistics and Adam's `step` scalars of foreach and loop
+    stay on the host, both as on CUDA; or "fake", fake tensors on cpu.
+    """
+    with ExitStack() as stack:
+        if device == "fake":
+            stack.enter_context(FakeTensorMode())
+        where = "cpu" if device == "fake" else device
+        model = build(cfg, where)
+        ids = torch.zeros(cfg.b, cfg.s, dtype=torch.long, device=where)
+        labels = torch.zeros_like(ids) if separate_labels else ids
+        opt = make_optimizer(model, optimizer, impl, where)
+        tracker = StorageTracker(where)
+        tracker.track(model, ids, labels)
+        step = _Step(model, opt, ids, labels, tracker, accum, set_to_none, grad_clip)
+        stack.enter_context(tracker)
+        first_initial = tracker.live_storages()
+        step.run()
+        first_events = tracker.events
+        for _ in range(steps - 1):
+            tracker.reset()
+            initial, live_before = tracker.live_storages(), tracker.live
+            step.run()
+    if steps == 1:
+        initial, live_before = first_initial, sum(alloc.nbytes for alloc in first_initial)
+    return StepRecord(
+        params=sum(p.numel() for p in model.parameters()),
+        param_bytes=sum(p.nbytes for p in model.parameters()),
+        peak=tracker.peak,
+        peak_at=tracker.peak_at,
+        phase_peaks=tracker.phase_peaks,
+        live_before=live_before,
+        saved=step.saved,
+        initial=initial,
+        events=list(tracker.events),
+        first_initial=first_initial,
+        first_events=first_events,
+    )
+
+
+@dataclass
+class _Step:
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ids: torch.Tensor
+    labels: torch.Tensor
+    tracker: StorageTracker
+    accum: int
+    set_to_none: bool
+    grad_clip: float | None
+    saved: int = 0
+
+    def run(self) -> None:
+        for _ in range(self.accum):
+            self._micro_batch()
+        self.tracker.set_phase("optimizer")
+        if self.grad_clip is not None:
+            with op("grad_clip"):
+                nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
+        with op("optimizer"), _host_scalars():
+            self.optimizer.step()
+        self.tracker.set_phase("zero_grad")
+        with op("zero_grad"):
+            self.optimizer.zero_grad(set_to_none=self.set_to_none)
+
+    def _micro_batch(self) -> None:
+        self.tracker.set_phase("forward")
+        before = self.tracker.live
+        loss = self.model(self.ids, self.labels)
+        self.saved = self.tracker.live - before
+        self.tracker.set_phase("backward")
+        loss.backward()
+
+
+@contextmanager
+def _host_scalars() -> Iterator[None]:
+    """Let optimizers read scalars back: tensors without data answer 1.0 (Adafactor reads norms)."""
+    with mock.patch.object(torch.Tensor, "item", lambda self: 1.0):
+        yield
+
+
+def make_optimizer(model: nn.Module, name: str, impl: str, device: str) -> torch.optim.Optimizer:
+    """adamw, sgd, momentum, adafactor; muon takes the blocks' matrices only, as its authors advise."""
+    params, options = list(model.parameters()), _IMPLEMENTATIONS[impl]
+    with mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: [device]):
+        if name == "adamw":
+            return torch.optim.AdamW(params, lr=1e-3, **options)
+        if name == "sgd":
+            return torch.optim.SGD(params, lr=1e-3, **options)
+        if name == "momentum":
+            return torch.optim.SGD(params, lr=1e-3, momentum=0.9, **options)
+        if name == "adafactor":
+            return torch.optim.Adafactor(params, **options)
+        if name == "muon":
+            return torch.optim.Muon([p for p in params if p.ndim == 2])
+    raise ValueError(f"optimizer: got {name!r}")

@@ -1,0 +1,238 @@
+"""Live bytes of every storage, event by event, while PyTorch code runs.
+
+`StorageTracker` is a dispatch mode. It registers each storage when an operator first returns it and
+hears of its end through a weak reference, so views cost nothing and frees come in their true order.
+Three labels go with each allocation: the aten operator, the phase of the step (`set_phase`) and
+`where`, the ledger operator at work, such as "3/gate_proj" or "final_norm".
+
+In the forward pass `where` comes from the `layer` and `op` contexts the reference modules open. In the
+backward pass it comes from the autograd node that runs: nodes carry the sequence number of their
+forward operator, and the contexts note which numbers are theirs. A context that is open wins, which is
+what labels recomputed operators.
+"""
+
+from __future__ import annotations
+
+import weakref
+from bisect import bisect_right
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
+from torch.utils._pytree import tree_leaves
+
+#: Nodes that accumulate into leaves carry the largest number there is, not one of a forward operator.
+_LARGEST_SEQUENCE_NR = 1 << 62
+OUTSIDE = ""
+
+
+class _Scopes:
+    """Which operator is at work, and which autograd sequence numbers belong to which operator."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.open: list[str] = []
+        self.layer: str | None = None
+        self._starts: list[int] = []
+        self._names: list[str] = []
+
+    def mark(self) -> None:
+        """From the next sequence number on, nodes belong to the innermost open operator."""
+        self._starts.append(torch.autograd._get_sequence_nr())
+        self._names.append(self.open[-1] if self.open else OUTSIDE)
+
+    def of_node(self, sequence_nr: int) -> str:
+        position = bisect_right(self._starts, sequence_nr) - 1
+        return self._names[position] if position >= 0 else OUTSIDE
+
+
+_scopes = _Scopes()
+_active: list[StorageTracker] = []
+
+
+class op:
+    """Context: the ledger operator `name` runs, inside the current layer if one is open."""
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __enter__(self) -> None:
+        layer = _scopes.layer
+        _scopes.open.append(self.name if layer is None else f"{layer}/{self.name}")
+        _scopes.mark()
+
+    def __exit__(self, *exc: object) -> None:
+        _scopes.open.pop()
+        _scopes.mark()
+
+
+class layer:
+    """Context: operators opened inside belong to block `index`."""
+
+    __slots__ = ("index", "outer")
+
+    def __init__(self, index: int | str) -> None:
+        self.index = str(index)
+
+    def __enter__(self) -> None:
+        self.outer = _scopes.layer
+        _scopes.layer = self.index
+
+    def __exit__(self, *exc: object) -> None:
+        _scopes.layer = self.outer
+
+
+def enter_loss() -> None:
+    """Move active trackers from the phase "forward" to "loss"; leaves recomputation in backward alone."""
+    for tracker in _active:
+        if tracker.phase == "forward":
+            tracker.set_phase("loss")
+
+
+class Alloc(NamedTuple):
+    kind: str  # "alloc"
+    storage: int
+    nbytes: int
+    aten: str
+    phase: str
+    where: str
+
+
+class Free(NamedTuple):
+    kind: str  # "free"
+    storage: int
+    nbytes: int
+
+
+Event = Alloc | Free
+
+
+class Peak(NamedTuple):
+    nbytes: int = 0
+    aten: str = ""
+    where: str = OUTSIDE
+
+
+class StorageTracker(TorchDispatchMode):
+    """Counts the bytes of storages alive on one kind of device.
+
+    device: count only tensors on this device type ("meta" leaves host tensors out); None counts all.
+    """
+
+    def __init__(self, device: str | None = None) -> None:
+        super().__init__()
+        self.device = device
+        self.live = 0
+        self.phase = "forward"
+        self.events: list[Event] = []
+        self.phase_peaks: dict[str, Peak] = {}
+        self._known: dict[int, tuple[Alloc, weakref.ref[Any]]] = {}
+        self._last_id = 0
+        self._last_where = OUTSIDE
+
+    def __enter__(self) -> StorageTracker:
+        if not _active:
+            _scopes.reset()
+        _active.append(self)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        super().__exit__(*exc)
+        _active.remove(self)
+
+    @property
+    def peak(self) -> int:
+        return max((peak.nbytes for peak in self.phase_peaks.values()), default=0)
+
+    @property
+    def peak_at(self) -> tuple[str, str, str]:
+        """(phase, aten operator, where) of the overall peak; the earliest phase on a tie."""
+        phase, peak = max(self.phase_peaks.items(), key=lambda item: item[1].nbytes)
+        return phase, peak.aten, peak.where
+
+    def set_phase(self, name: str) -> None:
+        self.phase = name
+
+    def reset(self) -> None:
+        """Forget events and peaks, keep the storages alive: the next step starts a new record."""
+        self.events = []
+        self.phase_peaks = {}
+
+    def live_storages(self) -> list[Alloc]:
+        """The allocation of every storage alive now, oldest first."""
+        return sorted((alloc for alloc, _ in self._known.values()), key=lambda alloc: alloc.storage)
+
+    def track(self, *items: Any) -> None:
+        """Count storages made before: tensors, modules (parameters, buffers), optimizers, nested lists."""
+        for item in tree_leaves(items):
+            if isinstance(item, nn.Module):
+                self._add_all([*item.parameters(), *item.buffers()], "existing", "existing")
+            elif isinstance(item, torch.optim.Optimizer):
+                self._add_all(tree_leaves(list(item.state.values())), "existing", "existing")
+            else:
+                self._add_all([item], "existing", "existing")
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        if tensors:
+            name, where = str(func), self._where()
+            self._add_all(tensors, name, where)
+            best = self.phase_peaks.get(self.phase)
+            if best is None or self.live > best.nbytes:
+                self.phase_peaks[self.phase] = Peak(self.live, name, where)
+        return result
+
+    def _where(self) -> str:
+        if _scopes.open:
+            where = _scopes.open[-1]
+        elif (node := torch._C._current_autograd_node()) is None:
+            where = "optimizer" if self.phase == "optimizer" else self._last_where
+        elif (sequence_nr := node._sequence_nr()) < _LARGEST_SEQUENCE_NR:
+            where = _scopes.of_node(sequence_nr)
+        else:
+            where = self._last_where
+        self._last_where = where
+        return where
+
+    def _add_all(self, tensors: list[Any], aten: str, where: str) -> None:
+        for tensor in tensors:
+            if not isinstance(tensor, Tensor):
+                continue
+            if self.device is not None and tensor.device.type != self.device:
+                continue
+            for storage in _storages(tensor):
+                self._add(storage, aten, where)
+
+    def _add(self, storage: torch.UntypedStorage, aten: str, where: str) -> None:
+        key, nbytes = storage._cdata, storage.nbytes()
+        if key in self._known or nbytes == 0:
+            return
+        self._last_id += 1
+        alloc = Alloc("alloc", self._last_id, nbytes, aten, self.phase, where)
+
+        def freed(_: Any) -> None:
+            del self._known[key]
+            self.live -= nbytes
+            self.events.append(Free("free", alloc.storage, nbytes))
+
+        self._known[key] = (alloc, weakref.ref(storage, freed))
+        self.live += nbytes
+        self.events.append(alloc)
+
+
+def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+    if is_traceable_wrapper_subclass(tensor):
+        for name in tensor.__tensor_flatten__()[0]:
+            yield from _storages(getattr(tensor, name))
+    else:
+        yield tensor.untyped_storage()
