@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import to
-from memcalc.engine.kernels import Kernels
+from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.ledger import OpRecord
 from memcalc.engine.sizes import Size
 from memcalc.engine.tensors import Shape, Tape, Tensor
@@ -24,7 +24,7 @@ class Build:
     kernels: Kernels
     dims: dict[str, Size]
     casts: dict[str, Tensor] | None = None
-    names: dict[str, list[str]] = field(default_factory=dict)
+    kind: BlockKind = BlockKind()
 
     def __getitem__(self, letter: str) -> Size:
         return self.dims[letter]

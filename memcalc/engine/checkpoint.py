@@ -145,37 +145,33 @@ def checkpoint(function: Function, *args: Any, keep: frozenset[str] = frozenset(
         tape.packing.pop()
 
 
-def checkpoint_reentrant(function: Function, *args: Any) -> Tensor:
-    """Run function(*args) under a reentrant checkpoint: no graph now, a whole one in backward."""
-    tensors = tuple(t for t in args if isinstance(t, Tensor))
+def checkpoint_reentrant(function: Function, *tensors: Tensor) -> Tensor:
+    """Run function(*tensors) under a reentrant checkpoint: no graph now, a whole one in backward."""
     tape = tensors[0].tape
     node = node_for(_reentrant_backward, *tensors)
     if node:
-        node.meta = (function, args, [isinstance(t, Tensor) for t in args])
+        node.meta = function
         for tensor in tensors:
             node.save(tensor, "dgrad")
     was_enabled, tape.grad_enabled = tape.grad_enabled, False
     try:
-        out = function(*args)
+        out = function(*tensors)
     finally:
         tape.grad_enabled = was_enabled
     return node.output(out) if node else out
 
 
 def _reentrant_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    function, args, _ = node.meta
-    detached = []
+    again = []
     for tensor, needs in zip(saved, node.needs, strict=True):
         copy = tensor.detach()
         copy.requires_grad = needs
-        detached.append(copy)
-    waiting = iter(detached)
-    again = tuple(next(waiting) if isinstance(a, Tensor) else a for a in args)
-    tape = detached[0].tape
+        again.append(copy)
+    tape = again[0].tape
     was_enabled, tape.grad_enabled = tape.grad_enabled, True
     tape.recomputing += 1
     try:
-        out = function(*again)
+        out = node.meta(*again)
     finally:
         tape.recomputing -= 1
     seed = grads[0]
@@ -183,4 +179,4 @@ def _reentrant_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     backward(out, seed)
     tape.grad_enabled = was_enabled
     tape.at(node.op, node.block)
-    return [copy.grad for copy in detached]
+    return [copy.grad for copy in again]

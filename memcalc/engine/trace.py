@@ -6,22 +6,25 @@ from dataclasses import dataclass
 
 from memcalc.engine.autograd import backward
 from memcalc.engine.blocks.embedding import Context, causal_mask, embed, tables
-from memcalc.engine.blocks.loss import loss
+from memcalc.engine.blocks.loss import chunked_loss, head, plain_loss
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import KEEP_ATTENTION, KEEP_MATMULS, checkpoint, checkpoint_reentrant
+from memcalc.engine.kernels import BlockKind
 from memcalc.engine.layer import block
 from memcalc.engine.tensors import Tape, Tensor
 
 _KEEP = {"full": frozenset[str](), "sac": KEEP_MATMULS, "sac-attention": KEEP_ATTENTION}
 
 
-def run_block(build: Build, index: int, recompute: str, x: Tensor, context: Context) -> Tensor:
+def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Context) -> Tensor:
     """Block `index` under its kind of recomputation."""
+    recompute = kind.recompute
 
     def call(hidden: Tensor, *rest: Tensor) -> Tensor:
         with build.autocast():
             build.tape.block = index
+            build.kind = kind
             return block(build, hidden, rest)
 
     if recompute in _KEEP:
@@ -34,8 +37,8 @@ def run_block(build: Build, index: int, recompute: str, x: Tensor, context: Cont
     return out
 
 
-def micro_batch(build: Build, layers: list[str], has_gradients: bool) -> Tape:
-    """Trace forward, loss and backward of a micro-batch; layers: each block's recomputation."""
+def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> Tape:
+    """Trace forward, loss and backward of a micro-batch; layers: each block's kind."""
     tape = build.tape
     ids = tape.external((build["b"], build["s"]), "int64")
     with build.autocast():
@@ -52,14 +55,19 @@ def micro_batch(build: Build, layers: list[str], has_gradients: bool) -> Tape:
     return tape
 
 
-def _forward(build: Build, ids: Tensor, layers: list[str]) -> Tensor:
+def _forward(build: Build, ids: Tensor, layers: list[BlockKind]) -> Tensor:
     tape = build.tape
     x = embed(build, ids)
     context = (*tables(build), *causal_mask(build))
-    for index, recompute in enumerate(layers):
+    for index, kind in enumerate(layers):
         tape.mark("block", index)
-        x = run_block(build, index, recompute, x, context)
+        x = run_block(build, index, kind, x, context)
     tape.mark("blocks end", -1)
-    if build.config.final_norm:
-        return loss(build, norm(build, x, "final_norm"), ids)
-    return loss(build, x, ids)
+    if build.kernels.loss == "chunked":
+        return chunked_loss(build, _final_norm(build, x), ids)
+    logits = head(build, _final_norm(build, x))
+    return plain_loss(build, logits, ids)
+
+
+def _final_norm(build: Build, x: Tensor) -> Tensor:
+    return norm(build, x, "final_norm") if build.config.final_norm else x

@@ -46,11 +46,12 @@ def _all_sliding(f: Fields, layers: int, default: int | None) -> Kwargs:
 
 def qwen_window(f: Fields, layers: int) -> Kwargs:
     """Qwen2 and Qwen3: layers from max_window_layers on slide, if use_sliding_window says so."""
-    used = f.flag("use_sliding_window", False)
+    if not f.flag("use_sliding_window", False):
+        f.skip("sliding_window", "max_window_layers", "layer_types")
+        return {}
     first = f.size("max_window_layers", default=28, minimum=0)
     types: tuple[LayerType, ...] = tuple("sliding" if i >= first else "full" for i in range(layers))
-    found = window(f, 4096, types)
-    return found if used else {}
+    return window(f, 4096, types)
 
 
 def qwen2(f: Fields) -> Kwargs:

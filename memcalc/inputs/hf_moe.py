@@ -45,14 +45,20 @@ def qwen2_moe(f: Fields) -> Kwargs:
         shared_intermediate_size=f.size("shared_expert_intermediate_size", default=5632),
         shared_expert_gate=True,
     )
-    used = f.flag("use_sliding_window", False)
-    first_full = f.size("max_window_layers", default=28, minimum=0)
-    types: tuple[LayerType, ...] = tuple(
-        "sliding" if (i + 1) % 2 and i < first_full else "full" for i in range(layers)
-    )
-    windows = window(f, 4096, types)
     bias = f.flag("qkv_bias", True)
-    return {**dims, "attention_bias": bias, "moe": moe, **(windows if used else {})}
+    return {**dims, "attention_bias": bias, "moe": moe, **_qwen2_moe_window(f, layers)}
+
+
+def _qwen2_moe_window(f: Fields, layers: int) -> Kwargs:
+    """Every second layer below max_window_layers slides, if use_sliding_window says so."""
+    if not f.flag("use_sliding_window", False):
+        f.skip("sliding_window", "max_window_layers", "layer_types")
+        return {}
+    limit = f.size("max_window_layers", default=28, minimum=0)
+    types: tuple[LayerType, ...] = tuple(
+        "sliding" if (i + 1) % 2 and i < limit else "full" for i in range(layers)
+    )
+    return window(f, 4096, types)
 
 
 def qwen3_moe(f: Fields) -> Kwargs:
@@ -66,14 +72,14 @@ def qwen3_moe(f: Fields) -> Kwargs:
         sparse_layers=sparse_layers(f, layers),
     )
     used = f.flag("use_sliding_window", False)
-    f.skip("max_window_layers")
-    windows = window(f, 4096, ("sliding",) * layers)
+    f.skip("max_window_layers", "sliding_window")
+    windows = window(f, 4096, ("sliding",) * layers) if used else {}
     return {
         **dims,
         **attention_biases(f),
         "qk_norm": "head",
         "moe": moe,
-        **(windows if used else {}),
+        **windows,
     }
 
 

@@ -14,7 +14,13 @@ from memcalc.errors import ConfigError
 from memcalc.inputs.hf import load_config, model_from_config
 from memcalc.inputs.hf_files import cached_config, hub_cache_dir, read_limited, safetensors_notes
 from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
-from memcalc.inputs.profiles import find_profile, load_profile, normal_name
+from memcalc.inputs.profiles import (
+    find_profile,
+    load_profile,
+    normal_name,
+    profiles_dir,
+    read_toml,
+)
 
 MAX_PROFILE_BYTES = 10**6
 _FILE_SUFFIXES = {".json", ".toml", ".safetensors", ".bin", ".pt", ".pth", ".gguf"}
@@ -55,24 +61,16 @@ def _profile(name: str) -> dict[str, Any]:
     """The profile of a name. A Hub id is tried under its last part first, to open one file only."""
     stem = name.rsplit("/", 1)[-1]
     if "/" in name and stem:
-        try:
-            found = load_profile("models", normal_name(stem)) if _is_stem(stem) else {}
-        except ConfigError:
-            found = {}
+        file = profiles_dir() / "models" / f"{normal_name(stem)}.toml"
+        found = load_profile("models", normal_name(stem)) if _exists(file) else {}
         aliases = found.get("aliases")
         if isinstance(aliases, list) and normal_name(name) in map(normal_name, map(str, aliases)):
             return found
     try:
-        find_profile("models", name)
+        path = find_profile("models", name)
     except ConfigError as error:
         raise _UnknownName(str(error)) from None
-    return load_profile("models", name)
-
-
-def _is_stem(stem: str) -> bool:
-    from memcalc.inputs.profiles import profiles_dir
-
-    return (profiles_dir() / "models" / f"{normal_name(stem)}.toml").is_file()
+    return read_toml(path)
 
 
 def _exists(path: Path) -> bool:
@@ -87,7 +85,7 @@ def _is_model_path(path: Path) -> bool:
     if not _exists(path):
         return False
     if path.is_dir():
-        return (path / "config.json").is_file() or len(path.parts) > 1 or path.is_absolute()
+        return (path / "config.json").is_file() or len(path.parts) != 1 or path.parts[0] in "/.."
     return True
 
 
@@ -100,11 +98,21 @@ def _from_path(path: Path) -> ModelConfig:
             detail = " ".join(str(error).split())[:120]
             raise ConfigError(f"model: '{path}' is not valid TOML ({detail})") from None
     config = load_config(path)
-    name = path.resolve().parent.name if path.is_file() else path.resolve().name
-    model = model_from_config(config, name or "model")
+    model = model_from_config(config, _path_name(path))
     if path.suffix == ".safetensors":
         return dataclasses.replace(model, notes=(*model.notes, *safetensors_notes(path)))
     return model
+
+
+def _path_name(path: Path) -> str:
+    """A model's name out of its path: the Hub id inside a cache, else the directory or file."""
+    for part in path.absolute().parts:
+        if part.startswith("models--"):
+            return part.removeprefix("models--").replace("--", "/")
+    if path.is_dir() or path.name == "config.json" or path.suffix == ".safetensors":
+        folder = path.resolve() if path.is_dir() else path.absolute().parent
+        return folder.name or "model"
+    return path.stem
 
 
 def model_from_profile(profile: dict[str, Any]) -> ModelConfig:

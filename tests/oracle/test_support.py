@@ -9,8 +9,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from tests.oracle.support.hf import run_hf
 from tests.oracle.support.reference import RefConfig, build
 from tests.oracle.support.step import run_step
+from tests.oracle.support.tiny import TINY, attention_of
 from tests.oracle.support.tracker import StorageTracker
 
 
@@ -82,7 +84,7 @@ class _Uncast(RefConfig):
 @pytest.mark.parametrize("norm", ["hand", "decomposed"])
 @pytest.mark.parametrize("recompute", ["none", "full", "sac", "selective", "reentrant"])
 def test_explicit_casts_do_what_autocast_does(norm, recompute):
-    """The rules of linears are the same on CPU and CUDA; the loss in fp32 avoids those that differ."""
+    """Linears follow one rule on CPU and CUDA; an fp32 loss avoids the rules that differ."""
 
     def allocations(cfg: RefConfig, autocast: bool) -> list[tuple[int, str, str]]:
         with FakeTensorMode():
@@ -99,3 +101,29 @@ def test_explicit_casts_do_what_autocast_does(norm, recompute):
 
     options = {"precision": "mixed", "norm": norm, "recompute": recompute, "loss": "fp32"}
     assert allocations(RefConfig(**options), False) == allocations(_Uncast(**options), True)
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("family", TINY)
+def test_every_tiny_model_runs_and_saves_less_when_checkpointed(family, checkpoint):
+    short = run_hf(TINY[family], 2, 64, checkpoint, attention_of(family))
+    long = run_hf(TINY[family], 2, 128, checkpoint, attention_of(family))
+    assert 0 < short.saved < long.saved < long.peak_over_base
+    if checkpoint:
+        assert long.saved < run_hf(TINY[family], 2, 128, False, attention_of(family)).saved
+
+
+def test_a_published_model_saves_the_recorded_bytes():
+    """Llama-3-8B, one sequence of 8192, eager transformers in bf16 with a flash kernel."""
+    config = {
+        **TINY["llama"],
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 8192,
+    }
+    record = run_hf(config, 1, 8192)
+    assert (record.params, record.saved) == (8_030_261_248, 57_124_422_416)

@@ -139,14 +139,18 @@ def _narrow_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     return [gradient.tape.empty("slice_backward", node.inputs[0][0], gradient.dtype)]
 
 
-def cat(parts: tuple[Tensor, ...], dim: int = -1) -> Tensor:
-    """Concatenation: a new tensor; backward hands out slices of the gradient."""
+def cat(parts: tuple[Tensor, ...], dim: int = -1, total: Size | None = None) -> Tensor:
+    """Concatenation: a new tensor; backward hands out slices of the gradient.
+
+    total: the joined width where it has a name of its own (two halves of d are d).
+    """
     first = parts[0]
     axis = dim % len(first.shape)
     node = node_for(_cat_backward, *parts)
-    total = ZERO
-    for part in parts:
-        total = total + part.shape[axis]
+    if total is None:
+        total = ZERO
+        for part in parts:
+            total = total + part.shape[axis]
     shape = (*first.shape[:axis], total, *first.shape[axis + 1 :])
     order = first.order if all(p.order == first.order for p in parts) else None
     out = first.tape.empty("cat", shape, first.dtype, order)

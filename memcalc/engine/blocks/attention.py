@@ -9,12 +9,11 @@ from __future__ import annotations
 from memcalc.engine.aten.fused import cudnn_attention, efficient_attention, flash_attention
 from memcalc.engine.aten.matmul import matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, to
-from memcalc.engine.aten.shape import cat, expand, permute, reshape, split, unsqueeze
+from memcalc.engine.aten.shape import cat, expand, permute, repeat_interleave, reshape, split, unsqueeze
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
-from memcalc.engine.sizes import Size
 from memcalc.engine.tensors import Tensor
 
 HEADS_FIRST = (0, 2, 1, 3)
@@ -22,7 +21,7 @@ HEADS_FIRST = (0, 2, 1, 3)
 
 def attention(build: Build, x: Tensor, context: Context) -> Tensor:
     """The attention module of the plain decoder: fused projection for GPT-2 style, else three."""
-    if build.config.fused_qkv:
+    if (build.kernels.traits.fused_qkv or build.config.fused_qkv):
         query, key, value = _fused_projection(build, x)
     else:
         query, key, value = _projections(build, x)
@@ -76,9 +75,9 @@ def rotate(build: Build, x: Tensor, context: Context) -> Tensor:
 
 
 def _rotate_half(build: Build, x: Tensor) -> Tensor:
-    half = build["half"]
+    half = build["r/2"]
     first, second = split(x, (half, half))
-    return cat((neg(second), first))
+    return cat((neg(second), first), -1, x.shape[3])
 
 
 def core(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
@@ -99,7 +98,7 @@ def core(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Conte
         assert mask is not None
         return _eager(build, q, k, v, mask)
 
-    if build.kernels.recompute == "selective":
+    if build.kernels.selective:
         return checkpoint(attend, query, key, value)
     return attend(query, key, value)
 
@@ -118,8 +117,8 @@ def _eager(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor
 def repeat_kv(build: Build, x: Tensor) -> Tensor:
     """(b, k, s, d) to (b, a, s, d) by expand and reshape: one copy, none when k = a."""
     b, k, s, d = x.shape
-    groups = build["a/k"]
-    if build["a"] is k or build.config.num_attention_heads == build.config.num_key_value_heads:
+    groups = build["g"]
+    if build["a"] is k:
         return x
     wide = expand(unsqueeze(x, 2), (b, k, groups, s, d))
     return reshape(wide, (b, build["a"], s, d))
@@ -127,13 +126,6 @@ def repeat_kv(build: Build, x: Tensor) -> Tensor:
 
 def repeat_heads(build: Build, x: Tensor) -> Tensor:
     """repeat_interleave over heads: one copy laid out head-major, none when k = a."""
-    if build.config.num_attention_heads == build.config.num_key_value_heads:
+    if build["a"] is build["k"]:
         return x
-    from memcalc.engine.aten.shape import repeat_interleave
-
     return repeat_interleave(x, build["a"], 1)
-
-
-def attention_width(build: Build) -> Size:
-    """Width of the concatenated heads, a d."""
-    return build["a"] * build["d"]

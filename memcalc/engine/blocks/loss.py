@@ -24,14 +24,8 @@ def head(build: Build, hidden: Tensor) -> Tensor:
     return build.linear(hidden, "lm_head", features, build.config.lm_head_bias)
 
 
-def loss(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of the next token over the normalised hidden states."""
-    if build.kernels.loss == "chunked":
-        return _chunked(build, hidden, labels)
-    return _plain(build, head(build, hidden), labels)
-
-
-def _plain(build: Build, logits: Tensor, labels: Tensor) -> Tensor:
+def plain_loss(build: Build, logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of whole logits (b, s, V)."""
     build.tape.phase = "loss"
     tokens = build["b"] * build["s"]
     return cross_entropy(
@@ -58,7 +52,7 @@ def cross_entropy(build: Build, logits: Tensor, labels: Tensor, upcast: bool) ->
     return nll_loss(log_softmax(logits), labels)
 
 
-def _chunked(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
+def chunked_loss(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
     """Head and loss of one chunk of tokens at a time, each recomputed in backward."""
     build.tape.phase = "loss"
     n = build.kernels.loss_chunks
@@ -77,6 +71,5 @@ def _chunked(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
         one = checkpoint(part_loss, piece, labels.view_as((size,), None, labels.strides[1:]))
         build.at("loss", "loss")
         total = one if total is None else add(total, one)
-        del one
     assert total is not None
     return scale(total, "div.Tensor")

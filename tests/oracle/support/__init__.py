@@ -1,1 +1,1 @@
-"""PyTorch as the judge of the engine: models, a storage tracker and whole training steps, no GPU."""
+"""PyTorch as the judge of the engine: models, a storage tracker, whole training steps; no GPU."""

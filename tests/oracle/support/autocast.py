@@ -1,7 +1,8 @@
 """CUDA autocast to bf16, spelled out as casts, since autocast on a CPU follows other rules.
 
-Inside `autocast_scope` a parameter is cast once and its copy shared until the outermost scope ends, as
-torch's weight cache does. Backward runs outside, so a recomputed block opens a scope and casts again.
+Inside `autocast_scope` a parameter is cast once and its copy shared until the outermost scope
+ends, as torch's weight cache does. Backward runs outside, so a recomputed block opens a scope and
+casts again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _cache: dict[int, Tensor] | None = None
 
 @contextmanager
 def autocast_scope(enabled: bool) -> Iterator[None]:
-    """Share weight casts until the outermost scope closes; nothing happens where `enabled` is false."""
+    """Share weight casts until the outermost scope closes; does nothing unless `enabled`."""
     global _cache
     if not enabled or _cache is not None:
         yield

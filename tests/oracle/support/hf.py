@@ -1,4 +1,4 @@
-"""Models of transformers, from a configuration alone: saved bytes, peaks and events of one micro-batch."""
+"""Models of transformers from a configuration: saved bytes, peaks, events of one micro-batch."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from tests.oracle.support.tracker import Alloc, Event, Peak, StorageTracker, enter_loss, op
 
 _aten = torch.ops.aten
-#: transformers branches on names that contain "flash"; this one builds no mask and calls the kernel.
+#: transformers branches on names with "flash" in them; under this one it builds no mask.
 _KERNEL_NAME = "direct_kernel"
+_PACKED_SEQUENCES = "transformers.masking_utils.find_packed_sequence_indices"
 
 
 @dataclass(frozen=True)
 class HfRecord:
-    """One forward and backward. saved: bytes the forward left; peaks include `base` where not said."""
+    """One forward and backward. saved: bytes the forward left; phase_peaks include `base`."""
 
     params: int
     param_bytes: int
@@ -46,20 +47,26 @@ def run_hf(
     checkpoint: bool = False,
     attention: str = "flash",
     experts: str | None = None,
-    device: str = "fake",
+    device: str | None = None,
 ) -> HfRecord:
     """Run a bf16 model in training mode with labels equal to the ids.
 
     attention: "flash" calls aten's kernel and ignores masks, caps, sinks and windows; "eager" and
-    "sdpa" are the family's own. experts: "grouped_mm" (the library's choice when None), "batched_mm"
-    or "eager". device: "fake" (cpu) or "meta".
+    "sdpa" are the family's own. experts: "grouped_mm" (the library's choice when None),
+    "batched_mm" or "eager", which no tensor without data can run (it asks which experts were
+    hit). device: "meta", where LayerNorm keeps fp32 statistics as on CUDA, or "fake" (cpu), where
+    sdpa picks a flash kernel ("meta" takes it apart); None chooses "fake" for sdpa and "meta"
+    otherwise.
     """
+    device = device or ("fake" if attention == "sdpa" else "meta")
     config = as_config(config)
     config.use_cache = False
     where = "cpu" if device == "fake" else device
     implementation = _KERNEL_NAME if attention == "flash" else attention
     with ExitStack() as stack:
         stack.enter_context(_one_byte_dropout_masks())
+        # The model asks whether sequences are packed; they are not, as its own position ids tell.
+        stack.enter_context(mock.patch(_PACKED_SEQUENCES, lambda position_ids: None))
         if device == "fake":
             stack.enter_context(FakeTensorMode())
         with torch.device(where):
@@ -71,7 +78,7 @@ def run_hf(
             model.set_experts_implementation(experts)
         model.train()
         if checkpoint:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            model.activation_checkpointing_enable({"use_reentrant": False})
         _open_scopes(model)
         tracker = StorageTracker(where)
         tracker.track(model, ids)
@@ -112,7 +119,7 @@ def _kernel_attention(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """aten flash with its own grouped heads; values narrower than keys are padded (multi-head latent)."""
+    """aten flash, heads grouped by the kernel; narrow values (multi-head latent) are padded."""
     width = value.shape[-1]
     if width < query.shape[-1]:
         value = F.pad(value, (0, query.shape[-1] - width))

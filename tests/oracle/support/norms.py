@@ -1,4 +1,4 @@
-"""The ways a norm is written: by hand as in transformers, decomposed, fused as on CUDA, LayerNorm."""
+"""The ways a norm is written: by hand as in transformers, decomposed, fused, LayerNorm."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Norm(nn.Module):
 
 
 class HandNorm(_Norm):
-    """RMSNorm as model code writes it: statistics and product in fp32, the weight in the input's dtype."""
+    """RMSNorm as model code writes it: the product in fp32, the weight in the input's dtype."""
 
     def normalise(self, x: Tensor) -> Tensor:
         dtype = x.dtype

@@ -1,11 +1,11 @@
 """Reference decoders in plain PyTorch: what the engine's ledgers claim to describe.
 
-Locals live as in ordinary model code, for they are part of the timeline: the attention module holds q,
-k, v and its output until it returns, the MLP is one expression, a block rebinds x twice. Each step of
-the ledger runs inside an `op` context of the same name.
+Locals live as in ordinary model code, for they are part of the timeline: the attention module
+holds q, k, v and its output until it returns, the MLP is one expression, a block rebinds x twice.
+Each step of the ledger runs inside an `op` context of the same name.
 
-Letters: b sequences, s positions, V vocabulary, h hidden, L blocks, a query heads, k key/value heads,
-d head width, f MLP width.
+Letters: b sequences, s positions, V vocabulary, h hidden, L blocks, a query heads, k key/value
+heads, d head width, f MLP width.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class RefConfig:
 
 
 def _dropout(x: Tensor, p: float, name: str) -> Tensor:
-    """Dropout with the one-byte mask of CUDA; the plain function keeps a wider mask on other devices."""
+    """Dropout with CUDA's one-byte mask; the plain function keeps a wider one elsewhere."""
     if not p:
         return x
     with op(name):
@@ -260,10 +260,9 @@ class Block(nn.Module):
                 _dropout(self.attn(self.attn_norm(x), *context), self.p, "attn_dropout"),
                 "attn_residual",
             )
-            x = _add(
+            return _add(
                 x, _dropout(self.mlp(self.mlp_norm(x)), self.p, "mlp_dropout"), "mlp_residual"
             )
-            return x
 
 
 # Recomputation ---------------------------------------------------------------------------------
@@ -297,7 +296,9 @@ def _run_block(block: Block, index: int, recompute: str, *args: Tensor | None) -
 # Loss and model --------------------------------------------------------------------------------
 
 
-def _cross_entropy(logits: Tensor, labels: Tensor, upcast: bool, mixed: bool, reduction: str) -> Tensor:
+def _cross_entropy(
+    logits: Tensor, labels: Tensor, upcast: bool, mixed: bool, reduction: str
+) -> Tensor:
     """Cross entropy of (tokens, V) logits.
 
     Under CUDA autocast F.cross_entropy asks log_softmax for its input's dtype, so the log
@@ -396,7 +397,7 @@ class Decoder(nn.Module):
 
 
 def build(cfg: RefConfig, device: str) -> Decoder:
-    """The decoder in its parameters' dtype; call it inside FakeTensorMode for fake tensors on "cpu"."""
+    """The decoder in its parameters' dtype; inside FakeTensorMode, "cpu" gives fake tensors."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(cfg.param_dtype)
     try:

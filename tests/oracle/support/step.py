@@ -27,9 +27,9 @@ class StepRecord:
     """The last of several steps; live bytes count parameters, optimizer state and token ids.
 
     phase_peaks: "forward" (up to the loss call), "loss", "backward", "optimizer", "zero_grad"; with
-    several micro-batches each is the highest of them. saved: bytes the last micro-batch's forward left.
-    live_before: at the start of the step; initial: the storages alive then.
-    first_events and first_initial: the first step, when the optimizer's states come into being.
+    several micro-batches each is the highest of them. saved: bytes the last micro-batch's forward
+    left. live_before: at the start of the step; initial: the storages alive then. first_events
+    and first_initial: the first step, when the optimizer's states come into being.
     """
 
     params: int
@@ -58,8 +58,8 @@ def run_step(
 ) -> StepRecord:
     """Run `steps` optimizer steps and record the last.
 
-    device: "meta", where LayerNorm keeps fp32 statistics and Adam's `step` scalars of foreach and loop
-    stay on the host, both as on CUDA; or "fake", fake tensors on cpu.
+    device: "meta", where LayerNorm keeps fp32 statistics and Adam's `step` scalars of foreach and
+    loop stay on the host, both as on CUDA; or "fake", fake tensors on cpu (needed for fused SGD).
     """
     with ExitStack() as stack:
         if device == "fake":
@@ -68,10 +68,11 @@ def run_step(
         model = build(cfg, where)
         ids = torch.zeros(cfg.b, cfg.s, dtype=torch.long, device=where)
         labels = torch.zeros_like(ids) if separate_labels else ids
-        opt = make_optimizer(model, optimizer, impl, where)
+        optimizers = make_optimizers(model, optimizer, impl)
         tracker = StorageTracker(where)
         tracker.track(model, ids, labels)
-        step = _Step(model, opt, ids, labels, tracker, accum, set_to_none, grad_clip)
+        step = _Step(model, optimizers, ids, labels, tracker, accum, set_to_none, grad_clip)
+        stack.enter_context(_without_data(where))
         stack.enter_context(tracker)
         first_initial = tracker.live_storages()
         step.run()
@@ -100,7 +101,7 @@ def run_step(
 @dataclass
 class _Step:
     model: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     ids: torch.Tensor
     labels: torch.Tensor
     tracker: StorageTracker
@@ -116,11 +117,13 @@ class _Step:
         if self.grad_clip is not None:
             with op("grad_clip"):
                 nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
-        with op("optimizer"), _host_scalars():
-            self.optimizer.step()
+        with op("optimizer"):
+            for optimizer in self.optimizers:
+                optimizer.step()
         self.tracker.set_phase("zero_grad")
         with op("zero_grad"):
-            self.optimizer.zero_grad(set_to_none=self.set_to_none)
+            for optimizer in self.optimizers:
+                optimizer.zero_grad(set_to_none=self.set_to_none)
 
     def _micro_batch(self) -> None:
         self.tracker.set_phase("forward")
@@ -132,24 +135,37 @@ class _Step:
 
 
 @contextmanager
-def _host_scalars() -> Iterator[None]:
-    """Let optimizers read scalars back: tensors without data answer 1.0 (Adafactor reads norms)."""
-    with mock.patch.object(torch.Tensor, "item", lambda self: 1.0):
+def _without_data(device: str) -> Iterator[None]:
+    """Let optimizers run on tensors without data.
+
+    Scalars read back are 1.0 (Adafactor reads norms), and fused kernels accept the device: "meta"
+    tensors have them, though torch's own check refuses.
+    """
+    supported = "torch.optim.optimizer._get_fused_kernels_supported_devices"
+    with (
+        mock.patch.object(torch.Tensor, "item", lambda self: 1.0),
+        mock.patch(supported, lambda: [device]),
+    ):
         yield
 
 
-def make_optimizer(model: nn.Module, name: str, impl: str, device: str) -> torch.optim.Optimizer:
-    """adamw, sgd, momentum, adafactor; muon takes the blocks' matrices only, as its authors advise."""
+def make_optimizers(model: nn.Module, name: str, impl: str) -> list[torch.optim.Optimizer]:
+    """adamw, sgd, momentum, adafactor (no fused), or muon.
+
+    muon updates the matrices of the blocks, AdamW in the given implementation everything else.
+    """
     params, options = list(model.parameters()), _IMPLEMENTATIONS[impl]
-    with mock.patch("torch.optim.optimizer._get_fused_kernels_supported_devices", lambda: [device]):
-        if name == "adamw":
-            return torch.optim.AdamW(params, lr=1e-3, **options)
-        if name == "sgd":
-            return torch.optim.SGD(params, lr=1e-3, **options)
-        if name == "momentum":
-            return torch.optim.SGD(params, lr=1e-3, momentum=0.9, **options)
-        if name == "adafactor":
-            return torch.optim.Adafactor(params, **options)
-        if name == "muon":
-            return torch.optim.Muon([p for p in params if p.ndim == 2])
-    raise ValueError(f"optimizer: got {name!r}")
+    if name == "adamw":
+        return [torch.optim.AdamW(params, lr=1e-3, **options)]
+    if name == "sgd":
+        return [torch.optim.SGD(params, lr=1e-3, **options)]
+    if name == "momentum":
+        return [torch.optim.SGD(params, lr=1e-3, momentum=0.9, **options)]
+    if name == "adafactor":
+        return [torch.optim.Adafactor(params, **options)]
+    if name == "muon":
+        named = list(model.named_parameters())
+        matrices = [p for n, p in named if n.startswith("layers.") and p.ndim == 2]
+        rest = [p for n, p in named if not (n.startswith("layers.") and p.ndim == 2)]
+        return [torch.optim.Muon(matrices), torch.optim.AdamW(rest, lr=1e-3, **options)]
+    raise ValueError(f"optimizer: got {name!r}; valid: adamw, sgd, momentum, adafactor, muon")

@@ -1,4 +1,4 @@
-"""Small configurations of the families, two or three layers each, in the words of their config.json."""
+"""Small configurations of the families, two or three layers each, as their config.json."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ TINY: dict[str, dict[str, Any]] = {
     ),
 }
 
-#: What each family must run to be itself: soft caps, windows, sinks and ALiBi are not in the kernel,
+#: Families that must run their own attention: the kernel has no soft caps, windows, sinks or ALiBi,
 #: and GPT-J, Falcon and BLOOM call no attention interface.
 OWN_ATTENTION: dict[str, str] = {
     "gemma2": "eager",

@@ -5,10 +5,10 @@ hears of its end through a weak reference, so views cost nothing and frees come 
 Three labels go with each allocation: the aten operator, the phase of the step (`set_phase`) and
 `where`, the ledger operator at work, such as "3/gate_proj" or "final_norm".
 
-In the forward pass `where` comes from the `layer` and `op` contexts the reference modules open. In the
-backward pass it comes from the autograd node that runs: nodes carry the sequence number of their
-forward operator, and the contexts note which numbers are theirs. A context that is open wins, which is
-what labels recomputed operators.
+In the forward pass `where` comes from the `layer` and `op` contexts the reference modules open.
+In the backward pass it comes from the autograd node that runs: nodes carry the sequence number of
+their forward operator, and the contexts note which numbers are theirs. A context that is open
+wins, which is what labels recomputed operators.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-#: Nodes that accumulate into leaves carry the largest number there is, not one of a forward operator.
+#: Nodes that accumulate into leaves carry the largest number, not that of a forward operator.
 _LARGEST_SEQUENCE_NR = 1 << 62
 OUTSIDE = ""
 
@@ -89,7 +89,7 @@ class layer:
 
 
 def enter_loss() -> None:
-    """Move active trackers from the phase "forward" to "loss"; leaves recomputation in backward alone."""
+    """Move active trackers from phase "forward" to "loss"; in backward (recompute) do nothing."""
     for tracker in _active:
         if tracker.phase == "forward":
             tracker.set_phase("loss")
@@ -122,7 +122,7 @@ class Peak(NamedTuple):
 class StorageTracker(TorchDispatchMode):
     """Counts the bytes of storages alive on one kind of device.
 
-    device: count only tensors on this device type ("meta" leaves host tensors out); None counts all.
+    device: count only tensors on this device type ("meta" leaves out the host); None: all.
     """
 
     def __init__(self, device: str | None = None) -> None:
@@ -170,7 +170,7 @@ class StorageTracker(TorchDispatchMode):
         return sorted((alloc for alloc, _ in self._known.values()), key=lambda alloc: alloc.storage)
 
     def track(self, *items: Any) -> None:
-        """Count storages made before: tensors, modules (parameters, buffers), optimizers, nested lists."""
+        """Count storages made before: tensors, modules, optimizers' states, or lists of them."""
         for item in tree_leaves(items):
             if isinstance(item, nn.Module):
                 self._add_all([*item.parameters(), *item.buffers()], "existing", "existing")
@@ -180,7 +180,11 @@ class StorageTracker(TorchDispatchMode):
                 self._add_all([item], "existing", "existing")
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]

@@ -1,0 +1,59 @@
+"""Named dims of a model: the letters of every Size, their values, and which of them are traced as 1.
+
+b sequences of a micro-batch, s positions, h hidden, a query heads, k key/value heads, g = a / k,
+d head width, r rotated width, f MLP width, V vocabulary, P rows of a position table, w narrow
+embedding width; experts: E in all, t per token, m width of one, n shared width; latent attention:
+q_r and c ranks of queries and of keys/values, d_n and d_r the parts of a query head without and with
+positions, d_v value head width.
+"""
+
+from __future__ import annotations
+
+from memcalc.engine.sizes import ONE, Size, dim
+from memcalc.inputs.model import ModelConfig
+
+
+def dim_values(config: ModelConfig, micro_batch: int, seq: int) -> dict[str, int]:
+    """The integer behind each letter, for one model and one micro-batch."""
+    a, k, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    r = d if config.rotary_dim is None else config.rotary_dim
+    values = {
+        "b": micro_batch, "s": seq, "h": config.hidden_size, "a": a, "k": k, "g": a // k, "d": d,
+        "r": r, "r/2": r // 2, "d-r": d - r, "f": config.intermediate_size, "V": config.vocab_size,
+        "P": config.num_position_rows, "w": config.word_embed_proj_dim or config.hidden_size,
+    }  # fmt: skip
+    if config.moe:
+        moe = config.moe
+        values |= {"E": moe.num_experts, "t": moe.num_experts_per_tok, "m": moe.moe_intermediate_size}
+        values["n"] = moe.shared_intermediate_size
+    if config.mla:
+        mla = config.mla
+        values |= {"c": mla.kv_lora_rank, "q_r": mla.q_lora_rank or 0, "d_v": mla.v_head_dim}
+        values |= {"d_n": mla.qk_nope_head_dim, "d_r": mla.qk_rope_head_dim}
+        values |= {"d_r/2": mla.qk_rope_head_dim // 2}
+    return values
+
+
+def derived_values(values: dict[str, int]) -> dict[str, int]:
+    """Values of the awkward dims that operators make: padded lengths, chunks of tokens."""
+    tokens = values["b"] * values["s"]
+    derived = dict(values)
+    derived["ceil32(s)"] = -(-values["s"] // 32) * 32
+    for n in range(2, 65):
+        derived[f"ceil(T/{n})"] = -(-tokens // n)
+    return derived
+
+
+def dim_sizes(values: dict[str, int]) -> dict[str, Size]:
+    """The Size of each letter: the constant 1 where its value is 1, since layouts depend on that.
+
+    Letters that are the same thing share one Size: k is a without grouping, g is a with one group.
+    """
+    sizes = {name: ONE if value == 1 else dim(name) for name, value in values.items()}
+    if values["k"] == values["a"]:
+        sizes["k"] = sizes["a"]
+    elif values["k"] == 1:
+        sizes["g"] = sizes["a"]
+    if values["r"] == values["d"]:
+        sizes["r"] = sizes["d"]
+    return sizes
