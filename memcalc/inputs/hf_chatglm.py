@@ -1,7 +1,7 @@
 """ChatGLM: two generations under one model_type, neither with a class in transformers 5.23.
 
 Source: configuration_chatglm.py and modeling_chatglm.py as published with THUDM/chatglm-6b and
-THUDM/chatglm2-6b on the Hub. Checked by: unit/test_hf_import.py.
+THUDM/chatglm2-6b on the Hub. Checked by: unit/test_hf_import_gpt.py.
 """
 
 from __future__ import annotations

@@ -58,6 +58,8 @@ def read_limited(path: Path, limit: int) -> bytes:
         if size > limit:
             raise ConfigError(f"config: '{path}' has {size} bytes; rule: at most {limit}")
         data = path.read_bytes()
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError(f"config: cannot read '{path}': {error.strerror or error}") from None
     except ValueError:  # a NUL inside the name

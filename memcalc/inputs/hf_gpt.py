@@ -1,7 +1,7 @@
 """Families of the GPT line: layer norms, a plain MLP, biases, learned, rotary or ALiBi positions.
 
-Each reader follows one configuration class of transformers 5.23; the sizes that
-name a model are required. Checked by: unit/test_hf_import.py, oracle/test_profile_parameters.py.
+Each reader follows one configuration class of transformers 5.23; the sizes that name a model are
+required. Checked by: unit/test_hf_import_gpt.py, oracle/test_profile_parameters.py.
 """
 
 from __future__ import annotations

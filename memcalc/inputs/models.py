@@ -13,7 +13,8 @@ from typing import Any
 from memcalc.errors import ConfigError
 from memcalc.inputs.hf import load_config, model_from_config
 from memcalc.inputs.hf_files import cached_config, hub_cache_dir, read_limited, safetensors_notes
-from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.model_toml import model_from_profile
 from memcalc.inputs.profiles import (
     find_profile,
     load_profile,
@@ -35,7 +36,7 @@ def load_model(name_or_path: str) -> ModelConfig:
     if not isinstance(name_or_path, str) or not name_or_path.strip():
         raise ConfigError("model: got nothing; rule: a profile name, a Hub id or a path")
     path = Path(name_or_path).expanduser() if name_or_path[0] == "~" else Path(name_or_path)
-    if _is_model_path(path):
+    if _is_model_path(path, name_or_path):
         return _from_path(path)
     if name_or_path[0] in "~/." or path.suffix in _FILE_SUFFIXES:
         raise ConfigError(f"model: file '{_short(name_or_path)}' not found; rule: an existing path")
@@ -80,12 +81,12 @@ def _exists(path: Path) -> bool:
         return False
 
 
-def _is_model_path(path: Path) -> bool:
+def _is_model_path(path: Path, text: str) -> bool:
     """An existing file, or a directory that is a model or is written as a path."""
     if not _exists(path):
         return False
     if path.is_dir():
-        return (path / "config.json").is_file() or len(path.parts) != 1 or path.parts[0] in "/.."
+        return (path / "config.json").is_file() or "/" in text or text[0] in ".~"
     return True
 
 
@@ -113,61 +114,6 @@ def _path_name(path: Path) -> str:
         folder = path.resolve() if path.is_dir() else path.absolute().parent
         return folder.name or "model"
     return path.stem
-
-
-def model_from_profile(profile: dict[str, Any]) -> ModelConfig:
-    """A model TOML: `name`, then `[config]` (keys of a config.json) or `[model]` (of ModelConfig).
-
-    `nulls` lists config keys whose published value is null, which TOML cannot write; `notes` says
-    what of the published model is not priced.
-    Checked by: unit/test_model_profiles.py.
-    """
-    name = profile.get("name")
-    if not isinstance(name, str) or not name:
-        raise ConfigError(f"name: got {name!r}; rule: a model TOML names its model")
-    model = _without_notes(profile, name)
-    notes = _strings(profile, "notes", name)
-    return dataclasses.replace(model, notes=(*notes, *model.notes)) if notes else model
-
-
-def _without_notes(profile: dict[str, Any], name: str) -> ModelConfig:
-    config, fields = profile.get("config"), profile.get("model")
-    if isinstance(config, dict) and fields is None:
-        nulls = dict.fromkeys(_strings(profile, "nulls", name))
-        return model_from_config({**config, **nulls}, name)
-    if isinstance(fields, dict) and config is None:
-        return _from_fields(name, fields)
-    raise ConfigError(f"{name}: rule: a model TOML has one table, [config] or [model]")
-
-
-def _strings(profile: dict[str, Any], key: str, name: str) -> list[str]:
-    found = profile.get(key, [])
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise ConfigError(f"{name}: {key}: got {found!r}; rule: a list of strings")
-    return found
-
-
-def _from_fields(name: str, table: dict[str, Any]) -> ModelConfig:
-    """ModelConfig from a [model] table; [model.moe] and [model.mla] are its sub-structures."""
-    values: dict[str, Any] = {"name": name, "model_type": "custom"}
-    for key, value in table.items():
-        values[key] = tuple(value) if isinstance(value, list) else value
-    for key, kind in (("moe", MoeConfig), ("mla", MlaConfig)):
-        part = values.get(key)
-        if isinstance(part, dict):
-            part = {k: tuple(v) if isinstance(v, list) else v for k, v in part.items()}
-            values[key] = _built(f"{name}: [{key}]", kind, part)
-    model = _built(name, ModelConfig, values)
-    assert isinstance(model, ModelConfig)
-    return model
-
-
-def _built(what: str, kind: type[Any], values: dict[str, Any]) -> Any:
-    try:
-        return kind(**values)
-    except TypeError as error:
-        detail = str(error).partition("__init__() ")[2] or str(error)
-        raise ConfigError(f"{what}: {detail}; rule: the fields of {kind.__name__}") from None
 
 
 def _short(text: str) -> str:

@@ -19,7 +19,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from memcalc.inputs.hf import FAMILIES, model_from_config  # noqa: E402
-from memcalc.inputs.models import model_from_profile  # noqa: E402
+from memcalc.inputs.model_toml import model_from_profile  # noqa: E402
 from memcalc.inputs.profiles import profile_names, profiles_dir  # noqa: E402
 
 #: Read as llama for counting: the same shapes, q, k and v in one tensor.

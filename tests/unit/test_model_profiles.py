@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from memcalc.errors import ConfigError
-from memcalc.inputs.models import load_model, model_from_profile
+from memcalc.inputs.model_toml import model_from_profile
+from memcalc.inputs.models import load_model
 from memcalc.inputs.profiles import normal_name, profile_names, profiles_dir
 
 NAMES = profile_names("models")
@@ -102,9 +103,20 @@ def test_model_table_holds_fields_and_sub_structures() -> None:
         ({"name": "x", "config": {}, "nulls": "a"}, "list of strings"),
         ({"name": "x", "model": {}}, "missing"),
         ({"name": "x", "model": {**FIELDS, "wobble": 1}}, "wobble"),
-        ({"name": "x", "model": {**FIELDS, "moe": {"num_experts": 2}}}, "moe"),
+        ({"name": "x", "model": {**FIELDS, "moe": {"num_experts": 2}}}, "num_experts_per_tok"),
         ({"name": "x", "model": {**FIELDS, "moe": 3}}, "moe"),
         ({"name": "x", "model": {**FIELDS, "hidden_size": "8"}}, "hidden_size"),
+        ({"name": "x", "model": {**FIELDS, "hidden_size": True}}, "hidden_size"),
+        ({"name": "x", "model": {**FIELDS, "num_hidden_layers": 10**6}}, "10000 layers"),
+        ({"name": "x", "model": {**FIELDS, "layer_types": ["slidin", 3]}}, "nearest: sliding"),
+        ({"name": "x", "model": {**FIELDS, "layer_types": [["a"]]}}, "layer_types"),
+        ({"name": "x", "model": {**FIELDS, "layer_types": "full"}}, "rule: list"),
+        (
+            {"name": "x", "model": {**FIELDS, "attention_dropout": float("nan")}},
+            "attention_dropout",
+        ),
+        ({"name": "x", "model": {**FIELDS, "norm_type": 3}}, "norm_type"),
+        ({"name": "x", "model": {**FIELDS, "notes": [1]}}, "notes"),
         ({"name": "x", "model": {**FIELDS, "tie_word_embeddings": "yes"}}, "tie_word_embeddings"),
     ],
 )
