@@ -200,6 +200,7 @@ def backward(root: Tensor, seed: Tensor) -> None:
     del root
     ready: list[tuple[int, int, AnyNode]] = [(-first.number, 0, first)]
     pushes = 1
+    visiting = tape.block
     while ready:
         node = heapq.heappop(ready)[2]
         grads = buffers.pop(node)
@@ -211,6 +212,9 @@ def backward(root: Tensor, seed: Tensor) -> None:
                     hook(node.leaf)
             del gradient, grads
             continue
+        if node.block != visiting:
+            visiting = node.block
+            tape.mark("backward block", visiting)
         tape.at(node.op, node.block)
         results = _run(node, grads)
         del grads

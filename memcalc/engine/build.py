@@ -25,6 +25,7 @@ class Build:
     dims: dict[str, Size]
     casts: dict[str, Tensor] | None = None
     kind: BlockKind = BlockKind()
+    held: Tensor | None = None  # attention weights a block hands to its caller (transformers)
 
     def __getitem__(self, letter: str) -> Size:
         return self.dims[letter]

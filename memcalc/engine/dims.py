@@ -34,16 +34,6 @@ def dim_values(config: ModelConfig, micro_batch: int, seq: int) -> dict[str, int
     return values
 
 
-def derived_values(values: dict[str, int]) -> dict[str, int]:
-    """Values of the awkward dims that operators make: padded lengths, chunks of tokens."""
-    tokens = values["b"] * values["s"]
-    derived = dict(values)
-    derived["ceil32(s)"] = -(-values["s"] // 32) * 32
-    for n in range(2, 65):
-        derived[f"ceil(T/{n})"] = -(-tokens // n)
-    return derived
-
-
 def dim_sizes(values: dict[str, int]) -> dict[str, Size]:
     """The Size of each letter: the constant 1 where its value is 1, since layouts depend on that.
 

@@ -15,12 +15,20 @@ from dataclasses import dataclass
 class Traits:
     """How the model code is written; the defaults are the plain decoder's."""
 
-    rope_cut: str = "chunk"  # chunk: one node for both halves; slice: one each (transformers)
-    rope_pair: bool = False  # q and k rotated by one function that holds both (transformers)
-    fused_qkv: bool = False  # one weight for q, k, v
-    fused_gate_up: bool = False  # one weight for gate and up
-    gelu_by_hand: bool = False  # the tanh approximation as separate operators
-    copy_attention_output: bool = False  # attention output made contiguous (transformers)
+    block: str = "sequential"  # sequential | gptj | gpt_neox | bloom | falcon
+    attention: str = "interface"  # interface: any kernel; gptj | bloom | falcon: code of their own
+    qkv: str = "three"  # three | split | slices | per_head: how q, k, v are projected and cut
+    qk_norm_at: str = "flat"  # flat | heads | transposed: layout of q and k when they are normed
+    rope: str = "whole"  # whole | cat_each | cat_both: how the part not rotated is joined again
+    scale_query: bool = False  # q multiplied by d^-1/2 before the kernel (OPT)
+    drop_inside: bool = False  # residual dropout while attention still holds q, k, v (GPT-2)
+    upcast_softmax: bool = True  # eager attention's softmax in fp32
+    norm_casts_last: bool = False  # weight times fp32, then the cast (OLMo-2)
+    fused_gate_up: bool = False  # one weight for gate and up (Phi-3)
+    gelu_by_hand: bool = False  # gelu_new as separate operators
+    inline_mlp: bool = False  # the MLP written out in the block: its input goes early (OPT)
+    keeps_undropped: bool = False  # the branch before dropout lives until the sum (Phi-3)
+    start: str = "llama"  # llama | gpt2 | gptj | gpt_neox | opt | bloom | falcon: before block 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,9 +81,21 @@ class Size:
         total = 0
         for names, product in self.terms:
             for name in names:
-                product *= dims[name]
+                known = dims.get(name)
+                product *= _derived(name, dims) if known is None else known
             total += product
         return total
+
+    def over(self, divisor: int) -> Size:
+        """This size divided by an integer and rounded up, as a derived dim of its own.
+
+        Its value is found by `Derived`: dims named `ceil(EXPRESSION/N)` are computed on demand.
+        """
+        if all(c % divisor == 0 for _, c in self.terms):
+            return Size.of({dims: c // divisor for dims, c in self.terms})
+        name = f"ceil({self}/{divisor})"
+        _DERIVED.setdefault(name, (self, divisor))
+        return dim(name)
 
     @property
     def dims(self) -> frozenset[str]:
@@ -145,6 +157,16 @@ def product(factors: tuple[Size, ...]) -> Size:
             known = known * factor
         _PRODUCTS[factors] = known
     return known
+
+
+#: Derived dims made by `Size.over`: name -> (numerator, divisor).
+_DERIVED: Final[dict[str, tuple[Size, int]]] = {}
+
+
+def _derived(name: str, dims: Mapping[str, int]) -> int:
+    """The value of a derived dim, from the dims it is made of; KeyError for a plain unknown one."""
+    numerator, divisor = _DERIVED[name]
+    return -(-numerator.value(dims) // divisor)
 
 
 _PRODUCTS: Final[dict[tuple[Size, ...], Size]] = {}

@@ -37,6 +37,7 @@ class Label:
     phase: str
     block: int
     op: str
+    recomputed: bool = False
 
 
 class Packing(Protocol):
@@ -61,6 +62,7 @@ class Tape:
     """
 
     device: str = "cuda"
+    values: dict[str, int] = field(default_factory=dict)  # only the optimizer of Muon compares sizes
     events: list[int] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     labels_of: list[int] = field(default_factory=list)
@@ -68,7 +70,7 @@ class Tape:
     labels: list[Label] = field(default_factory=list)
     marks: list[tuple[int, str, int]] = field(default_factory=list)
     records: dict[tuple[int, str], OpRecord] = field(default_factory=dict)
-    flops: dict[str, Size] = field(default_factory=dict)
+    block_flops: dict[int, dict[str, Size]] = field(default_factory=dict)
     leaves: dict[str, Tensor] = field(default_factory=dict)
     gradient_hooks: list[Callable[[Tensor], None]] = field(default_factory=list)
     grad_enabled: bool = True
@@ -80,7 +82,7 @@ class Tape:
     op: str = ""
     packing: list[Packing] = field(default_factory=list)
     dispatch: list[Dispatch] = field(default_factory=list)
-    _label_index: dict[tuple[str, int, str], int] = field(default_factory=dict)
+    _label_index: dict[tuple[str, int, str, bool], int] = field(default_factory=dict)
 
     def at(self, op: str, block: int | None = None, phase: str | None = None) -> None:
         """Everything from here on happens in this op (and block, and phase)."""
@@ -89,7 +91,7 @@ class Tape:
             self.block = block
         if phase is not None:
             self.phase = phase
-        key = (self.phase, self.block, op)
+        key = (self.phase, self.block, op, self.recomputing > 0)
         known = self._label_index.get(key)
         if known is None:
             known = self._label_index[key] = len(self.labels)
@@ -130,7 +132,8 @@ class Tape:
 
     def add_flops(self, kind: str, flops: Size) -> None:
         """Count executed FLOPs under kind (`forward`, `dgrad`, `wgrad`, `recompute`)."""
-        self.flops[kind] = self.flops.get(kind, ZERO) + flops
+        counts = self.block_flops.setdefault(self.block, {})
+        counts[kind] = counts.get(kind, ZERO) + flops
 
 
 class Storage:

@@ -27,6 +27,7 @@ def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Con
             build.kind = kind
             return block(build, hidden, rest)
 
+    build.tape.block = index
     if recompute in _KEEP:
         out = checkpoint(call, x, *context, keep=_KEEP[recompute])
     elif recompute == "reentrant":

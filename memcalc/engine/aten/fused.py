@@ -11,7 +11,7 @@ from memcalc.engine.aten.matmul import count_flops, dispatched
 from memcalc.engine.aten.pointwise import out_like
 from memcalc.engine.aten.shape import raw_permute
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import ONE, Size, dim, number
+from memcalc.engine.sizes import ONE, Size, number
 from memcalc.engine.tensors import Shape, Tensor
 
 _HEADS_INSIDE = (0, 2, 1, 3)  # memory order of (b, a, s, d) when tokens lie outside heads
@@ -40,7 +40,7 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def efficient_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """The memory-efficient kernel: as flash, its log-sum-exp padded to a multiple of 32 queries."""
     b, a, s, _ = query.shape
-    padded = dim(f"ceil32({s})") if s is not ONE else number(32)
+    padded = s.over(32) * 32
     rng: list[tuple[Shape, str]] = [((ONE,), "int64"), ((ONE,), "int64")]
     return _attention(
         "_scaled_dot_product_efficient_attention", query, key, value, [((b, a, padded), "fp32"), *rng]

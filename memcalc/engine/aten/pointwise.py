@@ -122,7 +122,7 @@ def neg(x: Tensor) -> Tensor:
 
 
 def square(x: Tensor) -> Tensor:
-    """x.pow(2): keeps x; backward holds x^1, 2x and the product at once."""
+    """x.pow(2), or any other power: keeps x; backward holds x^(n-1), its n-fold and the product."""
     node = node_for(_square_backward, x)
     if node:
         node.save(x, "dgrad")
@@ -202,6 +202,28 @@ def _result_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
     return [out_like(node.meta, gradient)]
+
+
+def tanh(x: Tensor) -> Tensor:
+    """tanh(x): keeps its result."""
+    return activation_by_result(x, "tanh", "tanh_backward")
+
+
+def scale_in_place(x: Tensor) -> Tensor:
+    """x /= number: no new tensor forward, one backward."""
+    node = node_for(_scale_backward, x)
+    out = x.detach()
+    if node:
+        node.meta = "div.Tensor"
+        return node.output(out)
+    return out
+
+
+def add_in_place(x: Tensor, y: Tensor) -> Tensor:
+    """x += y: no new tensor, the gradient passes on to both."""
+    node = node_for(_add_backward, x, y)
+    out = x.detach()
+    return node.output(out) if node else out
 
 
 def softmax_last(x: Tensor) -> Tensor:

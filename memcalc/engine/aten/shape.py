@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import ONE, ZERO, Size, product
+from memcalc.engine.sizes import ONE, ZERO, Size, number, product
 from memcalc.engine.tensors import Shape, Tensor
 
 
@@ -139,6 +139,42 @@ def _narrow_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     return [gradient.tape.empty("slice_backward", node.inputs[0][0], gradient.dtype)]
 
 
+def every_second(x: Tensor, half: Size) -> Tensor:
+    """x[..., ::2] (or 1::2): a view with doubled steps; backward as `narrow`."""
+    node = node_for(_narrow_backward, x)
+    strides = (*x.strides[:-1], x.strides[-1] * 2)
+    out = x.view_as((*x.shape[:-1], half), x.order, strides)
+    return node.output(out) if node else out
+
+
+def stack_last(x: Tensor, y: Tensor) -> Tensor:
+    """torch.stack((x, y), -1): a new tensor; backward hands out views."""
+    node = node_for(_stack_backward, x, y)
+    out = x.tape.empty("stack", (*x.shape, number(2)), x.dtype)
+    return node.output(out) if node else out
+
+
+def _stack_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    shape, strides = gradient.shape[:-1], gradient.strides[:-1]
+    return [gradient.view_as(shape, None, strides) for _ in node.inputs]
+
+
+def select(x: Tensor, dim: int) -> Tensor:
+    """x[..., i, ...] along dim: a view; backward fills a new tensor with zeros and copies into it."""
+    node = node_for(_select_backward, x)
+    shape = (*x.shape[:dim], *x.shape[dim + 1 :])
+    out = x.view_as(shape, None, (*x.strides[:dim], *x.strides[dim + 1 :]))
+    return node.output(out) if node else out
+
+
+def _select_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    return [gradient.tape.empty("select_backward", node.inputs[0][0], gradient.dtype)]
+
+
 def cat(parts: tuple[Tensor, ...], dim: int = -1, total: Size | None = None) -> Tensor:
     """Concatenation: a new tensor; backward hands out slices of the gradient.
 
@@ -152,8 +188,7 @@ def cat(parts: tuple[Tensor, ...], dim: int = -1, total: Size | None = None) -> 
         for part in parts:
             total = total + part.shape[axis]
     shape = (*first.shape[:axis], total, *first.shape[axis + 1 :])
-    order = first.order if all(p.order == first.order for p in parts) else None
-    out = first.tape.empty("cat", shape, first.dtype, order)
+    out = first.tape.empty("cat", shape, first.dtype)
     if node:
         node.meta = axis
         return node.output(out)

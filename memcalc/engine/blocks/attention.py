@@ -21,7 +21,7 @@ HEADS_FIRST = (0, 2, 1, 3)
 
 def attention(build: Build, x: Tensor, context: Context) -> Tensor:
     """The attention module of the plain decoder: fused projection for GPT-2 style, else three."""
-    if (build.kernels.traits.fused_qkv or build.config.fused_qkv):
+    if build.config.fused_qkv:
         query, key, value = _fused_projection(build, x)
     else:
         query, key, value = _projections(build, x)

@@ -7,7 +7,6 @@ from memcalc.engine.aten.pointwise import add, scale, to
 from memcalc.engine.aten.shape import reshape, split
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
-from memcalc.engine.sizes import dim
 from memcalc.engine.tensors import Tensor
 
 
@@ -57,7 +56,7 @@ def chunked_loss(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
     build.tape.phase = "loss"
     n = build.kernels.loss_chunks
     tokens = build["b"] * build["s"]
-    part = dim(f"ceil(T/{n})")
+    part = tokens.over(n)
     last = tokens - part * (n - 1)
     sizes = (part,) * (n - 1) + (last,)
     rows = split(reshape(hidden, (tokens, build["h"])), sizes, 0)

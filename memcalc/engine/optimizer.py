@@ -1,0 +1,226 @@
+"""The optimizer's step as allocations: PyTorch's implementations, written over symbolic tensors.
+
+Each program runs over all parameters in registration order and allocates what torch.optim does:
+`foreach` works on whole lists at once, `loop` one parameter at a time, `fused` in place.
+AdamW, SGD, momentum, Adafactor and Muon follow torch.optim (Checked by: oracle/test_step_peak.py);
+Lion and 8-bit AdamW have no torch implementation and are closed forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from memcalc.engine.sizes import ONE, Size, number
+from memcalc.engine.tensors import Tape, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerPlan:
+    """Which optimizer, how it runs, in which dtype its states are, and what precedes it."""
+
+    name: str = "adamw"
+    impl: str = "foreach"
+    state_dtype: str | None = None  # None: the parameters' own
+    master: bool = False  # fp32 copies of 16-bit parameters
+    grad_clip: bool = False
+
+
+def state_tensors(leaf: Tensor, plan: OptimizerPlan) -> list[tuple[tuple[Size, ...], str]]:
+    """Shape and dtype of every state of one parameter, in order of creation (master copy first)."""
+    dtype = plan.state_dtype or ("fp32" if plan.master else leaf.dtype)
+    shape = leaf.shape
+    master = [(shape, "fp32")] if plan.master else []
+    name = plan.name
+    is_matrix = len(shape) > 1
+    if name == "muon":
+        name = "momentum" if is_matrix and leaf.name.startswith("layers.") else "adamw"
+    if name == "adamw":
+        step: list[tuple[tuple[Size, ...], str]] = [((ONE,), "fp32")] if plan.impl == "fused" else []
+        return [*master, *step, (shape, dtype), (shape, dtype)]
+    if name == "adamw-8bit":
+        return [*master, *_eight_bit(leaf)]
+    if name in ("momentum", "lion"):
+        return [*master, (shape, dtype)]
+    if name == "adafactor":
+        if is_matrix:
+            row = (*shape[:-1], ONE)
+            column = (*shape[:-2], ONE, shape[-1])
+            return [*master, (row, dtype), (column, dtype)]
+        return [*master, (shape, dtype)]
+    return master
+
+
+def _eight_bit(leaf: Tensor) -> list[tuple[tuple[Size, ...], str]]:
+    """Two states of one byte an element and one fp32 scale a block of 256 (Dettmers 2021).
+
+    Source: bitsandbytes, arXiv:2110.02861; vectors (biases, norms) keep fp32 states, as tensors
+    under 4,096 elements do there. A closed form, not compared with a running library.
+    """
+    if len(leaf.shape) == 1:
+        return [(leaf.shape, "fp32"), (leaf.shape, "fp32")]
+    scales = leaf.numel.over(256)
+    return [(leaf.shape, "uint8"), (leaf.shape, "uint8"), ((scales,), "fp32"), ((scales,), "fp32")]
+
+
+def run_step(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
+    """Allocations of clipping and of one optimizer step; states exist already."""
+    tape.at("grad_clip", -1, "optimizer")
+    clip = _clip(tape, leaves) if plan.grad_clip else None
+    tape.at("optimizer")
+    if plan.master:
+        wide = [tape.empty("_to_copy", leaf.shape, "fp32") for leaf in leaves]
+        _PROGRAMS[plan.name](tape, [_named(leaf, "fp32") for leaf in leaves], plan)
+        del wide
+    else:
+        _PROGRAMS[plan.name](tape, leaves, plan)
+    del clip
+
+
+def _named(leaf: Tensor, dtype: str) -> Tensor:
+    copy = leaf.tape.external(leaf.shape, dtype)
+    copy.name = leaf.name
+    return copy
+
+
+def _clip(tape: Tape, leaves: list[Tensor]) -> Tensor:
+    """clip_grad_norm_: a norm a tensor, their stack, the total, the coefficient; returns the norm."""
+    dtype = leaves[0].dtype
+    norms = [tape.empty("linalg_vector_norm", (ONE,), dtype) for _ in leaves]
+    stacked = tape.empty("stack", (number(len(leaves)),), dtype)
+    total = tape.empty("linalg_vector_norm", (ONE,), dtype)
+    del stacked, norms
+    shifted = tape.empty("add", (ONE,), dtype)
+    inverse = tape.empty("reciprocal", (ONE,), dtype)
+    coefficient = tape.empty("mul", (ONE,), dtype)
+    del shifted, inverse
+    clamped = tape.empty("clamp", (ONE,), dtype)
+    del coefficient, clamped
+    return total
+
+
+def _state_dtype(leaf: Tensor, plan: OptimizerPlan) -> str:
+    return plan.state_dtype or leaf.dtype
+
+
+def _adamw(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
+    if plan.impl == "foreach":
+        roots = [tape.empty("_foreach_sqrt", x.shape, _state_dtype(x, plan)) for x in leaves]
+        del roots
+        return
+    if plan.impl == "fused":
+        return
+    denominator: Tensor | None = None
+    for leaf in leaves:
+        root = tape.empty("sqrt", leaf.shape, _state_dtype(leaf, plan))
+        quotient = tape.empty("div", leaf.shape, _state_dtype(leaf, plan))
+        del root
+        denominator = quotient
+        del quotient
+    del denominator
+
+
+def _sgd(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
+    """In place, with and without momentum."""
+
+
+def _lion(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
+    """One update tensor at a time (Chen et al. 2023, arXiv:2302.06675); a closed form."""
+    for leaf in leaves:
+        tape.empty("update", leaf.shape, _state_dtype(leaf, plan))
+
+
+def _adafactor(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
+    matrices = [x for x in leaves if len(x.shape) > 1]
+    vectors = [x for x in leaves if len(x.shape) == 1]
+    if plan.impl != "foreach":
+        _adafactor_loop(tape, leaves)
+        return
+    first_is_matrix = bool(leaves) and len(leaves[0].shape) > 1
+    groups = [(_adafactor_matrices, matrices), (_adafactor_vectors, vectors)]
+    held: list[Tensor] = []
+    for program, group in groups if first_is_matrix else groups[::-1]:
+        if group:
+            held = program(tape, group, held)
+    del held
+
+
+def _adafactor_matrices(tape: Tape, group: list[Tensor], held: list[Tensor]) -> list[Tensor]:
+    rows = [tape.empty("linalg_vector_norm", (*x.shape[:-1], ONE), x.dtype) for x in group]
+    del rows
+    columns = [
+        tape.empty("linalg_vector_norm", (*x.shape[:-2], ONE, x.shape[-1]), x.dtype) for x in group
+    ]
+    del columns
+    estimates = [tape.empty("mm", x.shape, x.dtype) for x in group]
+    means = [tape.empty("mean", (ONE,), x.dtype) for x in group]
+    del means
+    return estimates
+
+
+def _adafactor_vectors(tape: Tape, group: list[Tensor], held: list[Tensor]) -> list[Tensor]:
+    """held: the previous group's updates, alive until this group's replace them."""
+    squared = [tape.empty("_foreach_mul", x.shape, x.dtype) for x in group]
+    del squared
+    return [tape.empty("clone", x.shape, x.dtype) for x in group]
+
+
+def _adafactor_loop(tape: Tape, leaves: list[Tensor]) -> None:
+    """Locals of one parameter live until the next one rebinds them, as in the Python loop."""
+    row = column = squared = estimate = update = None
+    for leaf in leaves:
+        if len(leaf.shape) > 1:
+            row = tape.empty("linalg_vector_norm", (*leaf.shape[:-1], ONE), leaf.dtype)
+            column = tape.empty(
+                "linalg_vector_norm", (*leaf.shape[:-2], ONE, leaf.shape[-1]), leaf.dtype
+            )
+            estimate = tape.empty("mm", leaf.shape, leaf.dtype)
+        else:
+            squared = tape.empty("mul", leaf.shape, leaf.dtype)
+            estimate = tape.empty("clone", leaf.shape, leaf.dtype)
+        update = estimate
+    del row, column, squared, estimate, update
+
+
+def _muon(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
+    """torch.optim.Muon on the blocks' matrices, AdamW on the rest."""
+    matrices = [x for x in leaves if len(x.shape) == 2 and x.name.startswith("layers.")]
+    chosen = set(map(id, matrices))
+    update: Tensor | None = None
+    for leaf in matrices:
+        blended = tape.empty("lerp", leaf.shape, leaf.dtype)
+        update = _newton_schulz(tape, leaf, blended)
+        del blended
+    del update
+    _adamw(tape, [x for x in leaves if id(x) not in chosen], plan)
+
+
+def _newton_schulz(tape: Tape, leaf: Tensor, blended: Tensor) -> Tensor:
+    """Five quintic iterations in bf16 over the smaller Gram matrix."""
+    current = blended if leaf.dtype == "bf16" else tape.empty("_to_copy", leaf.shape, "bf16")
+    side = leaf.shape[0] if _is_wide(leaf) else leaf.shape[1]
+    gram = update = None
+    for _ in range(5):
+        gram = tape.empty("mm", (side, side), "bf16")
+        update = tape.empty("addmm", (side, side), "bf16")
+        current = tape.empty("addmm", leaf.shape, "bf16")
+    del gram, update
+    return current
+
+
+def _is_wide(leaf: Tensor) -> bool:
+    """Whether a matrix has at most as many rows as columns, by the dims' values."""
+    values = leaf.tape.values
+    return leaf.shape[0].value(values) <= leaf.shape[1].value(values)
+
+
+_PROGRAMS: dict[str, Callable[[Tape, list[Tensor], OptimizerPlan], None]] = {
+    "adamw": _adamw,
+    "adamw-8bit": _sgd,
+    "sgd": _sgd,
+    "momentum": _sgd,
+    "lion": _lion,
+    "adafactor": _adafactor,
+    "muon": _muon,
+    "none": _sgd,
+}

@@ -1,0 +1,253 @@
+"""Structure: one traced micro-batch of a model with few blocks, which stands for any number of them.
+
+Equal blocks repeat, so each run of them is traced at most three times (first, interior, last) and
+the interior stands for all others. The trace depends on block kinds, kernels and which dims are 1,
+never on sizes; it is made once per structure and cached.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from itertools import accumulate
+
+from memcalc.engine.build import Build
+from memcalc.engine.kernels import BlockKind, Kernels
+from memcalc.engine.ledger import OpRecord
+from memcalc.engine.sizes import Size
+from memcalc.engine.tensors import Label, Tape, Tensor
+from memcalc.engine.trace import micro_batch
+from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
+
+#: Repetitions of a run that are traced; with more, the second stands for all interior ones.
+TRACED = 3
+_MAX_PERIOD = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A pattern of block kinds repeated `count` times."""
+
+    pattern: tuple[BlockKind, ...]
+    count: int
+
+    @property
+    def traced(self) -> int:
+        return min(self.count, TRACED)
+
+    @property
+    def skipped(self) -> int:
+        """Interior repetitions that are not traced."""
+        return self.count - self.traced
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A stretch of the event list: start of a step, one repetition of a run, or what lies between.
+
+    run is -1 outside the blocks; repetition counts from 0 in the traced order.
+    """
+
+    start: int
+    end: int
+    direction: str  # "forward" | "backward"
+    run: int
+    repetition: int
+
+
+@dataclass(frozen=True, slots=True)
+class Structure:
+    """The traced event list with its sizes, labels, segments and final state of each storage."""
+
+    runs: tuple[Run, ...]
+    events: tuple[int, ...]
+    sizes: tuple[Size, ...]
+    unique_sizes: tuple[Size, ...]
+    size_index: tuple[int, ...]
+    labels_of: tuple[int, ...]
+    names: tuple[str, ...]
+    labels: tuple[Label, ...]
+    segments: tuple[Segment, ...]
+    forward_end: int
+    kept: frozenset[int]  # storages alive at the end of forward
+    gradients: frozenset[int]  # storages that end as a parameter's gradient
+    leaves: tuple[Tensor, ...]
+    late_frees: tuple[tuple[int, int], ...]  # (event, run): freed outside the run, for every copy
+    records: dict[tuple[int, str], OpRecord]
+    block_flops: dict[int, dict[str, Size]]
+
+    def traced_block(self, run: int, repetition: int, position: int) -> int:
+        """Index of a block among the traced ones."""
+        before = sum(r.traced * len(r.pattern) for r in self.runs[:run])
+        return before + repetition * len(self.runs[run].pattern) + position
+
+
+def find_runs(kinds: tuple[BlockKind, ...]) -> tuple[Run, ...]:
+    """Cut a list of block kinds into runs of repeated patterns, longest coverage first."""
+    runs: list[Run] = []
+    start = 0
+    while start < len(kinds):
+        best = (1, 1)
+        for period in range(1, min(_MAX_PERIOD, len(kinds) - start) + 1):
+            pattern = kinds[start : start + period]
+            count = 1
+            while kinds[start + count * period : start + (count + 1) * period] == pattern:
+                count += 1
+            covers, leads = count * period, best[0] * best[1]
+            if (count > 1 or period == 1) and covers > leads:
+                best = (period, count)
+        period, count = best
+        runs.append(Run(tuple(kinds[start : start + period]), count))
+        start += period * count
+    return tuple(runs)
+
+
+_SIZE_FIELDS = frozenset(
+    {
+        "name", "notes", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+        "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
+        "num_position_rows", "layer_types", "dtype", "sliding_window", "rotary_dim",
+    }
+)  # fmt: skip
+_MOE_SIZES = frozenset({"num_experts", "moe_intermediate_size", "sparse_layers"})
+
+
+def architecture_key(config: ModelConfig) -> tuple[object, ...]:
+    """Every field of the config that decides the structure; sizes are left out."""
+    key: list[object] = []
+    for spec in fields(config):
+        value = getattr(config, spec.name)
+        if spec.name in _SIZE_FIELDS:
+            continue
+        if isinstance(value, MoeConfig):
+            value = tuple(
+                getattr(value, f.name) for f in fields(value) if f.name not in _MOE_SIZES
+            )
+        elif isinstance(value, MlaConfig):
+            value = ("mla", value.q_lora_rank is not None)
+        elif isinstance(value, float):
+            value = bool(value)
+        elif spec.name == "word_embed_proj_dim":
+            value = value is not None and value != config.hidden_size
+        key.append(value)
+    return tuple(key)
+
+
+@dataclass(frozen=True, slots=True)
+class StructureKey:
+    """What a structure depends on, hashable."""
+
+    architecture: tuple[object, ...]
+    kernels: Kernels
+    runs: tuple[tuple[tuple[BlockKind, ...], int], ...]
+    dims: tuple[tuple[str, Size], ...]
+    has_gradients: bool
+
+
+_CONFIGS: dict[StructureKey, tuple[ModelConfig, tuple[Run, ...]]] = {}
+
+
+def structure_of(
+    config: ModelConfig,
+    kernels: Kernels,
+    kinds: tuple[BlockKind, ...],
+    dims: dict[str, Size],
+    has_gradients: bool,
+) -> tuple[Structure, tuple[Run, ...]]:
+    """The cached structure for this model and setup, and its runs with their true counts."""
+    runs = find_runs(kinds)
+    traced = tuple((r.pattern, r.traced) for r in runs)
+    key = StructureKey(
+        architecture_key(config), kernels, traced, tuple(dims.items()), has_gradients
+    )
+    _CONFIGS[key] = (config, tuple(Run(pattern, count) for pattern, count in traced))
+    return _compiled(key), runs
+
+
+@lru_cache(maxsize=256)
+def _compiled(key: StructureKey) -> Structure:
+    config, runs = _CONFIGS[key]
+    tape = Tape(device=key.kernels.device)
+    build = Build(tape, config, key.kernels, dict(key.dims))
+    layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
+    micro_batch(build, layers, key.has_gradients)
+    return _freeze(tape, runs)
+
+
+def _freeze(tape: Tape, runs: tuple[Run, ...]) -> Structure:
+    end = next(position for position, what, _ in tape.marks if what == "end")
+    events = tuple(tape.events[:end])
+    forward_end = next(position for position, what, _ in tape.marks if what == "backward")
+    kept: set[int] = set()
+    for event in events[:forward_end]:
+        kept.add(event) if event >= 0 else kept.discard(~event)
+    unique = list(dict.fromkeys(tape.sizes))
+    index = {size: i for i, size in enumerate(unique)}
+    grads = {leaf.grad.storage.index for leaf in tape.leaves.values() if leaf.grad is not None}
+    for leaf in tape.leaves.values():
+        leaf.grad = None
+    segments = _segments(tape, runs, forward_end, end)
+    return Structure(
+        runs=runs,
+        events=events,
+        sizes=tuple(tape.sizes),
+        unique_sizes=tuple(unique),
+        size_index=tuple(index[size] for size in tape.sizes),
+        labels_of=tuple(tape.labels_of),
+        names=tuple(tape.names),
+        labels=tuple(tape.labels),
+        segments=segments,
+        forward_end=forward_end,
+        kept=frozenset(kept),
+        gradients=frozenset(grads - {-1}),
+        leaves=tuple(tape.leaves.values()),
+        late_frees=_late_frees(events, segments),
+        records=tape.records,
+        block_flops=tape.block_flops,
+    )
+
+
+def _segments(
+    tape: Tape, runs: tuple[Run, ...], forward_end: int, end: int
+) -> tuple[Segment, ...]:
+    """Cut the event list where a repetition of a run begins, forward and backward."""
+    place: dict[int, tuple[int, int]] = {}
+    starts = accumulate((run.count * len(run.pattern) for run in runs), initial=0)
+    for number, (run, first) in enumerate(zip(runs, starts, strict=False)):
+        for block in range(run.count * len(run.pattern)):
+            place[first + block] = (number, block // len(run.pattern))
+    cuts: list[tuple[int, str, int, int]] = [(0, "forward", -1, -1)]
+    for position, what, block in tape.marks:
+        if what in ("end", "backward"):
+            if what == "backward":
+                cuts.append((position, "backward", -1, -1))
+            continue
+        direction = "backward" if what == "backward block" else "forward"
+        run, repetition = place.get(block, (-1, -1))
+        if cuts[-1][1:] != (direction, run, repetition):
+            cuts.append((position, direction, run, repetition))
+    edges = [*(cut[0] for cut in cuts[1:]), end]
+    return tuple(
+        Segment(start, stop, direction, run, repetition)
+        for (start, direction, run, repetition), stop in zip(cuts, edges, strict=True)
+    )
+
+
+def _late_frees(
+    events: tuple[int, ...], segments: tuple[Segment, ...]
+) -> tuple[tuple[int, int], ...]:
+    """Frees, outside a run, of what its interior repetition made: each happens once a copy.
+
+    Autocast's weight casts are such: made in every block, released together at the end of forward.
+    """
+    interior: dict[int, int] = {}
+    late: list[tuple[int, int]] = []
+    for segment in segments:
+        for position in range(segment.start, segment.end):
+            event = events[position]
+            if event >= 0:
+                if segment.run >= 0 and segment.repetition == 1:
+                    interior[event] = segment.run
+            elif interior.get(~event, segment.run) != segment.run:
+                late.append((position, interior[~event]))
+    return tuple(late)
