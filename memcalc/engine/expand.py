@@ -35,12 +35,11 @@ class _Expander:
         self.out = Expanded()
         self.home: dict[int, tuple[int, int]] = {}  # traced storage -> (segment, ordinal)
         self.ids: dict[tuple[int, int], list[int]] = {}  # (segment, copy) -> ids by ordinal
-        self.previous: dict[int, int] = {}  # interior segment -> the repetition visited before it
+        self.visited: dict[tuple[str, int, int], int] = {}  # (direction, run, repetition) -> segment
         self.late = {position for position, _ in structure.late_frees}
         self._index()
 
     def _index(self) -> None:
-        visited: dict[tuple[str, int], int] = {}
         for number, segment in enumerate(self.structure.segments):
             made = 0
             for event in self.structure.events[segment.start : segment.end]:
@@ -48,10 +47,7 @@ class _Expander:
                     self.home[event] = (number, made)
                     made += 1
             if segment.run >= 0:
-                key = (segment.direction, segment.run)
-                if segment.repetition == 1 and key in visited:
-                    self.previous[number] = visited[key]
-                visited[key] = number
+                self.visited[segment.direction, segment.run, segment.repetition] = number
 
     def skipped(self, segment: Segment) -> int:
         interior = segment.run >= 0 and segment.repetition == 1
@@ -86,20 +82,37 @@ class _Expander:
                 out.events.append(~self._resolve(number, copy, ~event))
 
     def _resolve(self, number: int, copy: int, storage: int) -> int:
-        """The id of what a copy of segment `number` calls `storage`."""
+        """The id of what a copy of segment `number` calls `storage`.
+
+        Within a run the distance between the two repetitions is kept: what the traced interior
+        repetition calls its predecessor's is, in every copy, its own predecessor's.
+        """
         home, ordinal = self.home[storage]
-        segments = self.structure.segments
-        here, there = segments[number], segments[home]
+        here, there = self.structure.segments[number], self.structure.segments[home]
         if home == number:
             return self.ids[number, copy][ordinal]
-        skipped = self.skipped(there)
-        if skipped and here.run == there.run and here.direction != there.direction:
-            # backward walks the interior copies from the last to the first
-            of_copy = skipped - copy if here.repetition == 1 else skipped
-            return self.ids[home, of_copy][ordinal]
-        if copy and self.previous.get(number) == home:
-            return self.ids[number, copy - 1][ordinal]
-        return self.ids[home, skipped][ordinal]
+        if here.run != there.run or here.run < 0:
+            return self.ids[home, self.skipped(there)][ordinal]
+        true = self._true_repetition(here, copy) - (here.repetition - there.repetition)
+        return self.ids[self._segment_of(there.direction, there.run, true)][ordinal]
+
+    def _true_repetition(self, segment: Segment, copy: int) -> int:
+        run = self.runs[segment.run]
+        if segment.repetition == 1 and run.skipped:
+            return 1 + copy if segment.direction == "forward" else run.count - 2 - copy
+        if segment.repetition == run.traced - 1:
+            return run.count - 1
+        return segment.repetition
+
+    def _segment_of(self, direction: str, run: int, true: int) -> tuple[int, int]:
+        """(segment, copy) of a true repetition of a run."""
+        count, skipped = self.runs[run].count, self.runs[run].skipped
+        if true == count - 1:
+            return self.visited[direction, run, self.runs[run].traced - 1], 0
+        if not skipped or true == 0:
+            return self.visited[direction, run, true], 0
+        copy = true - 1 if direction == "forward" else count - 2 - true
+        return self.visited[direction, run, 1], copy
 
 
 def expand(structure: Structure, runs: tuple[Run, ...]) -> Expanded:

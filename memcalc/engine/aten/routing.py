@@ -1,0 +1,223 @@
+"""Operators of mixtures of experts: top-k, sort, gathers of rows, grouped products.
+
+Shapes: T = b s tokens, E experts, t experts a token, R routed token rows (each token once per expert
+it goes to), i and o widths of a product. Scatters of backward rules are out of place: a tensor of
+zeros and the result live together, as PyTorch does under any dispatch mode (see docs/decisions.md).
+Source: tools/autograd/derivatives.yaml of PyTorch 2.13. Checked by: oracle/test_hf_moe.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memcalc.engine.aten.matmul import count_flops, dispatched
+from memcalc.engine.aten.pointwise import out_like
+from memcalc.engine.autograd import Grads, Node, node_for
+from memcalc.engine.sizes import ONE, ZERO, Size
+from memcalc.engine.tensors import Shape, Tensor
+
+
+def top_k(x: Tensor, k: Size, name: str = "topk") -> tuple[Tensor, Tensor]:
+    """The k largest along the last dim (..., k): values, and their int64 indices, which are kept."""
+    return _picked(x, (*x.shape[:-1], k), name)
+
+
+def max_last(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Maximum over the last dim, which is dropped; keeps the indices."""
+    return _picked(x, x.shape[:-1], "max.dim")
+
+
+def _picked(x: Tensor, shape: Shape, name: str) -> tuple[Tensor, Tensor]:
+    node = node_for(_picked_backward, x)
+    values = x.tape.empty(name, shape, x.dtype)
+    indices = x.tape.empty(name, shape, "int64")
+    if node is None:
+        return values, indices
+    node.save(indices, "dgrad")
+    return node.output(values), indices
+
+
+def _picked_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    return [_scattered(node, grads, "scatter.src")]
+
+
+def _scattered(node: Node, grads: Grads, name: str) -> Tensor:
+    """Zeros of the input's shape, and a copy of them with the gradient put in its places."""
+    gradient = grads[0]
+    assert gradient is not None
+    zeros = gradient.tape.empty("new_zeros", node.inputs[0][0], gradient.dtype)
+    return out_like(name, zeros)
+
+
+def gather_last(x: Tensor, index: Tensor) -> Tensor:
+    """x.gather(-1, index): keeps x and the index."""
+    node = node_for(_gather_backward, x)
+    if node:
+        node.save(index, "dgrad")
+        node.save(x, "dgrad")
+    out = x.tape.empty("gather", index.shape, x.dtype)
+    return node.output(out) if node else out
+
+
+def _gather_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    return [_scattered(node, grads, "scatter_add")]
+
+
+def take_rows(x: Tensor, index: Tensor) -> Tensor:
+    """x[index] over the first dim: keeps the index, whose rows receive the gradient."""
+    node = node_for(_take_backward, x)
+    if node:
+        node.save(index, "dgrad")
+    out = x.tape.empty("index.Tensor", (*index.shape, *x.shape[1:]), x.dtype)
+    return node.output(out) if node else out
+
+
+def _take_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    return [_scattered(node, grads, "index_put")]
+
+
+def index_add(target: Tensor, index: Tensor, source: Tensor) -> Tensor:
+    """target with rows of source added in place at index: keeps the index and the source."""
+    node = node_for(_index_add_backward, source)
+    if node:
+        node.save(index, "dgrad")
+        node.save(source, "dgrad")
+    out = target.detach()
+    return node.output(out) if node else out
+
+
+def _index_add_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    return [gradient.tape.empty("index_select", node.inputs[0][0], gradient.dtype)]
+
+
+def sort_ids(ids: Tensor, rows: Size) -> tuple[Tensor, Tensor]:
+    """Expert ids in ascending order, and where each came from: int64 (rows) both."""
+    tape = ids.tape
+    return tape.empty("sort", (rows,), "int64"), tape.empty("sort", (rows,), "int64")
+
+
+def sum_dim(x: Tensor, axis: int, keep: bool) -> Tensor:
+    """Sum over one dim, kept with size 1 or dropped; backward is a broadcast view."""
+    node = node_for(_sum_backward, x)
+    at = axis % len(x.shape)
+    middle = (ONE,) if keep else ()
+    shape = (*x.shape[:at], *middle, *x.shape[at + 1 :])
+    out = x.tape.empty("sum.dim_IntList", shape, x.dtype)
+    if node:
+        node.meta = (at, keep)
+        return node.output(out)
+    return out
+
+
+def _sum_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    at, keep = node.meta
+    shape = node.inputs[0][0]
+    if shape[at] is ONE:
+        return [gradient.view_as(shape, None, None)]
+    strides = gradient.strides
+    after = strides[at + 1 :] if keep else strides[at:]
+    return [gradient.view_as(shape, None, (*strides[:at], ZERO, *after))]
+
+
+def divide_in_place(x: Tensor, y: Tensor) -> Tensor:
+    """x /= y: x is copied first, because y's gradient needs its old value; keeps the copy and y."""
+    node = node_for(_divide_backward, x, y)
+    if node:
+        node.save(y, "dgrad")
+        node.save(out_like("clone", x), "dgrad")
+    out = x.detach()
+    return node.output(out) if node else out
+
+
+def _divide_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    old = saved[1]
+    quotient = out_like("div.Tensor", old)
+    twice = out_like("div.Tensor", quotient)
+    negative = out_like("neg", gradient)
+    grad_y = out_like("mul.Tensor", negative)
+    del negative, twice, quotient
+    return [out_like("div.Tensor", old, gradient.dtype), grad_y]
+
+
+def masked_fill(x: Tensor, mask: Tensor) -> Tensor:
+    """x with a number where mask is set: keeps the mask."""
+    node = node_for(_masked_fill_backward, x)
+    if node:
+        node.save(mask, "dgrad")
+    out = out_like("masked_fill.Scalar", x)
+    return node.output(out) if node else out
+
+
+def _masked_fill_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    return [out_like("masked_fill.Scalar", gradient)]
+
+
+def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
+    """Rows of x (R, i), sorted by expert, each times its expert's matrix of weight (E, o, i): (R, o).
+
+    FLOPs: 2 R i o forward, as much for each gradient; only experts that a row goes to do any work.
+    Keeps x for the weight's gradient, the weight for x's, and where each expert's rows end.
+    """
+    node = node_for(_grouped_mm_backward, x, weight)
+    if node:
+        node.save(x if weight.requires_grad else None, "wgrad")
+        node.save(weight if x.requires_grad else None, "dgrad")
+        node.save(offsets, "both")
+    out_features = weight.shape[1]
+    flops = x.numel * out_features * 2
+    (out,) = dispatched(x.tape, "_grouped_mm", [((x.shape[0], out_features), x.dtype)])
+    count_flops(x.tape, "forward", flops)
+    if node:
+        node.meta = flops
+        return node.output(out)
+    return out
+
+
+def _grouped_mm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    results: Grads = [None, None]
+    for i, kind in ((1, "wgrad"), (0, "dgrad")):
+        if node.needs[i]:
+            count_flops(gradient.tape, kind, node.meta)
+            results[i] = gradient.tape.empty("_grouped_mm", node.inputs[i][0], gradient.dtype)
+    return results
+
+
+def clamp(x: Tensor, both: bool) -> Tensor:
+    """x limited from above, or from both sides: keeps x; backward makes a mask of one byte each."""
+    node = node_for(_clamp_backward, x)
+    if node:
+        node.meta = both
+        node.save(x, "dgrad")
+    out = out_like("clamp", x)
+    return node.output(out) if node else out
+
+
+def _clamp_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    zero = gradient.tape.empty("scalar_tensor", (ONE,), gradient.dtype)
+    masks = [out_like("ge.Scalar", saved[0], "bool") for _ in range(2 if node.meta else 1)]
+    out = out_like("where.self", gradient)
+    del zero, masks
+    return [out]
+
+
+def add_in_place(x: Tensor, y: Tensor) -> Tensor:
+    """x.add_(y) of equal shapes: no bytes."""
+    node = node_for(_add_in_place_backward, x, y)
+    out = x.detach()
+    return node.output(out) if node else out
+
+
+def _add_in_place_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    return [grads[0], grads[0]]
