@@ -2,19 +2,27 @@
 
 b sequences of a micro-batch, s positions, h hidden, a query heads, k key/value heads, g = a / k,
 d head width, r rotated width, f MLP width, V vocabulary, P rows of a position table, w narrow
-embedding width; experts: E in all, t per token, m width of one, n shared width; latent attention:
-q_r and c ranks of queries and of keys/values, d_n and d_r the parts of a query head without and with
+embedding width; experts: E in all in G groups (t_G of them a token), t per token, m width of one, n
+shared width, R token rows routed to this rank (b s t when balanced); latent attention: q_r and c
+ranks of queries and of keys/values, d_n and d_r the parts of a query head without and with
 positions, d_v value head width.
 """
 
 from __future__ import annotations
 
+import math
+
 from memcalc.engine.sizes import ONE, Size, dim
-from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.model import MoeConfig, ModelConfig
 
 
-def dim_values(config: ModelConfig, micro_batch: int, seq: int) -> dict[str, int]:
-    """The integer behind each letter, for one model and one micro-batch."""
+def dim_values(
+    config: ModelConfig, micro_batch: int, seq: int, imbalance: float = 1.0
+) -> dict[str, int]:
+    """The integer behind each letter, for one model and one micro-batch.
+
+    imbalance: token rows this rank's experts receive, over the balanced share.
+    """
     a, k, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     r = d if config.rotary_dim is None else config.rotary_dim
     values = {
@@ -23,15 +31,23 @@ def dim_values(config: ModelConfig, micro_batch: int, seq: int) -> dict[str, int
         "P": config.num_position_rows, "w": config.word_embed_proj_dim or config.hidden_size,
     }  # fmt: skip
     if config.moe:
-        moe = config.moe
-        values |= {"E": moe.num_experts, "t": moe.num_experts_per_tok, "m": moe.moe_intermediate_size}
-        values["n"] = moe.shared_intermediate_size
+        values |= _expert_values(config.moe)
+        values["R"] = math.ceil(micro_batch * seq * config.moe.num_experts_per_tok * imbalance)
     if config.mla:
         mla = config.mla
         values |= {"c": mla.kv_lora_rank, "q_r": mla.q_lora_rank or 0, "d_v": mla.v_head_dim}
         values |= {"d_n": mla.qk_nope_head_dim, "d_r": mla.qk_rope_head_dim}
         values |= {"d_r/2": mla.qk_rope_head_dim // 2}
     return values
+
+
+def _expert_values(moe: MoeConfig) -> dict[str, int]:
+    groups = max(1, moe.expert_groups)
+    return {
+        "E": moe.num_experts, "t": moe.num_experts_per_tok, "m": moe.moe_intermediate_size,
+        "n": moe.shared_intermediate_size, "G": groups, "t_G": moe.groups_per_token,
+        "E/G": moe.num_experts // groups,
+    }  # fmt: skip
 
 
 def dim_sizes(values: dict[str, int]) -> dict[str, Size]:
@@ -44,6 +60,12 @@ def dim_sizes(values: dict[str, int]) -> dict[str, Size]:
         sizes["k"] = sizes["a"]
     elif values["k"] == 1:
         sizes["g"] = sizes["a"]
+    if values["w"] == values["h"]:
+        sizes["w"] = sizes["h"]
     if values["r"] == values["d"]:
         sizes["r"] = sizes["d"]
+    if values.get("G") == 1:
+        sizes["E/G"] = sizes["E"]
+    elif values.get("E/G") == 1:
+        sizes["G"] = sizes["E"]
     return sizes

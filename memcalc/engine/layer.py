@@ -5,6 +5,7 @@ from __future__ import annotations
 from memcalc.engine.aten.pointwise import add, dropout
 from memcalc.engine.blocks.attention import attention
 from memcalc.engine.blocks.embedding import Context
+from memcalc.engine.blocks.hf_block import hf_block
 from memcalc.engine.blocks.mlp import mlp
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
@@ -13,6 +14,8 @@ from memcalc.engine.tensors import Tensor
 
 def block(build: Build, x: Tensor, context: Context) -> Tensor:
     """x + attention(norm(x)), then x + mlp(norm(x)): the pre-norm block of GPT-2 and LLaMA."""
+    if build.kernels.hf:
+        return hf_block(build, x, context)
     x = residual(build, x, drop(build, attend(build, x, context), "attn_dropout"), "attn_residual")
     return residual(build, x, drop(build, feed(build, x), "mlp_dropout"), "mlp_residual")
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from memcalc.engine.autograd import backward
 from memcalc.engine.blocks.embedding import Context, causal_mask, embed, tables
+from memcalc.engine.blocks.hf_loss import causal_lm_loss, logits_of
+from memcalc.engine.blocks.hf_model import hidden_states
 from memcalc.engine.blocks.loss import chunked_loss, head, plain_loss
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
@@ -57,6 +59,9 @@ def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> T
 
 
 def _forward(build: Build, ids: Tensor, layers: list[BlockKind]) -> Tensor:
+    if build.kernels.hf:
+        hidden = hidden_states(build, ids, layers, run_block)
+        return causal_lm_loss(build, logits_of(build, hidden), ids)
     tape = build.tape
     x = embed(build, ids)
     context = (*tables(build), *causal_mask(build))

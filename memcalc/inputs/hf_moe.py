@@ -29,6 +29,7 @@ def mixtral(f: Fields) -> Kwargs:
         num_experts_per_tok=f.size("num_experts_per_tok", default=2),
         moe_intermediate_size=dims["intermediate_size"],
         sparse_layers=tuple(range(layers)),
+        normalize_top_k=True,
     )
     return {**dims, "moe": moe, **window(f, None, ("sliding",) * layers)}
 
@@ -44,6 +45,7 @@ def qwen2_moe(f: Fields) -> Kwargs:
         sparse_layers=sparse_layers(f, layers),
         shared_intermediate_size=f.size("shared_expert_intermediate_size", default=5632),
         shared_expert_gate=True,
+        normalize_top_k=f.flag("norm_topk_prob", False),
     )
     bias = f.flag("qkv_bias", True)
     return {**dims, "attention_bias": bias, "moe": moe, **_qwen2_moe_window(f, layers)}
@@ -70,6 +72,7 @@ def qwen3_moe(f: Fields) -> Kwargs:
         num_experts_per_tok=f.size("num_experts_per_tok", default=8),
         moe_intermediate_size=f.size("moe_intermediate_size", default=768),
         sparse_layers=sparse_layers(f, layers),
+        normalize_top_k=f.flag("norm_topk_prob", False),
     )
     used = f.flag("use_sliding_window", False)
     f.skip("max_window_layers", "sliding_window")
@@ -126,6 +129,8 @@ def _deepseek(f: Fields, max_positions: int, correction_bias: bool = False) -> K
         sparse_layers=tuple(range(first, dims["num_hidden_layers"])),
         shared_intermediate_size=shared * expert,
         correction_bias=correction_bias,
+        fp32_router=True,
+        **_deepseek_choice(f, correction_bias),
     )
     return {
         **dims,
@@ -135,6 +140,20 @@ def _deepseek(f: Fields, max_positions: int, correction_bias: bool = False) -> K
         "mla": mla,
         "moe": moe,
     }
+
+
+def _deepseek_choice(f: Fields, is_v3: bool) -> Kwargs:
+    """How experts are chosen: V3 by sigmoids inside groups, V2 by softmax, in groups or not."""
+    f.skip("norm_topk_prob", "scoring_func", "topk_method")
+    groups = f.size_or_none("n_group", default=8 if is_v3 else None) or 0
+    chosen = f.size_or_none("topk_group", default=4 if is_v3 else None) or 1
+    if is_v3:
+        normalize = f.flag("norm_topk_prob", True)
+        return {"scoring": "sigmoid", "normalize_top_k": normalize, "expert_groups": groups,
+                "groups_per_token": chosen}  # fmt: skip
+    if f.config.get("topk_method", "greedy") == "greedy":
+        return {}
+    return {"expert_groups": groups, "groups_per_token": chosen}
 
 
 def gpt_oss(f: Fields) -> Kwargs:
@@ -148,6 +167,7 @@ def gpt_oss(f: Fields) -> Kwargs:
         sparse_layers=tuple(range(layers)),
         router_bias=True,
         expert_bias=True,
+        scoring="softmax-of-chosen",
     )
     return {
         **dims,

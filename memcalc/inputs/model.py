@@ -20,6 +20,7 @@ NormPlacement = Literal["pre", "post", "sandwich", "post-residual"]
 Position = Literal["rope", "learned", "alibi", "none"]
 QkNorm = Literal["none", "head", "full"]
 LayerType = Literal["full", "sliding"]
+Scoring = Literal["softmax", "sigmoid", "softmax-of-chosen"]
 
 
 def check_dim(name: str, value: object, minimum: int = 1) -> None:
@@ -64,15 +65,31 @@ class MoeConfig:
     router_bias: bool = False  # gpt-oss: the router is a linear with bias
     correction_bias: bool = False  # DeepSeek-V3: a per-expert buffer, not a parameter
     expert_bias: bool = False  # gpt-oss: biases on both expert projections
+    scoring: Scoring = "softmax"  # softmax-of-chosen: gpt-oss, over the chosen experts alone
+    fp32_router: bool = False  # DeepSeek: the router's product runs on fp32 copies
+    normalize_top_k: bool = False  # the chosen experts' weights are divided by their sum
+    expert_groups: int = 0  # DeepSeek: experts are chosen inside the best groups; 0: no groups
+    groups_per_token: int = 1
 
     def __post_init__(self) -> None:
         for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size"):
             check_dim(name, getattr(self, name))
         check_dim("shared_intermediate_size", self.shared_intermediate_size, 0)
+        check_choice("scoring", self.scoring, ("softmax", "sigmoid", "softmax-of-chosen"))
+        self._check_groups()
         if self.num_experts_per_tok > self.num_experts:
             raise ConfigError(
                 f"num_experts_per_tok: got {self.num_experts_per_tok}; "
                 f"rule: at most num_experts = {self.num_experts}"
+            )
+
+    def _check_groups(self) -> None:
+        check_dim("expert_groups", self.expert_groups, 0)
+        check_dim("groups_per_token", self.groups_per_token)
+        if self.expert_groups and self.num_experts % self.expert_groups:
+            raise ConfigError(
+                f"expert_groups: got {self.expert_groups}; "
+                f"rule: divides num_experts = {self.num_experts}"
             )
 
 

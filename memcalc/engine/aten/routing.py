@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.engine.aten.matmul import count_flops, dispatched
-from memcalc.engine.aten.pointwise import out_like
+from memcalc.engine.aten.pointwise import activation_by_result, out_like
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.sizes import ONE, ZERO, Size
 from memcalc.engine.tensors import Shape, Tensor
@@ -190,6 +190,11 @@ def _grouped_mm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
             count_flops(gradient.tape, kind, node.meta)
             results[i] = gradient.tape.empty("_grouped_mm", node.inputs[i][0], gradient.dtype)
     return results
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """1 / (1 + exp(-x)): keeps its result."""
+    return activation_by_result(x, "sigmoid", "sigmoid_backward")
 
 
 def clamp(x: Tensor, both: bool) -> Tensor:

@@ -223,6 +223,37 @@ def _expand_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     return [gradient.tape.empty("sum.dim_IntList", shape, gradient.dtype)]
 
 
+def merge_groups(x: Tensor, total: Size) -> Tensor:
+    """(b, k, g, s, d) copied to (b, a, s, d), a = k g; backward is a view."""
+    node = node_for(_merge_backward, x)
+    out = x.tape.empty("clone", (x.shape[0], total, *x.shape[3:]), x.dtype)
+    return node.output(out) if node else out
+
+
+def _merge_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    shape, steps = node.inputs[0][0], gradient.strides
+    strides = (steps[0], steps[1] * shape[2], *steps[1:])
+    return [gradient.view_as(shape, None, strides)]
+
+
+def index_one(x: Tensor, dim: int) -> Tensor:
+    """x[..., [i], ...] along dim: a copy; backward puts it into zeros out of place."""
+    node = node_for(_index_backward, x)
+    out = x.tape.empty("index.Tensor", (*x.shape[:dim], ONE, *x.shape[dim + 1 :]), x.dtype)
+    return node.output(out) if node else out
+
+
+def _index_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    zeros = gradient.tape.empty("new_zeros", node.inputs[0][0], gradient.dtype)
+    out = gradient.tape.empty("index_put", zeros.shape, zeros.dtype)
+    del zeros
+    return [out]
+
+
 def unsqueeze(x: Tensor, dim: int) -> Tensor:
     """x with a dim of size 1 inserted."""
     return reshape(x, (*x.shape[:dim], ONE, *x.shape[dim:]))

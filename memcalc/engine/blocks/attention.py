@@ -86,21 +86,25 @@ def core(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Conte
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         build.at("attention", "attention")
+        if mask is None:
+            return fused_core(build, q, k, v)
         dtype = build.kernels.compute_dtype
-        q, k, v = to(q, dtype), to(k, dtype), to(v, dtype)
-        kernel = build.kernels.attention
-        if kernel == "flash":
-            return flash_attention(q, k, v)
-        if kernel == "cudnn":
-            return cudnn_attention(q, k, v)
-        if kernel == "efficient":
-            return efficient_attention(q, repeat_heads(build, k), repeat_heads(build, v))
-        assert mask is not None
-        return _eager(build, q, k, v, mask)
+        return _eager(build, to(q, dtype), to(k, dtype), to(v, dtype), mask)
 
     if build.kernels.selective:
         return checkpoint(attend, query, key, value)
     return attend(query, key, value)
+
+
+def fused_core(build: Build, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The attention kernels that keep no scores: (b, a, s, d)."""
+    dtype = build.kernels.compute_dtype
+    q, k, v = to(q, dtype), to(k, dtype), to(v, dtype)
+    if build.kernels.attention == "flash":
+        return flash_attention(q, k, v)
+    if build.kernels.attention == "cudnn":
+        return cudnn_attention(q, k, v)
+    return efficient_attention(q, repeat_heads(build, k), repeat_heads(build, v))
 
 
 def _eager(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -121,7 +125,9 @@ def repeat_kv(build: Build, x: Tensor) -> Tensor:
     if build["a"] is k:
         return x
     wide = expand(unsqueeze(x, 2), (b, k, groups, s, d))
-    return reshape(wide, (b, build["a"], s, d))
+    if k is ONE:
+        return reshape(wide, (b, build["a"], s, d))
+    return merge_groups(wide, build["a"])
 
 
 def repeat_heads(build: Build, x: Tensor) -> Tensor:

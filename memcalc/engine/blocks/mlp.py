@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-from memcalc.engine.aten.pointwise import activation, activation_by_result, mul
+from memcalc.engine.aten.pointwise import (
+    activation,
+    activation_by_result,
+    add,
+    mul,
+    scale,
+    shift,
+    square,
+    tanh,
+)
+from memcalc.engine.aten.shape import split
 from memcalc.engine.build import Build
 from memcalc.engine.tensors import Tensor
 
 
 def mlp(build: Build, x: Tensor) -> Tensor:
     """The MLP as one expression: each intermediate lives as long as the expression needs it."""
+    if build.kernels.traits.fused_gate_up and build.config.gated_mlp:
+        return _fused_gate_up(build, x)
     if build.config.gated_mlp:
-        return _down(build, _gate_mul(build, _activated(build, _gate(build, x)), _up(build, x)))
-    return _down(build, _activated(build, _up(build, x)))
+        return down(build, _gate_mul(build, activated(build, _gate(build, x)), up(build, x)))
+    return down(build, activated(build, up(build, x)))
 
 
 def _gate(build: Build, x: Tensor) -> Tensor:
@@ -19,14 +31,31 @@ def _gate(build: Build, x: Tensor) -> Tensor:
     return build.linear(x, "gate_proj", (build["h"], build["f"]), build.config.mlp_bias)
 
 
-def _up(build: Build, x: Tensor) -> Tensor:
+def up(build: Build, x: Tensor) -> Tensor:
     build.at("up_proj", "mlp")
     return build.linear(x, "up_proj", (build["h"], build["f"]), build.config.mlp_bias)
 
 
-def _activated(build: Build, x: Tensor) -> Tensor:
+def activated(build: Build, x: Tensor) -> Tensor:
     build.at("activation", "mlp")
+    if build.kernels.traits.gelu_by_hand and build.config.hidden_act == "gelu_new":
+        return gelu_by_hand(x)
     return activate(x, build.config.hidden_act)
+
+
+def gelu_by_hand(x: Tensor) -> Tensor:
+    """0.5 x (1 + tanh(c (x + 0.044715 x^3))), an operator at a time (NewGELUActivation)."""
+    return mul(scale(x), shift(tanh(scale(add(x, scale(square(x)))))))
+
+
+def _fused_gate_up(build: Build, x: Tensor) -> Tensor:
+    """Phi-3: one linear for both, cut in two; the product is up first."""
+    f = build["f"]
+    build.at("gate_up_proj", "mlp")
+    up_states = build.linear(x, "gate_up_proj", (build["h"], f * 2), build.config.mlp_bias)
+    gate, up_states = split(up_states, (f, f))
+    up_states = _gate_mul(build, up_states, activated(build, gate))
+    return down(build, up_states)
 
 
 def activate(x: Tensor, name: str) -> Tensor:
@@ -41,6 +70,6 @@ def _gate_mul(build: Build, gate: Tensor, up: Tensor) -> Tensor:
     return mul(gate, up)
 
 
-def _down(build: Build, x: Tensor) -> Tensor:
+def down(build: Build, x: Tensor) -> Tensor:
     build.at("down_proj", "mlp")
     return build.linear(x, "down_proj", (build["f"], build["h"]), build.config.mlp_bias)

@@ -1,0 +1,141 @@
+"""Operators of latent attention and interleaved layouts: strided slices, padding, filled slices.
+
+Source: tools/autograd/derivatives.yaml and torch/csrc/autograd/functions/tensor.cpp (CopySlices) of
+PyTorch 2.13. Checked by: oracle/test_hf_moe.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memcalc.engine.aten.pointwise import broadcast, out_like
+from memcalc.engine.aten.shape import raw_reshape
+from memcalc.engine.autograd import Grads, Node, node_for
+from memcalc.engine.sizes import ONE, Size, number
+from memcalc.engine.tensors import Tensor
+
+
+def every_second(x: Tensor, half: Size) -> Tensor:
+    """x[..., 0::2] or x[..., 1::2], of width half: a view; backward fills zeros of x's shape."""
+    node = node_for(_slice_backward, x)
+    strides = (*x.strides[:-1], x.strides[-1] * 2)
+    out = x.view_as((*x.shape[:-1], half), x.order, strides)
+    return node.output(out) if node else out
+
+
+def cut(x: Tensor, size: Size) -> Tensor:
+    """x[..., a : a + size]: x itself when that is all of it; backward as of `every_second`."""
+    if x.shape[-1] is size:
+        return x
+    node = node_for(_slice_backward, x)
+    out = x.view_as((*x.shape[:-1], size), x.order, x.strides)
+    return node.output(out) if node else out
+
+
+def _slice_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    return [gradient.tape.empty("slice_backward", node.inputs[0][0], gradient.dtype)]
+
+
+def subtract(x: Tensor, y: Tensor) -> Tensor:
+    """x - y: keeps nothing; y's gradient is a negated copy."""
+    node = node_for(_subtract_backward, x, y)
+    shape, order = broadcast(x, y)
+    out = x.tape.empty("sub.Tensor", shape, x.dtype, order)
+    return node.output(out) if node else out
+
+
+def _subtract_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    return [gradient, out_like("neg", gradient) if node.needs[1] else None]
+
+
+def pad_last(x: Tensor, width: Size) -> Tensor:
+    """x padded with zeros to width along the last dim: a new tensor; backward cuts into a new one."""
+    node = node_for(_pad_backward, x)
+    out = x.tape.empty("constant_pad_nd", (*x.shape[:-1], width), x.dtype)
+    return node.output(out) if node else out
+
+
+def _pad_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    return [gradient.tape.empty("constant_pad_nd", node.inputs[0][0], gradient.dtype)]
+
+
+def fill(base: Tensor, part: Tensor) -> Tensor:
+    """base[..., a:b].copy_(part) for a dense base: no bytes; backward copies the whole gradient.
+
+    base's own gradient is that copy with the filled columns zeroed, part's the columns.
+    """
+    node = node_for(_fill_backward, base, part)
+    out = base.view_as(base.shape, None, None)
+    if node:
+        return node.output(out)
+    return out
+
+
+def _fill_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    tape = gradient.tape
+    (shape, _), (part_shape, _) = node.inputs
+    rest = tape.empty("new_empty_strided", shape, gradient.dtype)
+    columns = tape.empty("clone", part_shape, gradient.dtype)
+    if not node.needs[0]:
+        return [None, columns]
+    tape.empty("zeros_like", part_shape, gradient.dtype)
+    return [rest, columns]
+
+
+def as_complex(x: Tensor) -> Tensor:
+    """fp32 pairs (..., r) seen as complex numbers (..., r/2): view_as_complex of a reshape."""
+    node = node_for(_complex_backward, x)
+    half = _half(x.shape[-1])
+    dense = raw_reshape(x, (*x.shape[:-1], half, number(2))) if not x.is_dense else x
+    out = Tensor(dense.storage, x.tape, (*x.shape[:-1], half), "complex64", x.order)
+    return node.output(out) if node else out
+
+
+def _complex_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    shape = node.inputs[0][0]
+    return [Tensor(gradient.storage, gradient.tape, shape, "fp32", gradient.order)]
+
+
+def as_real(x: Tensor, width: Size) -> Tensor:
+    """Complex numbers (..., r/2) seen as fp32 (..., r)."""
+    node = node_for(_real_backward, x)
+    out = Tensor(x.storage, x.tape, (*x.shape[:-1], width), "fp32", x.order)
+    return node.output(out) if node else out
+
+
+def _real_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    return [Tensor(gradient.storage, gradient.tape, node.inputs[0][0], "complex64", gradient.order)]
+
+
+def rotate_complex(x: Tensor, angles: Tensor) -> Tensor:
+    """x times unit complex numbers without gradient, which are kept, and copied in backward."""
+    node = node_for(_rotate_backward, x)
+    if node:
+        node.save(angles, "dgrad")
+    out = out_like("mul.Tensor", x)
+    return node.output(out) if node else out
+
+
+def _rotate_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    conjugate = out_like("clone", saved[0])
+    out = out_like("mul.Tensor", gradient)
+    del conjugate
+    return [out]
+
+
+def _half(size: Size) -> Size:
+    return ONE if size is number(2) else size.over(2)

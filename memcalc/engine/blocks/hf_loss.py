@@ -1,0 +1,48 @@
+"""transformers' ForCausalLM: head, soft cap, and the loss on labels shifted by padding.
+
+The 16-bit logits stay alive in the output object until the loss is made.
+Source: transformers 5.23, loss/loss_utils.py. Checked by: oracle/test_hf_families.py.
+"""
+
+from __future__ import annotations
+
+from memcalc.engine.aten.fused import log_softmax, nll_loss
+from memcalc.engine.aten.matmul import linear
+from memcalc.engine.aten.pointwise import scale, tanh, to
+from memcalc.engine.aten.shape import reshape
+from memcalc.engine.build import Build
+from memcalc.engine.tensors import Tensor
+
+
+def logits_of(build: Build, hidden: Tensor) -> Tensor:
+    """Logits (b, s, V), capped where the model caps them."""
+    build.at("lm_head", "head")
+    config, width = build.config, build["w"]
+    if config.tie_word_embeddings:
+        weight = build.cast_param(build.tape.leaves["embedding.weight"])
+        x = to(hidden, build.kernels.compute_dtype) if build.kernels.autocast else hidden
+        bias = build.param("lm_head.bias", (build["V"],)) if config.lm_head_bias else None
+        logits = linear(x, weight, bias)
+        del x
+    else:
+        logits = build.linear(hidden, "lm_head", (width, build["V"]), config.lm_head_bias)
+    if config.final_logit_softcapping is None:
+        return logits
+    build.at("logit_softcap", "head")
+    logits = scale(logits, "div.Tensor")
+    logits = tanh(logits)
+    return scale(logits)
+
+
+def causal_lm_loss(build: Build, logits: Tensor, labels: Tensor) -> Tensor:
+    """ForCausalLMLoss: fp32 logits, labels padded by one and shifted, mean cross-entropy."""
+    tape, b, s = build.tape, build["b"], build["s"]
+    tape.phase = "loss"
+    build.at("loss", "loss")
+    wide = to(logits, "fp32")
+    padded = tape.empty("constant_pad_nd", (b, s + 1), "int64")
+    shifted = tape.empty("clone", (b, s), "int64")
+    flat = reshape(wide, (b * s, build["V"]))
+    loss = nll_loss(log_softmax(flat), shifted)
+    del padded
+    return loss

@@ -1,0 +1,88 @@
+"""Masks and ALiBi biases as transformers makes them before the first block.
+
+Shapes: mask (b, 1, s, s) in the parameters' dtype, ALiBi (b a, 1, s).
+Source: transformers 5.23, masking_utils.py (eager masks) and the modeling files of BLOOM and Falcon.
+Checked by: oracle/test_hf_families.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memcalc.engine.blocks.embedding import Context
+from memcalc.engine.build import Build
+from memcalc.engine.sizes import ONE
+from memcalc.engine.tensors import Tensor
+
+
+def masks(build: Build, kinds: list[str], always: bool = False) -> dict[str, Context]:
+    """The additive mask of each kind of layer; none where the kernel is causal by itself."""
+    if build.kernels.attention != "eager" and not always:
+        return {kind: () for kind in ("full", "sliding")}
+    build.at("causal_mask", "embedding")
+    return {kind: (_mask(build, kind),) for kind in kinds}
+
+
+def _mask(build: Build, kind: str) -> Tensor:
+    tape, b, s, dtype = build.tape, build["b"], build["s"], build.kernels.param_dtype
+    batch = tape.empty("arange", (b,), "int64")
+    head = tape.empty("arange", (ONE,), "int64")
+    queries = _shifted_range(build)
+    keys = _shifted_range(build)
+    allowed = _allowed(build, kind)
+    del batch, head, queries, keys
+    zero = tape.empty("zeros", (ONE,), dtype)
+    lowest = tape.empty("scalar_tensor", (ONE,), dtype)
+    out = tape.empty("where.self", (b, ONE, s, s), dtype)
+    del zero, lowest, allowed
+    return out
+
+
+def _shifted_range(build: Build) -> Tensor:
+    start = build.tape.empty("arange", (build["s"],), "int64")
+    out = build.tape.empty("add.Tensor", (build["s"],), "int64")
+    del start
+    return out
+
+
+def _allowed(build: Build, kind: str) -> Tensor:
+    """bool (s, s): which key each query may see."""
+    tape, square = build.tape, (build["s"], build["s"])
+    if kind == "full":
+        return tape.empty("le.Tensor", square, "bool")
+    return tape.empty("le.Tensor", square, "bool")
+
+
+def alibi(build: Build) -> Context:
+    """BLOOM's bias (b a, 1, s): slopes times positions, repeated over the batch."""
+    build.at("alibi", "embedding")
+    tape, b, a, s = build.tape, build["b"], build["a"], build["s"]
+    base = tape.empty("full", (ONE,), "fp32")
+    powers = tape.empty("arange", (a,), "int32")
+    slopes = tape.empty("pow.Tensor_Tensor", (a,), "fp32")
+    del base, powers
+    positions = tape.empty("arange", (s,), "int64")
+    bias = tape.empty("mul.Tensor", (a, s), "fp32")
+    del positions
+    repeated = tape.empty("repeat", (b * a, ONE, s), "fp32")
+    out = tape.empty("_to_copy", (b * a, ONE, s), build.kernels.param_dtype)
+    del slopes, bias, repeated
+    return (out,)
+
+
+def falcon_alibi(
+    build: Build, position_ids: Callable[[Build], Tensor]
+) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
+    """Falcon-RW's bias (b, a, 1, s), what stays alive, and the mask it is merged into (b, a, s, s)."""
+    build.at("alibi", "embedding")
+    tape, b, a, s, dtype = build.tape, build["b"], build["a"], build["s"], build.kernels.param_dtype
+    ones = tape.empty("ones", (b, s), "int64")
+    bias = tape.empty("mul.Tensor", (b * a, ONE, s), dtype)
+    positions = position_ids(build)
+    mask = masks(build, ["full"], always=True)["full"][0]
+    build.at("causal_mask", "embedding")
+    scaled = tape.empty("div.Tensor", (b, a, ONE, s), dtype)
+    hidden = tape.empty("lt.Scalar", (b, ONE, s, s), "bool")
+    merged = tape.empty("masked_fill", (b, a, s, s), dtype)
+    del scaled, hidden, mask
+    return bias.view_as((b, a, ONE, s), None, None), (ones, positions), merged

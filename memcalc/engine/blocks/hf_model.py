@@ -1,0 +1,179 @@
+"""transformers' decoder models: what runs before the blocks, the blocks, the final norm.
+
+Names alive in `forward` of a modeling file are alive here: input embeddings, position ids, masks and
+rotary tables live until the final norm has run. Shapes: b sequences, s positions, h hidden.
+Source: transformers 5.23, models/*/modeling_*.py. Checked by: oracle/test_hf_families.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from memcalc.engine.aten.fused import embedding
+from memcalc.engine.aten.pointwise import add, dropout, mul, scale, to
+from memcalc.engine.blocks.embedding import Context
+from memcalc.engine.blocks.hf_masks import alibi, falcon_alibi, masks
+from memcalc.engine.blocks.norm import norm
+from memcalc.engine.build import Build
+from memcalc.engine.kernels import BlockKind
+from memcalc.engine.sizes import ONE
+from memcalc.engine.tensors import Tensor
+
+RunBlock = Callable[[Build, int, BlockKind, Tensor, Context], Tensor]
+#: Input of block 0, context of full and sliding blocks, whatever else stays alive.
+Start = tuple[Tensor, dict[str, Context], tuple[Tensor, ...]]
+
+
+def hidden_states(build: Build, ids: Tensor, layers: list[BlockKind], run: RunBlock) -> Tensor:
+    """Model.forward: the normed hidden states (b, s, h); all else it made is gone on return."""
+    x, contexts, alive = _STARTS[build.kernels.traits.start](build, ids, layers)
+    for index, kind in enumerate(layers):
+        build.tape.mark("block", index)
+        x = run(build, index, kind, x, contexts[kind.attention])
+    build.tape.mark("blocks end", -1)
+    if build.config.final_norm:
+        x = norm(build, x, "final_norm")
+    if build.config.word_embed_proj_dim:
+        build.at("project_out", "head")
+        x = build.linear(x, "project_out", (build["h"], build["w"]), False)
+    build.held = None
+    return x
+
+
+def _token_embedding(build: Build, ids: Tensor) -> Tensor:
+    build.at("embedding", "embedding")
+    x = embedding(build.param("embedding.weight", (build["V"], build["w"])), ids)
+    return scale(x) if build.config.embedding_scale else x
+
+
+def _position_ids(build: Build) -> Tensor:
+    """arange(s) + 0: int64."""
+    build.at("position_ids", "embedding")
+    start = build.tape.empty("arange", (build["s"],), "int64")
+    out = build.tape.empty("add.Tensor", (build["s"],), "int64")
+    del start
+    return out.view_as((ONE, build["s"]), None, None)
+
+
+def _rotary(build: Build) -> Context:
+    """cos and sin (1, s, r) in the embedding's dtype; both are scaled by a number after the fact."""
+    if build.config.position_embedding != "rope":
+        return ()
+    build.at("rope_tables", "embedding")
+    tape, dtype, shape = build.tape, build.kernels.param_dtype, (build["s"], build["r"])
+    positions = tape.empty("_to_copy", shape[:1], "fp32")
+    freqs = tape.empty("mul.Tensor", (build["s"], build["r/2"]), "fp32")
+    del positions
+    both = tape.empty("cat", shape, "fp32")
+    cos = scale(tape.empty("cos", shape, "fp32"))
+    sin = scale(tape.empty("sin", shape, "fp32"))
+    out = to(cos, dtype), to(sin, dtype)
+    del freqs, both
+    return out
+
+
+def _llama(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
+    x = _token_embedding(build, ids)
+    positions = _position_ids(build)
+    by_kind = masks(build, _kinds_with_masks(build, layers))
+    if build.config.model_type == "gemma3_text":
+        tables = {kind: _rotary(build) for kind in _kinds(layers)}
+    else:
+        tables = dict.fromkeys(("full", "sliding"), _rotary(build))
+    contexts = {kind: (*tables[kind], positions, *by_kind[kind]) for kind in _kinds(layers)}
+    return x, contexts, (x, positions, *(m for ms in by_kind.values() for m in ms))
+
+
+def _kinds(layers: list[BlockKind]) -> list[str]:
+    return sorted({layer.attention for layer in layers})
+
+
+def _kinds_with_masks(build: Build, layers: list[BlockKind]) -> list[str]:
+    """Gemma makes both masks whatever its layers are; the others what a layer asks for."""
+    if build.config.model_type in ("gemma2", "gemma3_text", "gpt_oss"):
+        return ["full", "sliding"]
+    return _kinds(layers)
+
+
+def _gpt2(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
+    embeds = _token_embedding(build, ids)
+    positions = _position_ids(build)
+    build.at("position_embedding", "embedding")
+    rows = build.param("position_embedding.weight", (build["P"], build["h"]))
+    position_embeds = embedding(rows, positions)
+    x = add(embeds, position_embeds)
+    context = (positions, *masks(build, ["full"])["full"])
+    return _embedding_dropout(build, x), {"full": context}, (embeds, position_embeds)
+
+
+def _embedding_dropout(build: Build, x: Tensor) -> Tensor:
+    if not build.config.embedding_dropout or not build.kernels.use_dropout:
+        return x
+    build.at("embedding_dropout", "embedding")
+    return dropout(x, build.config.embedding_dropout)
+
+
+def _gptj(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
+    embeds = _token_embedding(build, ids)
+    positions = _position_ids(build)
+    context = (positions, *masks(build, ["full"])["full"])
+    return _embedding_dropout(build, embeds), {"full": context}, (embeds,)
+
+
+def _gpt_neox(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
+    embeds = _token_embedding(build, ids)
+    positions = _position_ids(build)
+    mask = masks(build, ["full"])["full"]
+    x = _embedding_dropout(build, embeds)
+    return x, {"full": (*_rotary(build), positions, *mask)}, (embeds,)
+
+
+def _opt(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
+    """Positions are counted from a dense mask (b, s); the embedding may be narrower than h."""
+    embeds = _token_embedding(build, ids)
+    build.at("position_ids", "embedding")
+    tape, shape = build.tape, (build["b"], build["s"])
+    ones = tape.empty("ones", shape, "fp32")
+    counted = tape.empty("cumsum", shape, "fp32")
+    shifted = scale(scale(counted), "sub.Tensor")
+    positions = to(shifted, "int64")
+    del counted, shifted
+    context = masks(build, ["full"])["full"]
+    build.at("position_embedding", "embedding")
+    rows = build.param("position_embedding.weight", (build["P"], build["h"]))
+    position_embeds = embedding(rows, scale(positions, "add.Tensor"))
+    if build.config.word_embed_proj_dim:
+        build.at("project_in", "embedding")
+        embeds = build.linear(embeds, "project_in", (build["w"], build["h"]), False)
+    build.at("position_embedding", "embedding")
+    x = add(embeds, position_embeds)
+    return x, {"full": (positions, *context)}, (embeds, position_embeds, ones)
+
+
+def _bloom(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
+    embeds = _token_embedding(build, ids)
+    x = norm(build, embeds, "embedding_norm")
+    bias = alibi(build)
+    return x, {"full": (*bias, *masks(build, ["full"])["full"])}, (embeds,)
+
+
+def _falcon(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
+    """The mask is always made, and ALiBi is merged into it."""
+    embeds = _token_embedding(build, ids)
+    if build.config.position_embedding == "alibi":
+        bias, alive, mask = falcon_alibi(build, _position_ids)
+        tables = _rotary_unused(build)
+        return embeds, {"full": (*tables, bias, mask)}, (embeds, *alive)
+    positions = _position_ids(build)
+    context = masks(build, ["full"], always=True)["full"]
+    return embeds, {"full": (*_rotary(build), positions, *context)}, (embeds,)
+
+
+def _rotary_unused(build: Build) -> Context:
+    return ()
+
+
+_STARTS: dict[str, Callable[[Build, Tensor, list[BlockKind]], Start]] = {
+    "llama": _llama, "gpt2": _gpt2, "gptj": _gptj, "gpt_neox": _gpt_neox, "opt": _opt,
+    "bloom": _bloom, "falcon": _falcon,
+}  # fmt: skip

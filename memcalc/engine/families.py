@@ -1,0 +1,51 @@
+"""Which code each model_type of transformers 5.23 is: a row of Traits, and the kernels it can call.
+
+Source: transformers/models/<model_type>/modeling_*.py, version 5.23. ChatGLM and Baichuan have no
+class there; theirs follow the modeling files published with the weights.
+Checked by: oracle/test_hf_families.py.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from memcalc.engine.kernels import Traits
+
+_LLAMA: Final = Traits(gelu_by_hand=True)
+_TRAITS: Final[dict[str, Traits]] = {
+    "qwen3": Traits(qk_norm_at="heads"),
+    "qwen3_moe": Traits(qk_norm_at="heads"),
+    "gemma3_text": Traits(qk_norm_at="transposed"),
+    "olmo2": Traits(norm_casts_last=True),
+    "phi3": Traits(qkv="slices", rope="cat_both", fused_gate_up=True, keeps_undropped=True),
+    "gpt2": Traits(
+        start="gpt2", qkv="split", drop_inside=True, upcast_softmax=False, gelu_by_hand=True
+    ),
+    "openai-gpt": Traits(start="gpt2", qkv="split", drop_inside=True, gelu_by_hand=True),
+    "gptj": Traits(start="gptj", block="gptj", attention="gptj", gelu_by_hand=True),
+    "gpt_neox": Traits(start="gpt_neox", block="gpt_neox", qkv="per_head", rope="cat_each"),
+    "opt": Traits(start="opt", scale_query=True, inline_mlp=True),
+    "bloom": Traits(start="bloom", block="bloom", attention="bloom"),
+    "falcon": Traits(start="falcon", block="falcon", attention="falcon"),
+    "chatglm": Traits(qkv="split", fused_gate_up=True),
+    "baichuan": Traits(qkv="split"),
+}
+#: Families whose transformers code calls no fused kernel, or loses a feature if it does.
+_OWN: Final = {
+    "gemma2": "soft caps of the scores need eager attention",
+    "gptj": "its code computes attention itself, in fp32",
+    "bloom": "its code computes attention itself, ALiBi added by baddbmm",
+    "gpt_oss": "attention sinks need eager attention",
+}
+
+
+def traits_for(model_type: str) -> Traits:
+    """How this family's transformers code is written; llama's way where nothing is said."""
+    return _TRAITS.get(model_type, _LLAMA)
+
+
+def attention_for(model_type: str, wanted: str) -> tuple[str, str]:
+    """The attention kernel this family's code runs when `wanted` is asked for, and a note if other."""
+    if wanted != "eager" and model_type in _OWN:
+        return "eager", f"attention: eager, not {wanted}: {_OWN[model_type]}"
+    return wanted, ""

@@ -1,0 +1,200 @@
+"""Memory of one rank: model states plus the timeline, phase by phase, with what is alive at the peak.
+
+Live bytes of a phase are the bytes that were there before the step (parameters, optimizer states,
+token ids, gradients that already exist) plus the timeline of the last micro-batch. Earlier
+micro-batches never peak higher. The optimizer's step stands on all gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memcalc.engine.optimizer import OptimizerPlan, run_step
+from memcalc.engine.plan import Plan
+from memcalc.engine.sizes import Size
+from memcalc.engine.states import States, all_leaves, states
+from memcalc.engine.structure import Run, Segment, Structure
+from memcalc.engine.tensors import Tape
+from memcalc.engine.timeline import Instant, Measured, measure, size_values
+
+CATEGORIES = (
+    "parameters", "gradients", "optimizer", "activations", "loss", "temporary", "buffers",
+)  # fmt: skip
+_BUFFER_OPS = frozenset({"rope_tables", "causal_mask", "alibi", "position_ids"})
+_LOSS_OPS = frozenset({"lm_head", "loss"})
+
+
+@dataclass(frozen=True, slots=True)
+class StepMemory:
+    """Requested bytes of one training step from the second on.
+
+    phases: peak of each; instants: where each peaks; breakdown: categories at the step's peak, which
+    sum to it.
+    """
+
+    states: States
+    peak_bytes: int
+    peak: Instant
+    phases: dict[str, int]
+    instants: dict[str, Instant]
+    breakdown: dict[str, int]
+    saved_bytes: int
+    saved_per_layer_bytes: int
+    input_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerTrace:
+    """The optimizer step's own events: i >= 0 allocates unique size size_index[i], ~i frees."""
+
+    events: tuple[int, ...]
+    unique_sizes: tuple[Size, ...]
+    size_index: tuple[int, ...]
+    names: tuple[str, ...]
+    ops: tuple[str, ...]
+
+
+_TRACES: dict[tuple[object, ...], OptimizerTrace] = {}
+
+
+def optimizer_trace(
+    structure: Structure, runs: tuple[Run, ...], plan: OptimizerPlan, values: Mapping[str, int]
+) -> OptimizerTrace:
+    """The cached allocations of one optimizer step over all layers' parameters."""
+    shapes = tuple(sorted(values.items())) if plan.name == "muon" else ()
+    key = (id(structure), tuple(run.count for run in runs), plan, shapes)
+    known = _TRACES.get(key)
+    if known is None:
+        tape = Tape(values=dict(values))
+        run_step(tape, all_leaves(structure, runs), plan)
+        unique = list(dict.fromkeys(tape.sizes))
+        index = {size: i for i, size in enumerate(unique)}
+        known = _TRACES[key] = OptimizerTrace(
+            tuple(tape.events),
+            tuple(unique),
+            tuple(index[size] for size in tape.sizes),
+            tuple(tape.names),
+            tuple(tape.labels[i].op for i in tape.labels_of),
+        )
+    return known
+
+
+def input_bytes(plan: Plan) -> int:
+    """Token ids of one micro-batch, and labels where they are a tensor of their own (int64)."""
+    return 8 * plan.resolved.tokens * (2 if plan.resolved.setup.separate_labels else 1)
+
+
+def step_memory(plan: Plan) -> StepMemory:
+    """Requested bytes of the step: phases, peak, its instant and breakdown."""
+    structure, runs = plan.structure(plan.keeps_gradients)
+    held = states(structure, runs, plan.optimizer, plan.values)
+    batch = measure(structure, runs, plan.values)
+    existing = held.gradient_bytes if plan.keeps_gradients else 0
+    inputs = input_bytes(plan)
+    static = held.parameter_bytes + held.optimizer_bytes + held.master_bytes + inputs
+    phases = {name: static + existing + i.live_bytes for name, i in batch.phases.items()}
+    instants = dict(batch.phases)
+    step = _optimizer_peak(optimizer_trace(structure, runs, plan.optimizer, plan.values), plan)
+    instants["optimizer"] = step
+    phases["optimizer"] = static + held.gradient_bytes + step.live_bytes
+    winner = max(phases, key=lambda name: phases[name])
+    breakdown = _static_breakdown(held, inputs)
+    if winner == "optimizer":
+        breakdown["gradients"] += held.gradient_bytes
+        breakdown["temporary"] += step.live_bytes
+    else:
+        breakdown["gradients"] += existing
+        for name, size in _alive(structure, runs, plan.values, instants[winner]).items():
+            breakdown[name] += size
+    return StepMemory(
+        states=held,
+        peak_bytes=phases[winner],
+        peak=instants[winner],
+        phases=phases,
+        instants=instants,
+        breakdown=breakdown,
+        saved_bytes=batch.saved_bytes,
+        saved_per_layer_bytes=_saved_per_layer(structure, runs, plan.values, batch),
+        input_bytes=inputs,
+    )
+
+
+def _static_breakdown(held: States, inputs: int) -> dict[str, int]:
+    breakdown = dict.fromkeys(CATEGORIES, 0)
+    breakdown["parameters"] = held.parameter_bytes
+    breakdown["optimizer"] = held.optimizer_bytes + held.master_bytes
+    breakdown["buffers"] = inputs
+    return breakdown
+
+
+def _optimizer_peak(trace: OptimizerTrace, plan: Plan) -> Instant:
+    unique = [size.value(plan.values) for size in trace.unique_sizes]
+    live = best = 0
+    where = -1
+    for event in trace.events:
+        if event >= 0:
+            live += unique[trace.size_index[event]]
+            if live > best:
+                best, where = live, event
+        else:
+            live -= unique[trace.size_index[~event]]
+    name, op = ("", "optimizer") if where < 0 else (trace.names[where], trace.ops[where])
+    return Instant(best, "optimizer", op, -1, name, False, where)
+
+
+def category(structure: Structure, storage: int) -> str:
+    """The breakdown's category of a traced storage."""
+    label = structure.labels[structure.labels_of[storage]]
+    if storage in structure.gradients:
+        return "gradients"
+    if label.op in _BUFFER_OPS:
+        return "buffers"
+    if label.op in _LOSS_OPS and (label.op == "loss" or label.phase != "backward"):
+        return "loss"
+    if storage in structure.kept or label.recomputed:
+        return "activations"
+    return "temporary"
+
+
+def _alive(
+    structure: Structure, runs: tuple[Run, ...], values: Mapping[str, int], instant: Instant
+) -> dict[str, int]:
+    """Bytes by category alive at an instant of the timeline."""
+    sizes = size_values(structure, values)
+    late = dict(structure.late_frees)
+    totals = dict.fromkeys(CATEGORIES, 0)
+
+    def add(start: int, end: int, times: int) -> None:
+        for position in range(start, end):
+            event = structure.events[position]
+            storage = event if event >= 0 else ~event
+            size = sizes[storage] * times
+            if position in late and event < 0:
+                size *= 1 + runs[late[position]].skipped
+            totals[category(structure, storage)] += size if event >= 0 else -size
+
+    add(0, instant.event + 1, 1)
+    for segment, times in instant.copies:
+        add(segment.start, segment.end, times)
+    return totals
+
+
+def _saved_per_layer(
+    structure: Structure, runs: tuple[Run, ...], values: Mapping[str, int], batch: Measured
+) -> int:
+    """Bytes one block of the longest run leaves behind in forward, casts of weights included."""
+    longest = max(range(len(runs)), key=lambda i: runs[i].count * len(runs[i].pattern))
+    middle = 1 if runs[longest].traced > 1 else 0
+    segment: Segment = next(
+        s
+        for s in structure.segments
+        if s.run == longest and s.direction == "forward" and s.repetition == middle
+    )
+    sizes = size_values(structure, values)
+    kept = sum(
+        sizes[e]
+        for e in structure.events[segment.start : segment.end]
+        if e >= 0 and e in structure.kept
+    )
+    return kept // len(runs[longest].pattern)

@@ -1,0 +1,167 @@
+"""Plan: a resolved setup turned into kernels, block kinds, dims and an optimizer plan.
+
+The only place that knows what a precision or a stack's name means in dtypes and kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from memcalc.engine.dims import dim_sizes, dim_values
+from memcalc.engine.families import attention_for, traits_for
+from memcalc.engine.kernels import BlockKind, Kernels, Traits
+from memcalc.engine.optimizer import OptimizerPlan
+from memcalc.engine.sizes import Size
+from memcalc.engine.structure import Run, Structure, structure_of
+from memcalc.inputs.model import ModelConfig, check_choice
+from memcalc.inputs.stacks import Stack
+from memcalc.inputs.training import ATTENTIONS, LOSSES, ResolvedSetup
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """What a precision's name means: dtypes of parameters and matmuls, casts, master copies."""
+
+    param_dtype: str
+    compute_dtype: str
+    autocast: bool = False
+    master: bool = False
+    fp8_linear: bool = False
+
+
+#: tf32 changes the matmuls' arithmetic (19 bits), not one stored byte: 4 bytes an element.
+PRECISIONS = {
+    "fp32": Precision("fp32", "fp32"),
+    "tf32": Precision("fp32", "fp32"),
+    "fp16-mixed": Precision("fp32", "fp16", autocast=True),
+    "bf16-mixed": Precision("fp32", "bf16", autocast=True),
+    "bf16": Precision("bf16", "bf16"),
+    "bf16-master": Precision("bf16", "bf16", master=True),
+    "fp8-mixed": Precision("fp32", "bf16", autocast=True, fp8_linear=True),
+}
+
+_CHOICES = {
+    "norm": ("hand", "decomposed", "fused"),
+    "attention": ATTENTIONS,
+    "loss": LOSSES,
+    "device": ("cuda", "cpu"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything the engine needs for one estimate."""
+
+    resolved: ResolvedSetup
+    kernels: Kernels
+    kinds: tuple[BlockKind, ...]
+    values: dict[str, int]
+    dims: dict[str, Size]
+    optimizer: OptimizerPlan
+    notes: tuple[str, ...]
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.resolved.config
+
+    @property
+    def keeps_gradients(self) -> bool:
+        """Whether gradients already exist when the last micro-batch of a step begins."""
+        return self.resolved.grad_accum_steps > 1 or not self.resolved.setup.set_to_none
+
+    def structure(self, has_gradients: bool) -> tuple[Structure, tuple[Run, ...]]:
+        """The traced structure of one micro-batch and its runs."""
+        return structure_of(self.config, self.kernels, self.kinds, self.dims, has_gradients)
+
+
+def make_plan(
+    resolved: ResolvedSetup, stack: Stack, overrides: Mapping[str, Any] | None = None
+) -> Plan:
+    """The plan of a setup on a stack; overrides are `kernels.*` values set by hand."""
+    setup = resolved.setup
+    precision = PRECISIONS[setup.precision]
+    choices = {**stack.choices, **_checked(overrides or {})}
+    notes: list[str] = []
+    config = resolved.config
+    family_code = bool(choices.pop("family_code", False))
+    wanted = setup.attention if "attention" not in (overrides or {}) else choices["attention"]
+    kernel, note = _attention(config, wanted, family_code)
+    if note:
+        notes.append(note)
+    loss = setup.loss or choices["loss"]
+    if loss == "fused":
+        notes.append("loss fused: priced as chunked with gradients made in forward, a closed form")
+    if family_code and loss not in ("fp32", choices["loss"]):
+        notes.append(f"loss {loss} has no effect: stack {stack.name} runs the family's own loss")
+    kernels = Kernels(
+        param_dtype=precision.param_dtype,
+        compute_dtype=precision.compute_dtype,
+        autocast=precision.autocast,
+        fp8_linear=precision.fp8_linear,
+        norm=choices["norm"],
+        attention=kernel,
+        loss=loss,
+        loss_chunks=setup.loss_chunks,
+        selective=setup.recompute == "selective",
+        device=choices.get("device", "cuda"),
+        hf=family_code,
+        traits=traits_for(config.model_type) if family_code else Traits(),
+    )
+    values = dim_values(config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance)
+    if precision.fp8_linear:
+        notes.append("fp8-mixed: fp8 copies of both operands of each linear, not yet measured")
+    plan = OptimizerPlan(
+        name=setup.optimizer,
+        impl=resolved.optimizer_impl,
+        state_dtype=setup.optimizer_dtype,
+        master=precision.master,
+        grad_clip=setup.grad_clip,
+    )
+    return Plan(
+        resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), plan,
+        tuple(notes),
+    )  # fmt: skip
+
+
+def _attention(config: ModelConfig, wanted: str, family_code: bool) -> tuple[str, str]:
+    """The attention kernel that can compute this model, and a note where it is not the one asked."""
+    if family_code:
+        return attention_for(config.model_type, wanted)
+    if wanted == "eager":
+        return wanted, ""
+    if config.attn_logit_softcapping:
+        return "eager", f"attention: eager, not {wanted}: no kernel of PyTorch caps scores"
+    if config.attention_sinks:
+        return "eager", f"attention: eager, not {wanted}: no kernel of PyTorch has sinks"
+    if config.position_embedding == "alibi" and wanted != "efficient":
+        return "efficient", f"attention: efficient, not {wanted}: only it takes ALiBi's bias"
+    return wanted, ""
+
+
+def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in overrides.items():
+        if name not in _CHOICES:
+            from memcalc.errors import unknown
+
+            raise unknown("kernels", name, _CHOICES)
+        check_choice(f"kernels.{name}", value, _CHOICES[name])
+    return dict(overrides)
+
+
+def block_kinds(resolved: ResolvedSetup, kernels: Kernels) -> tuple[BlockKind, ...]:
+    """The kind of every layer. Windows count only where the attention code builds a second mask."""
+    setup, config = resolved.setup, resolved.config
+    recompute = "none" if setup.recompute == "selective" else setup.recompute
+    if setup.reentrant:
+        recompute = "reentrant"
+    limit = setup.recompute_layers or config.num_hidden_layers
+    return tuple(
+        BlockKind(
+            config.layer_type(layer) if kernels.attention == "eager" else "full",
+            config.is_sparse(layer),
+            recompute if layer < limit else "none",
+        )
+        for layer in range(config.num_hidden_layers)
+    )

@@ -1,0 +1,97 @@
+"""Model states: parameters, gradients, optimizer states and master copies, over all layers.
+
+Everything is read off the leaves of a traced structure; the interior repetition of a run stands for
+those not traced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from memcalc.engine.optimizer import OptimizerPlan, state_tensors
+from memcalc.engine.sizes import product
+from memcalc.engine.structure import Run, Structure
+from memcalc.engine.tensors import ITEMSIZE, Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Bytes of the model's states on one rank, and counts of elements."""
+
+    parameters: int  # elements
+    active_parameters: int  # elements that act on one token
+    tensors: int
+    parameter_bytes: int
+    gradient_bytes: int
+    optimizer_bytes: int  # without master copies
+    master_bytes: int
+
+
+def multiplicity(runs: tuple[Run, ...]) -> dict[int, int]:
+    """How many layers each traced block stands for; -1 (outside the blocks) for one."""
+    weights = {-1: 1}
+    block = 0
+    for run in runs:
+        for repetition in range(run.traced):
+            for _ in run.pattern:
+                weights[block] = 1 + (run.skipped if repetition == 1 else 0)
+                block += 1
+    return weights
+
+
+def block_of(leaf: Tensor) -> int:
+    """The traced block a parameter belongs to, -1 outside the blocks."""
+    parts = leaf.name.split(".", 2)
+    return int(parts[1]) if parts[0] == "layers" else -1
+
+
+def all_leaves(structure: Structure, runs: tuple[Run, ...]) -> list[Tensor]:
+    """The parameters of all layers in registration order; untraced layers repeat the interior's."""
+    outside_before: list[Tensor] = []
+    outside_after: list[Tensor] = []
+    by_block: dict[int, list[Tensor]] = {}
+    for leaf in structure.leaves:
+        block = block_of(leaf)
+        if block >= 0:
+            by_block.setdefault(block, []).append(leaf)
+        else:
+            (outside_after if by_block else outside_before).append(leaf)
+    layers: list[Tensor] = []
+    first = 0
+    for run in runs:
+        period = len(run.pattern)
+        for repetition in range(run.traced):
+            begin = first + repetition * period
+            one = [leaf for b in range(begin, begin + period) for leaf in by_block.get(b, [])]
+            layers += one * (1 + (run.skipped if repetition == 1 else 0))
+        first += run.traced * period
+    return [*outside_before, *layers, *outside_after]
+
+
+def states(
+    structure: Structure,
+    runs: tuple[Run, ...],
+    plan: OptimizerPlan,
+    values: Mapping[str, int],
+) -> States:
+    """Sum the states of all parameters."""
+    weights = multiplicity(runs)
+    elements = active = tensors = params = grads = optimizer = master = 0
+    per_token = {**values, "E": values.get("t", 0)}
+    for leaf in structure.leaves:
+        times = weights[block_of(leaf)]
+        numel = leaf.numel.value(values)
+        is_expert = ".experts." in leaf.name
+        elements += times * numel
+        active += times * (leaf.numel.value(per_token) if is_expert else numel)
+        tensors += times
+        params += times * numel * ITEMSIZE[leaf.dtype]
+        grads += times * numel * ITEMSIZE[leaf.dtype]
+        for index, (shape, dtype) in enumerate(state_tensors(leaf, plan)):
+            size = times * product(shape).value(values) * ITEMSIZE[dtype]
+            if index == 0 and plan.master:
+                master += size
+            else:
+                optimizer += size
+    return States(elements, active, tensors, params, grads, optimizer, master)

@@ -1,0 +1,213 @@
+"""TrainingSetup: what a user states about a training run, validated, in the contract's names.
+
+Nothing here knows a byte. `resolve` fills what was left open from the model (sequence length) and the
+numbers that follow from each other (global batch), so that every result can show its whole setup.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+from memcalc.errors import ConfigError, NotInThisVersionError
+from memcalc.inputs.model import ModelConfig, check_choice, check_dim, check_rate
+
+PRECISIONS: Final = (
+    "fp32", "tf32", "fp16-mixed", "bf16-mixed", "bf16", "bf16-master", "fp8-mixed",
+)  # fmt: skip
+OPTIMIZERS: Final = (
+    "adamw", "adamw-8bit", "sgd", "momentum", "adafactor", "lion", "muon", "none",
+)  # fmt: skip
+OPTIMIZER_IMPLS: Final = ("foreach", "fused", "loop")
+RECOMPUTE: Final = ("none", "selective", "sac", "sac-attention", "full")
+ATTENTIONS: Final = ("eager", "flash", "efficient", "cudnn")
+LOSSES: Final = ("plain", "fp32", "chunked", "fused")
+STACKS: Final = ("torch", "hf")
+LATER_STACKS: Final = ("torch-compile", "torchtitan", "megatron", "deepspeed")
+#: Optimizers without a torch.optim implementation: their bytes are closed forms.
+CLOSED_FORM_OPTIMIZERS: Final = ("adamw-8bit", "lion")
+#: Optimizers whose implementation cannot be chosen, with the one they have.
+FIXED_IMPL: Final = {"adamw-8bit": "fused", "lion": "loop", "none": "loop"}
+_MAX_TOKENS = 1 << 40
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSetup:
+    """One training step's settings. Raises ConfigError with what, got, rule, nearest valid.
+
+    seq_len None: min(2048, the model's maximum). global_batch: sequences of an optimizer step over all
+    ranks; any two of it, micro_batch_size and grad_accum_steps give the third.
+    Checked by: unit/test_training_setup.py.
+    """
+
+    seq_len: int | None = None
+    micro_batch_size: int | None = None
+    grad_accum_steps: int | None = None
+    global_batch: int | None = None
+    precision: str = "bf16-mixed"
+    optimizer: str = "adamw"
+    optimizer_impl: str | None = None
+    optimizer_dtype: str | None = None
+    set_to_none: bool = True
+    grad_clip: bool = False
+    dropout: float | None = None
+    recompute: str = "none"
+    recompute_layers: int | None = None
+    reentrant: bool = False
+    attention: str = "flash"
+    loss: str | None = None
+    loss_chunks: int = 8
+    stack: str = "torch"
+    num_layers: int | None = None
+    imbalance: float = 1.0
+    separate_labels: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "micro_batch_size", "grad_accum_steps", "global_batch"):
+            if getattr(self, name) is not None:
+                check_dim(name, getattr(self, name))
+        for name in ("recompute_layers", "num_layers"):
+            if getattr(self, name) is not None:
+                check_dim(name, getattr(self, name))
+        check_choice("precision", self.precision, PRECISIONS)
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("recompute", self.recompute, RECOMPUTE)
+        check_choice("attention", self.attention, ATTENTIONS)
+        if self.stack in LATER_STACKS:
+            raise NotInThisVersionError(
+                f"stack: {self.stack!r} is not in this version; valid: {', '.join(STACKS)}"
+            )
+        check_choice("stack", self.stack, STACKS)
+        if self.loss is not None:
+            check_choice("loss", self.loss, LOSSES)
+        if self.optimizer_dtype is not None:
+            check_choice("optimizer_dtype", self.optimizer_dtype, ("fp32", "bf16"))
+        if self.dropout is not None:
+            check_rate("dropout", self.dropout)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.optimizer_impl is not None:
+            check_choice("optimizer_impl", self.optimizer_impl, OPTIMIZER_IMPLS)
+        if self.optimizer == "adafactor" and self.optimizer_impl == "fused":
+            raise ConfigError(
+                "optimizer_impl: got 'fused' with adafactor, which has none; valid: foreach, loop"
+            )
+        if self.recompute_layers is not None and self.recompute != "full":
+            raise ConfigError(
+                f"recompute_layers: got {self.recompute_layers} with recompute={self.recompute!r}; "
+                "rule: only full:N takes a number of blocks"
+            )
+        if self.reentrant and self.recompute != "full":
+            raise ConfigError(
+                f"reentrant: got true with recompute={self.recompute!r}; rule: recompute=full"
+            )
+        if not 1 <= self.imbalance <= 1024:
+            raise ConfigError(f"imbalance: got {self.imbalance}; rule: 1 <= factor <= 1024")
+        check_dim("loss_chunks", self.loss_chunks)
+        if self.loss_chunks > 64:
+            raise ConfigError(f"loss_chunks: got {self.loss_chunks}; rule: at most 64")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResolvedSetup:
+    """A TrainingSetup with nothing left open, and the model it is for (truncated if asked)."""
+
+    setup: TrainingSetup
+    config: ModelConfig
+    seq_len: int
+    micro_batch_size: int
+    grad_accum_steps: int
+    optimizer_impl: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of one micro-batch."""
+        return self.micro_batch_size * self.seq_len
+
+
+def resolve(setup: TrainingSetup, config: ModelConfig) -> ResolvedSetup:
+    """Fill defaults, truncate the model, check what only shows with the model at hand."""
+    notes: list[str] = list(config.notes)
+    if setup.num_layers is not None:
+        config, truncated = _truncate(config, setup.num_layers)
+        notes += truncated
+    if setup.dropout is not None:
+        config = replace(
+            config,
+            residual_dropout=setup.dropout,
+            embedding_dropout=setup.dropout if config.embedding_dropout else 0.0,
+            attention_dropout=setup.dropout if config.attention_dropout else 0.0,
+        )
+    seq = setup.seq_len or min(2048, config.max_position_embeddings)
+    notes += _sequence_notes(config, seq)
+    micro, accum = _batch(setup)
+    if micro * seq > _MAX_TOKENS:
+        raise ConfigError(
+            f"micro-batch x seq: got {micro} x {seq} tokens, beyond any real run; rule: at most 2^40"
+        )
+    if setup.recompute_layers is not None and setup.recompute_layers > config.num_hidden_layers:
+        raise ConfigError(
+            f"recompute: got full:{setup.recompute_layers}; rule: at most the "
+            f"{config.num_hidden_layers} layers of {config.name}"
+        )
+    impl = FIXED_IMPL.get(setup.optimizer, setup.optimizer_impl or "foreach")
+    if setup.optimizer in FIXED_IMPL and setup.optimizer_impl not in (None, impl):
+        notes.append(f"optimizer-impl {setup.optimizer_impl} has no effect on {setup.optimizer}")
+    if setup.optimizer in CLOSED_FORM_OPTIMIZERS:
+        notes.append(f"{setup.optimizer}: a closed form, not compared with a running library")
+    if setup.imbalance != 1.0 and config.moe is None:
+        notes.append(f"imbalance {setup.imbalance:g} has no effect: {config.name} has no experts")
+    return ResolvedSetup(
+        setup=setup, config=config, seq_len=seq, micro_batch_size=micro, grad_accum_steps=accum,
+        optimizer_impl=impl, notes=tuple(notes),
+    )  # fmt: skip
+
+
+def _sequence_notes(config: ModelConfig, seq: int) -> list[str]:
+    limit = config.max_position_embeddings
+    if seq <= limit:
+        return []
+    if config.position_embedding == "learned":
+        raise ConfigError(
+            f"seq: got {seq}; rule: at most {limit}, the learned positions of {config.name}"
+        )
+    return [f"seq {seq} is beyond the {limit} positions {config.name} was made for"]
+
+
+def _batch(setup: TrainingSetup) -> tuple[int, int]:
+    """(micro-batch, accumulation steps) from any two of micro, accumulation and global batch."""
+    micro, accum, total = setup.micro_batch_size, setup.grad_accum_steps, setup.global_batch
+    if total is None:
+        return micro or 1, accum or 1
+    if micro is not None and accum is not None:
+        if micro * accum != total:
+            raise ConfigError(
+                f"global-batch: got {total}; rule: micro-batch x grad-accum = {micro * accum}"
+            )
+        return micro, accum
+    known, name = (micro, "micro-batch") if micro is not None else (accum or 1, "grad-accum")
+    if total % known:
+        near = max(known, round(total / known) * known)
+        raise ConfigError(
+            f"global-batch: got {total}; rule: a multiple of {name} = {known}; nearest valid: {near}"
+        )
+    if micro is not None:
+        return micro, total // micro
+    return total // known, known
+
+
+def _truncate(config: ModelConfig, layers: int) -> tuple[ModelConfig, list[str]]:
+    """The first `layers` blocks of a model."""
+    if layers > config.num_hidden_layers:
+        raise ConfigError(
+            f"layers: got {layers}; rule: at most {config.num_hidden_layers}, those of {config.name}"
+        )
+    moe = config.moe
+    if moe is not None:
+        moe = replace(moe, sparse_layers=tuple(i for i in moe.sparse_layers if i < layers))
+    shorter = replace(
+        config, num_hidden_layers=layers, layer_types=config.layer_types[:layers], moe=moe
+    )
+    return shorter, [f"truncated to {layers} of {config.num_hidden_layers} layers"]
