@@ -64,6 +64,8 @@ def dim_sizes(values: dict[str, int]) -> dict[str, Size]:
         sizes["w"] = sizes["h"]
     if values["r"] == values["d"]:
         sizes["r"] = sizes["d"]
+    if values.get("d_v") == values["d"]:
+        sizes["d_v"] = sizes["d"]
     if values.get("G") == 1:
         sizes["E/G"] = sizes["E"]
     elif values.get("E/G") == 1:

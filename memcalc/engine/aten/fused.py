@@ -85,11 +85,12 @@ def _attention_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     # q k^T anew, dV = P^T dO, dP = dO V^T, dQ = dS K, dK = dS^T Q: 2 b a s_q s_kv x (3 d + 2 d_v)
     flops = b * a * s_q * key.shape[2] * (d * 3 + value.shape[3] * 2) * 2
     count_flops(query.tape, "dgrad", flops)
-    return [_like_query(f"{node.meta}_backward", tensor) for tensor in (query, key, value)]
+    make = _tokens_outside if "efficient" in node.meta else out_like
+    return [make(f"{node.meta}_backward", tensor) for tensor in (query, key, value)]
 
 
-def _like_query(name: str, tensor: Tensor) -> Tensor:
-    """A gradient laid out tokens outside heads, as the attention kernels write it."""
+def _tokens_outside(name: str, tensor: Tensor) -> Tensor:
+    """A gradient laid out tokens outside heads, whatever the layout of its input."""
     b, a, s, d = tensor.shape
     return raw_permute(tensor.tape.empty(name, (b, s, a, d), tensor.dtype), _HEADS_INSIDE)
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.engine.aten.pointwise import broadcast, out_like
-from memcalc.engine.aten.shape import raw_reshape
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import ONE, Size, number
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.sizes import Size
+from memcalc.engine.tensors import Shape, Tensor
 
 
 def every_second(x: Tensor, half: Size) -> Tensor:
@@ -90,33 +89,36 @@ def _fill_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     return [rest, columns]
 
 
-def as_complex(x: Tensor) -> Tensor:
-    """fp32 pairs (..., r) seen as complex numbers (..., r/2): view_as_complex of a reshape."""
+def as_complex(x: Tensor, half: Size) -> Tensor:
+    """Dense fp32 pairs (..., 2 half) seen as complex numbers (..., half)."""
     node = node_for(_complex_backward, x)
-    half = _half(x.shape[-1])
-    dense = raw_reshape(x, (*x.shape[:-1], half, number(2))) if not x.is_dense else x
-    out = Tensor(dense.storage, x.tape, (*x.shape[:-1], half), "complex64", x.order)
+    out = _seen_as(x, (*x.shape[:-1], half), "complex64")
     return node.output(out) if node else out
+
+
+def _seen_as(x: Tensor, shape: Shape, dtype: str) -> Tensor:
+    return Tensor(x.storage, x.tape, shape, dtype, x.order)
 
 
 def _complex_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
-    shape = node.inputs[0][0]
-    return [Tensor(gradient.storage, gradient.tape, shape, "fp32", gradient.order)]
+    return [_seen_as(gradient, node.inputs[0][0], "fp32")]
 
 
 def as_real(x: Tensor, width: Size) -> Tensor:
     """Complex numbers (..., r/2) seen as fp32 (..., r)."""
     node = node_for(_real_backward, x)
-    out = Tensor(x.storage, x.tape, (*x.shape[:-1], width), "fp32", x.order)
+    out = _seen_as(x, (*x.shape[:-1], width), "fp32")
     return node.output(out) if node else out
 
 
 def _real_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
-    return [Tensor(gradient.storage, gradient.tape, node.inputs[0][0], "complex64", gradient.order)]
+    if not gradient.is_contiguous():
+        gradient = gradient.tape.empty("clone", gradient.shape, gradient.dtype)
+    return [_seen_as(gradient, node.inputs[0][0], "complex64")]
 
 
 def rotate_complex(x: Tensor, angles: Tensor) -> Tensor:
@@ -136,6 +138,3 @@ def _rotate_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     del conjugate
     return [out]
 
-
-def _half(size: Size) -> Size:
-    return ONE if size is number(2) else size.over(2)

@@ -115,6 +115,35 @@ def _bmm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     return results
 
 
+def baddbmm(x: Tensor, y: Tensor) -> Tensor:
+    """bias + alpha x y for a bias without gradient: as `bmm`, each gradient scaled by alpha."""
+    node = node_for(_baddbmm_backward, x, y)
+    if node:
+        node.save(x if y.requires_grad else None, "dgrad")
+        node.save(y if x.requires_grad else None, "dgrad")
+    flops = x.numel * y.shape[-1] * 2
+    out = x.tape.empty("baddbmm", (*x.shape[:-1], y.shape[-1]), x.dtype)
+    count_flops(x.tape, "forward", flops)
+    if node:
+        node.meta = flops
+        return node.output(out)
+    return out
+
+
+def _baddbmm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    tape = gradient.tape
+    results: Grads = [None, None]
+    for i in (0, 1):
+        if node.needs[i]:
+            count_flops(tape, "dgrad", node.meta)
+            product = tape.empty("bmm", node.inputs[i][0], gradient.dtype)
+            results[i] = tape.empty("mul.Scalar", product.shape, gradient.dtype)
+            del product
+    return results
+
+
 def matmul_heads(x: Tensor, y: Tensor) -> Tensor:
     """torch.matmul of (b, a, i, j) and (b, a, j, k): folded to three dims, copied where it must."""
     n = product(x.shape[:2])
@@ -125,4 +154,4 @@ def matmul_heads(x: Tensor, y: Tensor) -> Tensor:
     return reshape(folded, (*x.shape[:3], y.shape[-1]))
 
 
-__all__ = ["bmm", "count_flops", "dispatched", "linear", "matmul_heads", "raw_permute", "raw_reshape"]
+__all__ = ["baddbmm", "bmm", "count_flops", "dispatched", "linear", "matmul_heads", "raw_permute", "raw_reshape"]

@@ -14,6 +14,7 @@ from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
+from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
 
 HEADS_FIRST = (0, 2, 1, 3)

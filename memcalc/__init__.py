@@ -1,0 +1,72 @@
+"""memcalc: GPU memory and throughput of language models, from one exact description of the decoder.
+
+    from memcalc import TrainingSetup, estimate
+    result = estimate("llama-3.2-1b", TrainingSetup(seq_len=4096), gpu="h100-80gb")
+    result.memory.peak_allocated_bytes, result.fits
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from memcalc.engine.estimate import estimate
+    from memcalc.engine.explain import explain
+    from memcalc.engine.results import Breakdown, Estimate, MemoryEstimate, TimeEstimate
+    from memcalc.errors import ConfigError, MemcalcError
+    from memcalc.inputs.hardware import Gpu, load_gpu
+    from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
+    from memcalc.inputs.models import load_model
+    from memcalc.inputs.training import TrainingSetup
+
+_HOMES = {
+    "estimate": "memcalc.engine.estimate",
+    "explain": "memcalc.engine.explain",
+    "Breakdown": "memcalc.engine.results",
+    "Estimate": "memcalc.engine.results",
+    "MemoryEstimate": "memcalc.engine.results",
+    "TimeEstimate": "memcalc.engine.results",
+    "ConfigError": "memcalc.errors",
+    "MemcalcError": "memcalc.errors",
+    "Gpu": "memcalc.inputs.hardware",
+    "load_gpu": "memcalc.inputs.hardware",
+    "MlaConfig": "memcalc.inputs.model",
+    "ModelConfig": "memcalc.inputs.model",
+    "MoeConfig": "memcalc.inputs.model",
+    "load_model": "memcalc.inputs.models",
+    "TrainingSetup": "memcalc.inputs.training",
+}
+
+__all__ = [
+    "Breakdown",
+    "ConfigError",
+    "Estimate",
+    "Gpu",
+    "MemcalcError",
+    "MemoryEstimate",
+    "MlaConfig",
+    "ModelConfig",
+    "MoeConfig",
+    "TimeEstimate",
+    "TrainingSetup",
+    "estimate",
+    "explain",
+    "load_gpu",
+    "load_model",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Public names are imported when first asked for, so `import memcalc` stays light."""
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'memcalc' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(home), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

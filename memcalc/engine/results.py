@@ -1,0 +1,150 @@
+"""Results: the typed answer of an estimate, and its JSON form (schema 1).
+
+Bytes and counts are exact integers; None where a number is unknown. Names are a contract: add, never
+rename.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSummary:
+    """The model an estimate is for; active_parameters act on one token (experts not chosen left out)."""
+
+    name: str
+    model_type: str
+    parameters: int
+    active_parameters: int
+    num_hidden_layers: int
+    parameter_tensors: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Breakdown:
+    """Categories alive at the peak; they sum to peak_allocated_bytes.
+
+    optimizer includes master copies. rounding: what the allocator adds to the tensors' own bytes.
+    """
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    activations: int
+    loss: int
+    temporary: int
+    buffers: int
+    workspace: int
+    rounding: int
+
+    @property
+    def total_bytes(self) -> int:
+        """The sum of all categories."""
+        return sum(asdict(self).values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Memory of one GPU over a training step, in bytes.
+
+    peak_requested: sum of tensor bytes. peak_allocated: torch.cuda.max_memory_allocated.
+    peak_reserved: torch.cuda.max_memory_reserved. device_used: what the driver reports for the
+    process. low, high: the band of device_used. phases: peak_requested of each phase.
+    """
+
+    peak_requested_bytes: int
+    peak_allocated_bytes: int
+    peak_reserved_bytes: int | None
+    device_used_bytes: int | None
+    usable_bytes: int | None
+    headroom_bytes: int | None
+    low_bytes: int | None
+    high_bytes: int | None
+    peak_at: str
+    peak_primitive: str
+    breakdown: Breakdown
+    reserved_overhead_bytes: int | None
+    context_bytes: int
+    communication_bytes: int
+    phases: Mapping[str, int]
+    phase_peaks_at: Mapping[str, str]
+    states: Mapping[str, int]
+    saved_for_backward_bytes: int
+    saved_per_layer_bytes: int
+    host_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """The contract's `memory` object; `stages` holds the one stage there is."""
+        plain = asdict(self)
+        return {**plain, "stages": [plain]}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TimeEstimate:
+    """Time and FLOPs of a step. Times are unknown (None) in this version; FLOPs are exact."""
+
+    model_flops_per_token: float
+    model_flops_causal_per_token: float
+    executed_flops_per_token: float
+    executed_flops: int
+    step_s: float | None = None
+    low_s: float | None = None
+    high_s: float | None = None
+    tokens_per_s: float | None = None
+    tokens_per_s_per_gpu: float | None = None
+    mfu: float | None = None
+    mfu_causal: float | None = None
+    hfu: float | None = None
+    compute_s: float | None = None
+    exposed_communication_s: float | None = None
+    bubble_s: float | None = None
+    optimizer_s: float | None = None
+    launch_s: float | None = None
+    calibration: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What one setup needs. fits is None when no GPU was named."""
+
+    model: ModelSummary
+    setup: Mapping[str, Any]
+    memory: MemoryEstimate
+    time: TimeEstimate
+    fits: bool | None
+    verdict: str | None
+    assumptions: tuple[str, ...]
+    notes: tuple[str, ...]
+    advice: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON contract as plain dicts, lists, numbers and None."""
+        from memcalc import __version__
+
+        return {
+            "schema": SCHEMA,
+            "memcalc": __version__,
+            "model": asdict(self.model),
+            "setup": dict(self.setup),
+            "memory": self.memory.to_dict(),
+            "time": asdict(self.time),
+            "fits": self.fits,
+            "verdict": self.verdict,
+            "assumptions": list(self.assumptions),
+            "notes": list(self.notes),
+            "advice": list(self.advice),
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row, a column for every number and setting, dotted names (`memory.breakdown.loss`)."""
+        import pandas as pd
+
+        return pd.json_normalize(self.to_dict())
