@@ -119,6 +119,10 @@ def _leaf_node(leaf: Tensor) -> LeafNode:
 def node_for(rule: BackwardRule, *inputs: Tensor) -> Node | None:
     """A new node if any input needs a gradient and gradients are on, else None."""
     tape = inputs[0].tape
+    if tape.record is not None:
+        tape.reads(inputs)
+        if not tape.record.input_shape:
+            tape.record.input_shape = inputs[0].shape
     if not tape.grad_enabled:
         return None
     for tensor in inputs:
@@ -146,8 +150,9 @@ def _count_dependencies(root: AnyNode) -> dict[AnyNode, int]:
     return counts
 
 
-def _fit(gradient: Tensor | None, shape: Shape, dtype: str) -> Tensor | None:
-    """Reduce a broadcast gradient to its input's shape and dtype (validate_outputs)."""
+def _fit(results: Grads, i: int, shape: Shape, dtype: str) -> Tensor | None:
+    """Take result i and reduce it to its input's shape, then dtype (validate_outputs)."""
+    gradient, results[i] = results[i], None
     if gradient is None:
         return None
     tape = gradient.tape
@@ -161,15 +166,16 @@ def _fit(gradient: Tensor | None, shape: Shape, dtype: str) -> Tensor | None:
 def _run(node: Node, grads: Grads) -> Grads:
     """Apply a node's rule and fit the results; saved tensors unpacked by hooks die on return."""
     saved = node.unpack()
+    tape = next(t for t in grads if t is not None).tape
+    if tape.record is not None:
+        tape.reads((*grads, *saved))
     node_outputs = node.rule(node, grads, saved)
     del saved
     for i, (shape, dtype) in enumerate(node.inputs):
         if node.edges[i] is None:
             node_outputs[i] = None
         else:
-            gradient, node_outputs[i] = node_outputs[i], None
-            node_outputs[i] = _fit(gradient, shape, dtype)
-            del gradient
+            node_outputs[i] = _fit(node_outputs, i, shape, dtype)
     return node_outputs
 
 

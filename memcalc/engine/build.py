@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from memcalc.engine.aten.closed import fp8_linear
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import to
 from memcalc.engine.kernels import BlockKind, Kernels
@@ -35,7 +36,7 @@ class Build:
         tape = self.tape
         tape.at(op)
         if not tape.recomputing and (tape.block, op) not in tape.records:
-            tape.records[tape.block, op] = OpRecord(tape.block, op, part)
+            tape.record = tape.records[tape.block, op] = OpRecord(tape.block, op, part)
 
     def param(self, name: str, shape: Shape, dtype: str | None = None) -> Tensor:
         """The parameter `name` of the current op, created at first use."""
@@ -81,4 +82,7 @@ class Build:
             return linear(x, weight, b)
         b = None if b is None else self.cast_param(b)
         weight = self.cast_param(weight)
-        return linear(to(x, self.kernels.compute_dtype), weight, b)
+        narrow = to(x, self.kernels.compute_dtype)
+        if self.kernels.fp8_linear and b is None:
+            return fp8_linear(narrow, weight)
+        return linear(narrow, weight, b)

@@ -16,17 +16,23 @@ _TRAITS: Final[dict[str, Traits]] = {
     "qwen3": Traits(qk_norm_at="heads"),
     "qwen3_moe": Traits(qk_norm_at="heads"),
     "gemma3_text": Traits(qk_norm_at="transposed"),
-    "olmo2": Traits(norm_casts_last=True),
+    "olmo2": Traits(norm_casts_last=True, tables="fp32"),
     "phi3": Traits(qkv="slices", rope="cat_both", fused_gate_up=True, keeps_undropped=True),
     "gpt2": Traits(
-        start="gpt2", qkv="split", drop_inside=True, upcast_softmax=False, gelu_by_hand=True
-    ),
-    "openai-gpt": Traits(start="gpt2", qkv="split", drop_inside=True, gelu_by_hand=True),
-    "gptj": Traits(start="gptj", block="gptj", attention="gptj", gelu_by_hand=True),
+        start="gpt2", block="gpt2", qkv="split", drop_inside=True, upcast_softmax=False,
+        gelu_by_hand=True,
+    ),  # fmt: skip
+    "openai-gpt": Traits(
+        start="gpt2", block="openai-gpt", qkv="split", drop_inside=True, upcast_softmax=False,
+        gelu_by_hand=True,
+    ),  # fmt: skip
+    "gptj": Traits(start="gptj", block="gptj", gelu_by_hand=True),
     "gpt_neox": Traits(start="gpt_neox", block="gpt_neox", qkv="per_head", rope="cat_each"),
     "opt": Traits(start="opt", scale_query=True, inline_mlp=True),
-    "bloom": Traits(start="bloom", block="bloom", attention="bloom"),
-    "falcon": Traits(start="falcon", block="falcon", attention="falcon"),
+    "bloom": Traits(start="bloom", block="bloom"),
+    "falcon": Traits(start="falcon", block="falcon"),
+    "gpt_oss": Traits(norm_casts_last=True, rope="halves", tables="half"),
+    "deepseek_v2": Traits(tables="complex"),
     "chatglm": Traits(qkv="split", fused_gate_up=True),
     "baichuan": Traits(qkv="split"),
 }

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 class Traits:
     """How the model code is written; the defaults are the plain decoder's."""
 
-    block: str = "sequential"  # sequential | gptj | gpt_neox | bloom | falcon
-    attention: str = "interface"  # interface: any kernel; gptj | bloom | falcon: code of their own
+    block: str = "sequential"  # sequential | gpt2 | openai-gpt | gptj | gpt_neox | bloom | falcon
     qkv: str = "three"  # three | split | slices | per_head: how q, k, v are projected and cut
     qk_norm_at: str = "flat"  # flat | heads | transposed: layout of q and k when they are normed
-    rope: str = "whole"  # whole | cat_each | cat_both: how the part not rotated is joined again
+    rope: str = "whole"  # whole | cat_each | cat_both: how the part not rotated is joined again;
+    # halves: each half rotated by tables of half the width (gpt-oss)
+    tables: str = "full"  # full | fp32 (OLMo-2) | half (gpt-oss) | complex (DeepSeek-V2)
     scale_query: bool = False  # q multiplied by d^-1/2 before the kernel (OPT)
     drop_inside: bool = False  # residual dropout while attention still holds q, k, v (GPT-2)
     upcast_softmax: bool = True  # eager attention's softmax in fp32

@@ -6,7 +6,9 @@ from memcalc.engine.aten.pointwise import add, dropout
 from memcalc.engine.blocks.attention import attention
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_block import hf_block
+from memcalc.engine.blocks.mla import mla
 from memcalc.engine.blocks.mlp import mlp
+from memcalc.engine.blocks.moe import moe
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.tensors import Tensor
@@ -23,13 +25,15 @@ def block(build: Build, x: Tensor, context: Context) -> Tensor:
 def attend(build: Build, x: Tensor, context: Context) -> Tensor:
     """attention(norm(x)); the normed input lives until attention returns."""
     normed = norm(build, x, "attn_norm")
+    if build.config.mla:
+        return mla(build, normed, context)[0]
     return attention(build, normed, context)
 
 
 def feed(build: Build, x: Tensor) -> Tensor:
     """mlp(norm(x)); the normed input lives until the MLP returns."""
     normed = norm(build, x, "mlp_norm")
-    return mlp(build, normed)
+    return moe(build, normed) if build.kind.sparse else mlp(build, normed)
 
 
 def drop(build: Build, x: Tensor, op: str) -> Tensor:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from memcalc.engine.sizes import ZERO, Size
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.sizes import ONE, ZERO, Size
+from memcalc.engine.tensors import Shape, Tensor
 
 
 @dataclass(slots=True)
@@ -32,8 +32,10 @@ class OpRecord:
     params: dict[str, Size] = field(default_factory=dict)
     kept: dict[int, Kept] = field(default_factory=dict)
     flops: dict[str, Size] = field(default_factory=dict)
-    gemms: list[tuple[Size, Size, Size]] = field(default_factory=list)
-    inputs: dict[str, str] = field(default_factory=dict)
+    gemms: list[tuple[Size, Size, Size]] = field(default_factory=list)  # (m, n, k), forward
+    input_shape: Shape = ()
+    output_shape: Shape = ()
+    traffic: dict[str, Size] = field(default_factory=dict)  # bytes moved, by direction
 
     def note_saved(self, tensor: Tensor, needed_by: str) -> None:
         """Enter a kept tensor once per storage; storages from before the step do not count."""
@@ -50,6 +52,18 @@ class OpRecord:
     def add_flops(self, kind: str, flops: Size) -> None:
         """Add matmul FLOPs of one kind."""
         self.flops[kind] = self.flops.get(kind, ZERO) + flops
+
+    def note_traffic(self, phase: str, moved: Size, shape: Shape) -> None:
+        """Add bytes read and written by one eager kernel; each input of a kernel counts once."""
+        direction = "backward" if phase == "backward" else "forward"
+        self.traffic[direction] = self.traffic.get(direction, ZERO) + moved
+        if direction == "forward" and self._is_result(shape):
+            self.output_shape = shape
+
+    def _is_result(self, shape: Shape) -> bool:
+        """Whether a new tensor may be the op's result: statistics and RNG state have fewer dims."""
+        narrow = shape[-1] is ONE and len(shape) > 1
+        return len(shape) >= len(self.output_shape) and not (narrow and self.output_shape)
 
     @property
     def num_params(self) -> Size:

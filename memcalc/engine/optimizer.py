@@ -198,7 +198,7 @@ def _muon(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
 def _newton_schulz(tape: Tape, leaf: Tensor, blended: Tensor) -> Tensor:
     """Five quintic iterations in bf16 over the smaller Gram matrix."""
     current = blended if leaf.dtype == "bf16" else tape.empty("_to_copy", leaf.shape, "bf16")
-    side = leaf.shape[0] if _is_wide(leaf) else leaf.shape[1]
+    side = leaf.shape[0] if _is_wide(tape, leaf) else leaf.shape[1]
     gram = update = None
     for _ in range(5):
         gram = tape.empty("mm", (side, side), "bf16")
@@ -208,9 +208,9 @@ def _newton_schulz(tape: Tape, leaf: Tensor, blended: Tensor) -> Tensor:
     return current
 
 
-def _is_wide(leaf: Tensor) -> bool:
+def _is_wide(tape: Tape, leaf: Tensor) -> bool:
     """Whether a matrix has at most as many rows as columns, by the dims' values."""
-    values = leaf.tape.values
+    values = tape.values
     return leaf.shape[0].value(values) <= leaf.shape[1].value(values)
 
 

@@ -42,6 +42,7 @@ PRECISIONS = {
     "fp8-mixed": Precision("fp32", "bf16", autocast=True, fp8_linear=True),
 }
 
+_CHUNKED = ("chunked", "fused")
 _CHOICES = {
     "norm": ("hand", "decomposed", "fused"),
     "attention": ATTENTIONS,
@@ -103,7 +104,7 @@ def make_plan(
         norm=choices["norm"],
         attention=kernel,
         loss=loss,
-        loss_chunks=setup.loss_chunks,
+        loss_chunks=_chunks(resolved.tokens, setup.loss_chunks) if loss in _CHUNKED else 1,
         selective=setup.recompute == "selective",
         device=choices.get("device", "cuda"),
         hf=family_code,
@@ -123,6 +124,12 @@ def make_plan(
         resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), plan,
         tuple(notes),
     )  # fmt: skip
+
+
+def _chunks(tokens: int, wanted: int) -> int:
+    """How many chunks torch.chunk really cuts: equal ones, the last may be shorter, none empty."""
+    part = -(-tokens // wanted)
+    return -(-tokens // part)
 
 
 def _attention(config: ModelConfig, wanted: str, family_code: bool) -> tuple[str, str]:

@@ -12,7 +12,7 @@ no copy); those are traced as the constant 1, so one structure, traced once, ser
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -82,6 +82,8 @@ class Tape:
     op: str = ""
     packing: list[Packing] = field(default_factory=list)
     dispatch: list[Dispatch] = field(default_factory=list)
+    record: OpRecord | None = None  # of the op at work; None while recomputing
+    pending: Size = ZERO  # bytes the primitive about to run reads
     _label_index: dict[tuple[str, int, str, bool], int] = field(default_factory=dict)
 
     def at(self, op: str, block: int | None = None, phase: str | None = None) -> None:
@@ -97,6 +99,19 @@ class Tape:
             known = self._label_index[key] = len(self.labels)
             self.labels.append(Label(*key))
         self.label = known
+        self.pending = ZERO
+        self.record = None if self.recomputing else self.records.get((self.block, op))
+
+    def reads(self, tensors: Iterable[Tensor | None]) -> None:
+        """Note what the next primitive reads; it counts as traffic once that allocates a result.
+
+        A view allocates nothing, so what it looks at is never counted.
+        """
+        total = ZERO
+        for tensor in tensors:
+            if tensor is not None:
+                total = total + _bytes(tensor.shape, tensor.dtype)
+        self.pending = total
 
     def mark(self, what: str, index: int) -> None:
         """Note a boundary (start of a block, of a phase) at this point of the event list."""
@@ -110,6 +125,9 @@ class Tape:
         if size is ZERO:
             return Tensor(UNTRACKED, self, shape, dtype, order)
         index = len(self.sizes)
+        if self.record is not None:
+            self.record.note_traffic(self.phase, size + self.pending, shape)
+            self.pending = ZERO
         self.sizes.append(size)
         self.labels_of.append(self.label)
         self.names.append(name)

@@ -8,7 +8,7 @@ from memcalc.engine.autograd import backward
 from memcalc.engine.blocks.embedding import Context, causal_mask, embed, tables
 from memcalc.engine.blocks.hf_loss import causal_lm_loss, logits_of
 from memcalc.engine.blocks.hf_model import hidden_states
-from memcalc.engine.blocks.loss import chunked_loss, head, plain_loss
+from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_loss
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import KEEP_ATTENTION, KEEP_MATMULS, checkpoint, checkpoint_reentrant
@@ -71,6 +71,8 @@ def _forward(build: Build, ids: Tensor, layers: list[BlockKind]) -> Tensor:
     tape.mark("blocks end", -1)
     if build.kernels.loss == "chunked":
         return chunked_loss(build, _final_norm(build, x), ids)
+    if build.kernels.loss == "fused":
+        return fused_loss(build, _final_norm(build, x))
     logits = head(build, _final_norm(build, x))
     return plain_loss(build, logits, ids)
 

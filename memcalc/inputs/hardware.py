@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -256,6 +257,12 @@ def read_gpu(path: Path) -> Gpu:
     )
 
 
+@lru_cache(maxsize=128)
+def _shipped(name: str) -> Gpu:
+    """A shipped profile's device; those files do not change while a process runs."""
+    return read_gpu(profiles.find_profile("gpus", name))
+
+
 def load_gpu(name: str) -> tuple[Gpu, list[str]]:
     """The device a spelling means (`h100`, `A100-80G`, `4090`, `my_gpu.toml`), and notes.
 
@@ -267,8 +274,8 @@ def load_gpu(name: str) -> tuple[Gpu, list[str]]:
     profiles.check_name("gpu", name)
     stem, notes = _resolve(name)
     if stem is None:
-        return read_gpu(profiles.find_profile("gpus", name)), []
-    gpu = read_gpu(profiles.find_profile("gpus", stem))
+        return _shipped(name), []
+    gpu = _shipped(stem)
     said = _spelling(name).memory_gb
     if said is not None and _spelling(stem).memory_gb is None and said != gpu.marketed_gb:
         raise ConfigError(

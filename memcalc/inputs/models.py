@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ def load_model(name_or_path: str) -> ModelConfig:
     if name_or_path[0] in "~/." or path.suffix in _FILE_SUFFIXES:
         raise ConfigError(f"model: file '{_short(name_or_path)}' not found; rule: an existing path")
     try:
-        return model_from_profile(_profile(name_or_path))
+        return _shipped(name_or_path)
     except _UnknownName as error:
         cached = cached_config(name_or_path)
         if cached is not None:
@@ -56,6 +57,12 @@ def load_model(name_or_path: str) -> ModelConfig:
 
 class _UnknownName(ConfigError):
     """No profile has this name; the Hub cache may."""
+
+
+@lru_cache(maxsize=128)
+def _shipped(name: str) -> ModelConfig:
+    """A shipped profile's model; those files do not change while a process runs."""
+    return model_from_profile(_profile(name))
 
 
 def _profile(name: str) -> dict[str, Any]:

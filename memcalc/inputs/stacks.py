@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from memcalc.errors import ConfigError
@@ -22,6 +23,7 @@ class Stack:
     profile_hash: str
 
 
+@lru_cache(maxsize=16)
 def load_stack(name: str) -> Stack:
     """The stack of this name; ConfigError names the nearest for an unknown one."""
     path = find_profile("stacks", name)

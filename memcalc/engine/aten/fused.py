@@ -66,10 +66,11 @@ def _attention(
             node.save(tensor, "dgrad")
     b, a, s, _ = query.shape
     flops = attention_flops(query, key, value)
-    token_major = (b, s, a, value.shape[3])
-    raw, *rest = dispatched(tape, name, [(token_major, query.dtype), *extras])
+    order = _HEADS_INSIDE if "efficient" in name else query.order or (0, 1, 2, 3)
+    shape = (b, a, s, value.shape[3])
+    raw, *rest = dispatched(tape, name, [(tuple(shape[i] for i in order), query.dtype), *extras])
     count_flops(tape, "forward", flops)
-    out = raw_permute(raw, _HEADS_INSIDE)
+    out = raw_permute(raw, tuple(order.index(i) for i in range(4)))
     del raw
     if node is None:
         return out
@@ -143,7 +144,11 @@ def embedding(weight: Tensor, ids: Tensor) -> Tensor:
     node = node_for(_embedding_backward, weight)
     if node:
         node.save(ids, "wgrad")
-    out = weight.tape.empty("embedding", (*ids.shape, weight.shape[1]), weight.dtype)
+    shape = (*ids.shape, weight.shape[1])
+    if weight.tape.record is not None:  # reads one row a token, not the table
+        weight.tape.record.input_shape = ids.shape
+        weight.tape.reads((ids,))
+    out = weight.tape.empty("embedding", shape, weight.dtype)
     return node.output(out) if node else out
 
 

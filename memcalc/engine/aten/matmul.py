@@ -50,6 +50,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     name = "mm" if bias is None else "addmm"
     (out,) = dispatched(x.tape, name, [((rows.shape[0], out_features), _out_dtype(x, weight))])
     count_flops(x.tape, "forward", flops)
+    if x.tape.record is not None:
+        x.tape.record.input_shape = x.shape
+        x.tape.record.gemms.append((rows.shape[0], out_features, rows.shape[1]))
     if node:
         node.meta = flops
         out = node.output(out)

@@ -22,9 +22,9 @@ def top_k(x: Tensor, k: Size, name: str = "topk") -> tuple[Tensor, Tensor]:
     return _picked(x, (*x.shape[:-1], k), name)
 
 
-def max_last(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Maximum over the last dim, which is dropped; keeps the indices."""
-    return _picked(x, x.shape[:-1], "max.dim")
+def max_last(x: Tensor, keep: bool = False) -> tuple[Tensor, Tensor]:
+    """Maximum over the last dim, kept with size 1 or dropped; keeps the indices."""
+    return _picked(x, (*x.shape[:-1], ONE) if keep else x.shape[:-1], "max.dim")
 
 
 def _picked(x: Tensor, shape: Shape, name: str) -> tuple[Tensor, Tensor]:

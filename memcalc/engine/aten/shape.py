@@ -161,6 +161,20 @@ def _stack_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     return [gradient.view_as(shape, None, strides) for _ in node.inputs]
 
 
+def flatten_pairs(x: Tensor, total: Size) -> Tensor:
+    """(..., n, 2) as (..., 2 n), total being the name of 2 n: views both ways."""
+    node = node_for(_pairs_backward, x)
+    out = x.view_as((*x.shape[:-2], total), None, None)
+    return node.output(out) if node else out
+
+
+def _pairs_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    *outer, step = gradient.strides
+    return [gradient.view_as(node.inputs[0][0], None, (*outer, step * 2, step))]
+
+
 def select(x: Tensor, dim: int) -> Tensor:
     """x[..., i, ...] along dim: a view; backward fills a new tensor with zeros and copies into it."""
     node = node_for(_select_backward, x)

@@ -9,7 +9,16 @@ from __future__ import annotations
 from memcalc.engine.aten.fused import cudnn_attention, efficient_attention, flash_attention
 from memcalc.engine.aten.matmul import matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, to
-from memcalc.engine.aten.shape import cat, expand, permute, repeat_interleave, reshape, split, unsqueeze
+from memcalc.engine.aten.shape import (
+    cat,
+    expand,
+    merge_groups,
+    permute,
+    repeat_interleave,
+    reshape,
+    split,
+    unsqueeze,
+)
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build

@@ -15,6 +15,7 @@ from memcalc.engine.aten.shape import cat, contiguous, narrow, permute, reshape,
 from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core, repeat_kv
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.norm import norm
+from memcalc.engine.blocks.sinks import rotate_halves, sink_attention
 from memcalc.engine.build import Build
 from memcalc.engine.sizes import ZERO, Size
 from memcalc.engine.tensors import Tensor
@@ -131,9 +132,13 @@ def rotate_half(build: Build, x: Tensor) -> Tensor:
 def rotate_pair(build: Build, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
     """apply_rotary_pos_emb: x cos + rotate_half(x) sin for q, then k, over the first r columns."""
     cos, sin = context[0], context[1]
+    if build.kernels.traits.rope == "halves":
+        return rotate_halves(build, query, cos, sin), rotate_halves(build, key, cos, sin)
     if build.kernels.traits.rope == "whole" and build["r"] is build["d"]:
         q = add(mul(query, cos), mul(rotate_half(build, query), sin))
         k = add(mul(key, cos), mul(rotate_half(build, key), sin))
+        if build.kernels.traits.tables == "fp32":
+            return to(q, query.dtype), to(k, key.dtype)
         return q, k
     rest = ZERO if build["r"] is build["d"] else build["d-r"]
     q_rotated, q_pass = _cut(build, query, rest)
@@ -161,6 +166,8 @@ def _rotate(build: Build, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def kernel(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Attended:
     """The attention interface: a fused kernel, or the family's eager products."""
     build.at("attention", "attention")
+    if build.kernels.attention == "eager" and build.config.attention_sinks:
+        return sink_attention(build, query, key, value, context[-1])
     if build.kernels.attention == "eager":
         return _eager(build, query, key, value, context[-1])
     out = fused_core(build, query, key, value)

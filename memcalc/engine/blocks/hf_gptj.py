@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from memcalc.engine.aten.matmul import matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, to
-from memcalc.engine.aten.shape import cat, contiguous, every_second, narrow, permute, reshape, stack_last
+from memcalc.engine.aten.shape import (
+    cat,
+    contiguous,
+    every_second,
+    flatten_pairs,
+    narrow,
+    permute,
+    reshape,
+    stack_last,
+)
 from memcalc.engine.blocks.attention import HEADS_FIRST
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, residual_dropout
@@ -56,7 +65,7 @@ def _positions(build: Build) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     tape, s = build.tape, build["s"]
     width = build["h"] if build.config.rotary_dim is None else build["r"]
     rows = number(build.config.max_position_embeddings)
-    repeated = tape.empty("repeat", (ONE, rows, width), build.kernels.param_dtype)
+    repeated = tape.empty("repeat", (ONE, rows, width), "fp32")
     index = tape.empty("repeat", (ONE, s, width), "int64")
     gathered = tape.empty("gather", (ONE, s, width), "fp32")
     both = to(gathered, build.kernels.param_dtype)
@@ -78,7 +87,7 @@ def _twice(build: Build, table: Tensor) -> Tensor:
 def _rotate_every_two(build: Build, x: Tensor) -> Tensor:
     first, second = every_second(x, build["r/2"]), every_second(x, build["r/2"])
     stacked = stack_last(neg(second), first)
-    return reshape(stacked, x.shape)
+    return flatten_pairs(stacked, x.shape[-1])
 
 
 def _attend(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Attended:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from memcalc.engine.aten.fused import log_softmax, nll_loss
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import scale, tanh, to
-from memcalc.engine.aten.shape import reshape
+from memcalc.engine.aten.shape import contiguous, reshape
 from memcalc.engine.build import Build
 from memcalc.engine.tensors import Tensor
 
@@ -41,7 +41,7 @@ def causal_lm_loss(build: Build, logits: Tensor, labels: Tensor) -> Tensor:
     build.at("loss", "loss")
     wide = to(logits, "fp32")
     padded = tape.empty("constant_pad_nd", (b, s + 1), "int64")
-    shifted = tape.empty("clone", (b, s), "int64")
+    shifted = contiguous(padded.view_as((b, s), None, padded.strides))
     flat = reshape(wide, (b * s, build["V"]))
     loss = nll_loss(log_softmax(flat), shifted)
     del padded

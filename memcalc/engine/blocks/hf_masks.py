@@ -50,11 +50,20 @@ def _allowed(build: Build, kind: str) -> Tensor:
     tape, square = build.tape, (build["s"], build["s"])
     if kind == "full":
         return tape.empty("le.Tensor", square, "bool")
-    return tape.empty("le.Tensor", square, "bool")
+    true = tape.empty("new_ones", (ONE,), "bool")
+    first = tape.empty("sub.Tensor", square[:1], "int64")
+    window = tape.empty("gt.Tensor", square, "bool")
+    del first
+    inside = tape.empty("bitwise_and.Tensor", square, "bool")
+    del true, window
+    causal = tape.empty("le.Tensor", square, "bool")
+    out = tape.empty("bitwise_and.Tensor", square, "bool")
+    del inside, causal
+    return out
 
 
-def alibi(build: Build) -> Context:
-    """BLOOM's bias (b a, 1, s): slopes times positions, repeated over the batch."""
+def alibi(build: Build) -> tuple[Tensor, Tensor]:
+    """BLOOM's bias (b a, 1, s), slopes times positions repeated over the batch, and the slopes."""
     build.at("alibi", "embedding")
     tape, b, a, s = build.tape, build["b"], build["a"], build["s"]
     base = tape.empty("full", (ONE,), "fp32")
@@ -66,8 +75,8 @@ def alibi(build: Build) -> Context:
     del positions
     repeated = tape.empty("repeat", (b * a, ONE, s), "fp32")
     out = tape.empty("_to_copy", (b * a, ONE, s), build.kernels.param_dtype)
-    del slopes, bias, repeated
-    return (out,)
+    del bias, repeated
+    return out, slopes
 
 
 def falcon_alibi(

@@ -13,6 +13,7 @@ from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import add, dropout, mul, scale, to
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_masks import alibi, falcon_alibi, masks
+from memcalc.engine.blocks.hf_tables import complex_tables, half_tables
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.kernels import BlockKind
@@ -60,6 +61,8 @@ def _rotary(build: Build) -> Context:
     if build.config.position_embedding != "rope":
         return ()
     build.at("rope_tables", "embedding")
+    if build.kernels.traits.tables in ("half", "complex"):
+        return half_tables(build) if build.kernels.traits.tables == "half" else complex_tables(build)
     tape, dtype, shape = build.tape, build.kernels.param_dtype, (build["s"], build["r"])
     positions = tape.empty("_to_copy", shape[:1], "fp32")
     freqs = tape.empty("mul.Tensor", (build["s"], build["r/2"]), "fp32")
@@ -67,7 +70,8 @@ def _rotary(build: Build) -> Context:
     both = tape.empty("cat", shape, "fp32")
     cos = scale(tape.empty("cos", shape, "fp32"))
     sin = scale(tape.empty("sin", shape, "fp32"))
-    out = to(cos, dtype), to(sin, dtype)
+    wide = build.kernels.traits.tables == "fp32"
+    out = (cos, sin) if wide else (to(cos, dtype), to(sin, dtype))
     del freqs, both
     return out
 
@@ -153,8 +157,8 @@ def _opt(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
 def _bloom(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
     embeds = _token_embedding(build, ids)
     x = norm(build, embeds, "embedding_norm")
-    bias = alibi(build)
-    return x, {"full": (*bias, *masks(build, ["full"])["full"])}, (embeds,)
+    bias, slopes = alibi(build)
+    return x, {"full": (bias, *masks(build, ["full"])["full"])}, (embeds, slopes)
 
 
 def _falcon(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from memcalc.engine.aten.closed import fused_head_loss
 from memcalc.engine.aten.fused import log_softmax, nll_loss
+from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import add, scale, to
 from memcalc.engine.aten.shape import reshape, split
 from memcalc.engine.build import Build
@@ -15,8 +17,6 @@ def head(build: Build, hidden: Tensor) -> Tensor:
     build.at("lm_head", "head")
     features = (build["h"], build["V"])
     if build.config.tie_word_embeddings:
-        from memcalc.engine.aten.matmul import linear
-
         weight = build.cast_param(build.tape.leaves["embedding.weight"])
         x = to(hidden, build.kernels.compute_dtype) if build.kernels.autocast else hidden
         return linear(x, weight)
@@ -72,3 +72,16 @@ def chunked_loss(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
         total = one if total is None else add(total, one)
     assert total is not None
     return scale(total, "div.Tensor")
+
+
+def fused_loss(build: Build, hidden: Tensor) -> Tensor:
+    """Head and loss as one kernel over chunks of tokens (closed form)."""
+    build.tape.phase = "loss"
+    build.at("lm_head", "head")
+    tied = build.config.tie_word_embeddings
+    leaf = build.tape.leaves["embedding.weight"] if tied else None
+    if leaf is None:
+        leaf = build.param("lm_head.weight", (build["V"], build["h"]))
+    weight = build.cast_param(leaf)
+    x = to(hidden, build.kernels.compute_dtype)
+    return fused_head_loss(x, weight, build.kernels.loss_chunks)

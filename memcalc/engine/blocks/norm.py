@@ -21,26 +21,43 @@ def norm(build: Build, x: Tensor, op: str, width: Size | None = None) -> Tensor:
     if build.config.norm_type == "layernorm":
         bias = build.param(f"{op}.bias", (size,)) if build.config.norm_bias else None
         return layer_norm(to(x, "fp32") if build.kernels.autocast else x, weight, bias)
+    if build.config.norm_unit_offset:
+        return _unit_offset(x, weight)
     kind = build.kernels.norm
     if kind == "fused":
         return fused_rms_norm(x, weight)
     if kind == "decomposed":
         return _decomposed(x, weight)
-    return _by_hand(x, weight, build.config.norm_unit_offset)
+    if build.kernels.traits.norm_casts_last:
+        return _casting_last(x, weight)
+    return _by_hand(x, weight)
 
 
-def _by_hand(x: Tensor, weight: Tensor, unit_offset: bool) -> Tensor:
-    """As model code writes it: statistics and product in fp32, then weight times the cast result.
+def _unit_offset(x: Tensor, weight: Tensor) -> Tensor:
+    """Gemma: 1 + weight in fp32 times the fp32 result, then the cast."""
+    out = _normalized(to(x, "fp32"))
+    out = mul(out, shift(to(weight, "fp32")))
+    return to(out, x.dtype)
 
-    Gemma multiplies by 1 + weight in fp32 and casts last.
-    """
+
+def _normalized(wide: Tensor) -> Tensor:
+    return mul(wide, rsqrt(_variance(wide)))
+
+
+def _by_hand(x: Tensor, weight: Tensor) -> Tensor:
+    """As model code writes it: statistics and product in fp32, then weight times the cast result."""
     wide = to(x, "fp32")
-    if unit_offset:
-        normed = mul(wide, rsqrt(_variance(wide)))
-        return to(mul(normed, shift(to(weight, "fp32"))), x.dtype)
     variance = mean_last(square(wide))
     wide = mul(wide, rsqrt(shift(variance)))
     return mul(weight, to(wide, x.dtype))
+
+
+def _casting_last(x: Tensor, weight: Tensor) -> Tensor:
+    """OLMo-2: weight times the fp32 result, then the cast."""
+    wide = to(x, "fp32")
+    variance = mean_last(square(wide))
+    wide = mul(wide, rsqrt(shift(variance)))
+    return to(mul(weight, wide), x.dtype)
 
 
 def _variance(wide: Tensor) -> Tensor:

@@ -325,11 +325,11 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(cfg, i) for i in range(cfg.L))
         self.final_norm = cfg.norm_module(cfg.h, "final_norm")
         if not cfg.tied:
-            self.lm_head = nn.Parameter(torch.empty(cfg.V, cfg.h))
+            self.lm_head = Linear(cfg.h, cfg.V, False, cfg.mixed)  # registered last, as usual
 
     @property
     def head_weight(self) -> Tensor:
-        return self.embedding.weight if self.cfg.tied else self.lm_head
+        return self.embedding.weight if self.cfg.tied else self.lm_head.weight
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
         with autocast_scope(self.cfg.mixed):

@@ -55,8 +55,12 @@ def run_step(
     device: str = "meta",
     grad_clip: float | None = None,
     separate_labels: bool = False,
+    quick: bool = False,
 ) -> StepRecord:
     """Run `steps` optimizer steps and record the last.
+
+    quick: earlier steps update on empty gradients, without a forward and backward; the states they
+    leave are the same.
 
     device: "meta", where LayerNorm keeps fp32 statistics and Adam's `step` scalars of foreach and
     loop stay on the host, both as on CUDA; or "fake", fake tensors on cpu (needed for fused SGD).
@@ -75,12 +79,12 @@ def run_step(
         stack.enter_context(_without_data(where))
         stack.enter_context(tracker)
         first_initial = tracker.live_storages()
-        step.run()
+        step.run(quick and steps > 1)
         first_events = tracker.events
-        for _ in range(steps - 1):
+        for remaining in reversed(range(steps - 1)):
             tracker.reset()
             initial, live_before = tracker.live_storages(), tracker.live
-            step.run()
+            step.run(quick and remaining > 0)
     if steps == 1:
         initial, live_before = first_initial, sum(alloc.nbytes for alloc in first_initial)
     return StepRecord(
@@ -110,9 +114,13 @@ class _Step:
     grad_clip: float | None
     saved: int = 0
 
-    def run(self) -> None:
-        for _ in range(self.accum):
-            self._micro_batch()
+    def run(self, on_empty_gradients: bool = False) -> None:
+        if on_empty_gradients:
+            for parameter in self.model.parameters():
+                parameter.grad = torch.empty_like(parameter)
+        else:
+            for _ in range(self.accum):
+                self._micro_batch()
         self.tracker.set_phase("optimizer")
         if self.grad_clip is not None:
             with op("grad_clip"):

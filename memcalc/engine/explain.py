@@ -1,0 +1,280 @@
+"""explain: the ledger as rows, one an op, with every total's formula in symbols and in numbers.
+
+A row stands for all layers of one kind. Its sizes are those of an interior layer; totals are sums over
+every traced block times the layers it stands for, so they equal the estimate's figures exactly.
+Checked by: unit/test_explain.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from memcalc.engine.kernels import BlockKind
+from memcalc.engine.ledger import OpRecord
+from memcalc.engine.plan import Plan, make_plan
+from memcalc.engine.sizes import ZERO, Size
+from memcalc.engine.states import multiplicity
+from memcalc.engine.structure import Run, Structure
+from memcalc.engine.tensors import Shape
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.models import load_model
+from memcalc.inputs.stacks import load_stack
+from memcalc.inputs.training import TrainingSetup, resolve
+
+FLOP_KINDS = ("forward", "dgrad", "wgrad")
+
+
+@dataclass(frozen=True, slots=True)
+class Amount:
+    """A quantity with its formula: per layer in symbols and as an integer, and over all layers."""
+
+    formula: str
+    value: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class KeptTensor:
+    """A tensor held from forward to backward: bytes, the kernel that made it, whose gradient needs it."""
+
+    formula: str
+    value: int
+    made_by: str
+    needed_by: str  # dgrad | wgrad | both | run (held by the running code, not by a node)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One op of the layers of one kind (layers 1 and kind "once" outside the blocks)."""
+
+    op: str
+    part: str
+    kind: str
+    layers: int
+    input_shape: str
+    output_shape: str
+    weights: Mapping[str, str]
+    params: Amount
+    saved: Amount
+    kept: tuple[KeptTensor, ...]
+    flops: Mapping[str, Amount]
+    traffic: Mapping[str, Amount]
+    gemms: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Total:
+    """A sum over the ledger: the formula in symbols, the same with numbers put in, the value."""
+
+    name: str
+    unit: str
+    formula: str
+    numbers: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """The ledger of one micro-batch and its totals; dims holds each letter's value."""
+
+    model: str
+    rows: tuple[Row, ...]
+    totals: tuple[Total, ...]
+    dims: Mapping[str, int]
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts for JSON."""
+        from dataclasses import asdict
+
+        return {"schema": 1, **asdict(self)}
+
+
+@dataclass(slots=True)
+class _Group:
+    """The traced blocks of one kind, by how many layers each stands for."""
+
+    name: str
+    layers: int
+    sample: int
+    blocks: dict[int, int] = field(default_factory=dict)
+
+
+def explain(
+    model: ModelConfig | str,
+    setup: TrainingSetup | None = None,
+    kernels: Mapping[str, Any] | None = None,
+) -> Explanation:
+    """The ledger of a model in a setup, as `memcalc explain` prints it."""
+    config = load_model(model) if isinstance(model, str) else model
+    setup = setup or TrainingSetup()
+    plan = make_plan(resolve(setup, config), load_stack(setup.stack), kernels)
+    return explain_plan(plan)
+
+
+def explain_plan(plan: Plan) -> Explanation:
+    """The ledger of a plan: rows in program order, then the totals."""
+    structure, runs = plan.structure(plan.keeps_gradients)
+    groups = _groups(structure, runs)
+    owners = _owners(structure)
+    rows: list[Row] = []
+    done: set[tuple[str, str]] = set()
+    for block, op in structure.records:
+        group = next(g for g in groups if block in g.blocks)
+        if (group.name, op) in done:
+            continue
+        done.add((group.name, op))
+        rows.append(_row(structure, plan, group, op, owners))
+    totals = _totals(rows, plan.values)
+    return Explanation(plan.config.name, tuple(rows), totals, dict(plan.values), plan.notes)
+
+
+def _groups(structure: Structure, runs: tuple[Run, ...]) -> list[_Group]:
+    weights = multiplicity(runs)
+    by_kind: dict[BlockKind, _Group] = {}
+    block = 0
+    for run in runs:
+        for repetition in range(run.traced):
+            for kind in run.pattern:
+                group = by_kind.setdefault(kind, _Group(_kind_name(kind), 0, block))
+                group.blocks[block] = weights[block]
+                group.layers += weights[block]
+                if repetition == 1:
+                    group.sample = block
+                block += 1
+    return [_Group("once", 1, -1, {-1: 1}), *by_kind.values()]
+
+
+def _kind_name(kind: BlockKind) -> str:
+    words = ["sparse" if kind.sparse else "dense"]
+    if kind.attention != "full":
+        words.append(kind.attention)
+    if kind.recompute != "none":
+        words.append(f"recompute {kind.recompute}")
+    return ", ".join(words)
+
+
+def _owners(structure: Structure) -> dict[tuple[int, str], list[KeptSize]]:
+    """Each kept storage under one op: the first that keeps it, else the one that made it."""
+    owner: dict[int, tuple[tuple[int, str], str]] = {}
+    for key, record in structure.records.items():
+        for storage, kept in record.kept.items():
+            if storage in owner:
+                (place, need) = owner[storage]
+                owner[storage] = (place, need if need == kept.needed_by else "both")
+            else:
+                owner[storage] = (key, kept.needed_by)
+    result: dict[tuple[int, str], list[KeptSize]] = {}
+    for storage in sorted(structure.kept):
+        label = structure.labels[structure.labels_of[storage]]
+        place, need = owner.get(storage, ((label.block, label.op), "run"))
+        kept_size = KeptSize(structure.sizes[storage], structure.names[storage], need)
+        result.setdefault(place, []).append(kept_size)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class KeptSize:
+    """A kept storage before numbers are put in."""
+
+    size: Size
+    made_by: str
+    needed_by: str
+
+
+def _amount(sample: Size, everywhere: list[tuple[Size, int]], values: Mapping[str, int]) -> Amount:
+    total = sum(size.value(values) * times for size, times in everywhere)
+    return Amount(str(sample), sample.value(values), total)
+
+
+def _row(
+    structure: Structure,
+    plan: Plan,
+    group: _Group,
+    op: str,
+    owners: dict[tuple[int, str], list[KeptSize]],
+) -> Row:
+    values = plan.values
+    records = {b: structure.records[b, op] for b in group.blocks if (b, op) in structure.records}
+    sample_block = group.sample if group.sample in records else next(iter(records))
+    sample = records[sample_block]
+
+    def amount(pick: Mapping[int, Size]) -> Amount:
+        everywhere = [(size, group.blocks[block]) for block, size in pick.items()]
+        return _amount(pick[sample_block], everywhere, values)
+
+    kept = owners.get((sample_block, op), [])
+    saved = {b: _sum(k.size for k in owners.get((b, op), [])) for b in records}
+    return Row(
+        op=op,
+        part=sample.part,
+        kind=group.name,
+        layers=group.layers,
+        input_shape=_shape(sample.input_shape),
+        output_shape=_shape(sample.output_shape),
+        weights={name: str(size) for name, size in sample.params.items()},
+        params=amount({b: r.num_params for b, r in records.items()}),
+        saved=amount(saved),
+        kept=tuple(
+            KeptTensor(str(k.size), k.size.value(values), k.made_by, k.needed_by) for k in kept
+        ),
+        flops={k: amount({b: r.flops.get(k, ZERO) for b, r in records.items()}) for k in FLOP_KINDS},
+        traffic={
+            d: amount({b: r.traffic.get(d, ZERO) for b, r in records.items()})
+            for d in ("forward", "backward")
+        },
+        gemms=_gemms(sample),
+    )
+
+
+def _gemms(record: OpRecord) -> tuple[tuple[str, str, str], ...]:
+    return tuple((str(m), str(n), str(k)) for m, n, k in record.gemms)
+
+
+def _sum(sizes: Any) -> Size:
+    total = ZERO
+    for size in sizes:
+        total = total + size
+    return total
+
+
+def _shape(shape: Shape) -> str:
+    return f"({', '.join(map(str, shape))})" if shape else "-"
+
+
+def _totals(rows: list[Row], values: Mapping[str, int]) -> tuple[Total, ...]:
+    picks: list[tuple[str, str, Any]] = [
+        ("parameters", "elements", lambda r: r.params),
+        ("saved for backward", "bytes", lambda r: r.saved),
+        *((f"{k} FLOPs", "FLOP", lambda r, k=k: r.flops[k]) for k in FLOP_KINDS),
+        *((f"{d} traffic", "bytes", lambda r, d=d: r.traffic[d]) for d in ("forward", "backward")),
+    ]
+    return tuple(_total(name, unit, rows, pick) for name, unit, pick in picks)
+
+
+def _total(name: str, unit: str, rows: list[Row], pick: Any) -> Total:
+    """layers x (sum over a kind's ops) + what happens once."""
+    symbols: dict[tuple[str, int], list[str]] = {}
+    numbers: dict[tuple[str, int], int] = {}
+    for row in rows:
+        amount = pick(row)
+        key = (row.kind, row.layers)
+        if amount.value:
+            symbols.setdefault(key, []).append(amount.formula)
+        numbers[key] = numbers.get(key, 0) + amount.value
+    formula = " + ".join(
+        f"{layers} x ({' + '.join(parts)})" if kind != "once" else " + ".join(parts)
+        for (kind, layers), parts in symbols.items()
+    )
+    told = " + ".join(
+        f"{layers} x {value:,}" if kind != "once" else f"{value:,}"
+        for (kind, layers), value in numbers.items()
+        if value
+    )
+    total = sum(pick(row).total for row in rows)
+    shown = sum(layers * value for (_, layers), value in numbers.items())
+    if shown != total:
+        told += f" {'+' if total > shown else '-'} {abs(total - shown):,} (first and last layer)"
+    return Total(name, unit, formula or "0", told or "0", total)

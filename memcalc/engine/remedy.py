@@ -1,0 +1,141 @@
+"""remedy: when a setup does not fit, the cheapest change that makes it fit, each one an estimate.
+
+Changes are tried in order of what they cost the run: nothing, a little speed, recomputation, then
+what changes the numerics or the task. The first that fits on its own is named first; when none does,
+the free ones are kept and the search goes on with them in place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from memcalc.engine.estimate import Device, estimate
+from memcalc.engine.results import Estimate
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.training import TrainingSetup, resolve
+from memcalc.units import gib
+
+Change = tuple[str, Callable[[TrainingSetup], TrainingSetup]]
+_SMALLEST_SEQ = 128
+
+
+def _micro(setup: TrainingSetup, micro: int) -> TrainingSetup:
+    """Halve the micro-batch and accumulate instead: the same global batch."""
+    accum = (setup.grad_accum_steps or 1) * ((setup.micro_batch_size or 1) // micro)
+    return replace(setup, micro_batch_size=micro, grad_accum_steps=accum)
+
+
+def _changes(setup: TrainingSetup, seq: int) -> list[Change]:
+    """The changes open to this setup, cheapest first."""
+    changes: list[Change] = []
+
+    def add(label: str, **fields: Any) -> None:
+        if any(getattr(setup, name) != value for name, value in fields.items()):
+            changes.append((label, lambda s, fields=fields: replace(s, **fields)))
+
+    if setup.optimizer == "adamw":
+        add("--optimizer-impl fused (no slower)", optimizer_impl="fused")
+    if setup.attention == "eager":
+        add("--attention flash (faster)", attention="flash")
+    if setup.stack == "torch":
+        add("--loss chunked (head and loss in chunks of tokens)", loss="chunked")
+    micro = setup.micro_batch_size or 1
+    while micro > 1:
+        micro //= 2
+        if (setup.micro_batch_size or 1) % micro == 0:
+            changes.append((f"--micro-batch {micro} (accumulating the rest)", _to_micro(micro)))
+    if setup.recompute in ("none", "selective"):
+        add("--recompute sac (keeps matmuls and attention)", recompute="sac")
+    if setup.recompute != "full" or setup.recompute_layers is not None:
+        add("--recompute full (one more forward)", recompute="full", recompute_layers=None)
+    if setup.precision in ("fp32", "tf32"):
+        add("--precision bf16-mixed", precision="bf16-mixed")
+    if setup.optimizer == "adamw":
+        add("--optimizer adamw-8bit", optimizer="adamw-8bit", optimizer_impl=None)
+    if setup.precision not in ("bf16", "bf16-master"):
+        add("--precision bf16 (states in 16 bit)", precision="bf16")
+    shorter = seq
+    while shorter > _SMALLEST_SEQ:
+        shorter //= 2
+        add(f"--seq {shorter}", seq_len=shorter)
+    return changes
+
+
+def _to_micro(micro: int) -> Callable[[TrainingSetup], TrainingSetup]:
+    return lambda setup: _micro(setup, micro)
+
+
+def remedies(
+    config: ModelConfig,
+    setup: TrainingSetup,
+    device: Device,
+    kernels: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """What makes the setup fit, cheapest first; the last line says so when nothing does.
+
+    Checked by: unit/test_remedy.py.
+    """
+    resolved = resolve(setup, config)
+    base = replace(
+        setup,
+        seq_len=resolved.seq_len,
+        micro_batch_size=resolved.micro_batch_size,
+        grad_accum_steps=resolved.grad_accum_steps,
+        global_batch=None,
+    )
+
+    def tried(changed: TrainingSetup) -> Estimate:
+        return estimate(config, changed, gpu=device, kernels=kernels)
+
+    lines: list[str] = []
+    for label, change in _changes(base, resolved.seq_len):
+        result = tried(change(base))
+        if result.fits:
+            lines.append(_line(label, result))
+        if len(lines) == 2:
+            return lines
+    return lines or _combined(base, resolved.seq_len, tried)
+
+
+def _combined(
+    base: TrainingSetup, seq: int, tried: Callable[[TrainingSetup], Estimate]
+) -> list[str]:
+    """No single change is enough: add them up, cheapest first, until the setup fits."""
+    labels: list[str] = []
+    current = base
+    best: Estimate | None = None
+    for label, change in _changes(base, seq):
+        result = tried(change(current))
+        if best is not None and _need(result) >= _need(best):
+            continue
+        current, best = change(current), result
+        labels.append(label.split(" (")[0])
+        if result.fits:
+            return [_line(" ".join(_last_of_each(labels)), result)]
+    if best is None:
+        return ["nothing single-GPU is left to change: shard the model over several GPUs"]
+    return [
+        f"no change on one GPU is enough: with {' '.join(_last_of_each(labels))} it still needs "
+        f"{gib(_need(best))}; shard the model over several GPUs"
+    ]
+
+
+def _need(result: Estimate) -> int:
+    """The least the process needs: what is allocated, and the context."""
+    return result.memory.peak_allocated_bytes + result.memory.context_bytes
+
+
+def _last_of_each(labels: list[str]) -> list[str]:
+    """Of several values for one option the last."""
+    last = {label.split()[0]: label for label in labels}
+    return list(last.values())
+
+
+def _line(label: str, result: Estimate) -> str:
+    memory = result.memory
+    used, usable = memory.device_used_bytes or 0, memory.usable_bytes or 0
+    if used > usable:
+        return f"{label}: fits with {gib(_need(result))}, cached blocks given back"
+    return f"{label}: fits with {gib(used)}"
