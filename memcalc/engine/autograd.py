@@ -219,8 +219,10 @@ def backward(root: Tensor, seed: Tensor) -> None:
             del gradient, grads
             continue
         if node.block != visiting:
+            tape.mark("backward block", node.block)
+            for moved in tape.block_hooks:
+                moved(visiting, node.block)
             visiting = node.block
-            tape.mark("backward block", visiting)
         tape.at(node.op, node.block)
         results = _run(node, grads)
         del grads

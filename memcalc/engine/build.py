@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from memcalc.engine.aten.closed import fp8_linear
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import to
+from memcalc.engine.injectors import Hooks, Injector
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.ledger import OpRecord
 from memcalc.engine.sizes import Size
@@ -26,6 +27,8 @@ class Build:
     dims: dict[str, Size]
     casts: dict[str, Tensor] | None = None
     kind: BlockKind = BlockKind()
+    injectors: tuple[Injector, ...] = ()
+    hooks: list[Hooks] = field(default_factory=list)
     held: Tensor | None = None  # attention weights a block hands to its caller (transformers)
 
     def __getitem__(self, letter: str) -> Size:

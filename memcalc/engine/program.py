@@ -7,10 +7,11 @@ are other lists of phases over the same pieces.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from memcalc.engine.expand import Expanded, expand
-from memcalc.engine.memory import OptimizerTrace, input_bytes, optimizer_trace
+from memcalc.engine.memory import input_bytes, optimizer_trace
 from memcalc.engine.optimizer import state_tensors
 from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import product
@@ -28,6 +29,7 @@ class Stream:
 
     events: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    phases: list[tuple[int, str]] = field(default_factory=list)  # (first event, name)
 
     def allocate(self, size_bytes: int) -> int:
         """One more block; returns its id."""
@@ -53,40 +55,66 @@ def expanded(structure: Structure, runs: tuple[Run, ...]) -> Expanded:
     return known
 
 
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One stretch of a program: a name, and what appends its events to the stream."""
+
+    name: str
+    play: Callable[[Stream], None]
+
+
+def play(program: Sequence[Phase]) -> Stream:
+    """The stream of a program, with the event at which each phase begins."""
+    stream = Stream()
+    for phase in program:
+        stream.phases.append((len(stream.events), phase.name))
+        phase.play(stream)
+    return stream
+
+
 def training_program(plan: Plan, workspaces: tuple[int, ...], steps: int = 2) -> Stream:
     """The stream of `steps` optimizer steps from an empty cache."""
+    return play(training_phases(plan, workspaces, steps))
+
+
+def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list[Phase]:
+    """Loading, then for each step its micro-batches (two stand for any more) and the optimizer."""
     structure, runs = plan.structure(False)
     leaves = all_leaves(structure, runs)
-    stream = Stream()
-    elements = [leaf.numel.value(plan.values) for leaf in leaves]
-    for leaf, numel in zip(leaves, elements, strict=True):
-        stream.allocate(numel * ITEMSIZE[leaf.dtype])
-    stream.allocate(input_bytes(plan))
-    for size in workspaces:
-        stream.allocate(size)
     trace = optimizer_trace(structure, runs, plan.optimizer, plan.values)
     gradients: list[int] = []
-    for step in range(steps):
-        for _ in range(min(plan.resolved.grad_accum_steps, 2)):
-            alive = _micro_batch(stream, plan, bool(gradients))
-            gradients = gradients or alive
-        if step == 0:
-            for leaf in leaves:
-                for shape, dtype in state_tensors(leaf, plan.optimizer):
-                    stream.allocate(product(shape).value(plan.values) * ITEMSIZE[dtype])
-        _optimizer_step(stream, plan, trace)
+
+    def load(stream: Stream) -> None:
+        for leaf in leaves:
+            stream.allocate(leaf.numel.value(plan.values) * ITEMSIZE[leaf.dtype])
+        stream.allocate(input_bytes(plan))
+        for size in workspaces:
+            stream.allocate(size)
+
+    def micro_batch(stream: Stream) -> None:
+        alive = _micro_batch(stream, plan, bool(gradients))
+        if not gradients:
+            gradients.extend(alive)
+
+    def make_states(stream: Stream) -> None:
+        for leaf in leaves:
+            for shape, dtype in state_tensors(leaf, plan.optimizer):
+                stream.allocate(product(shape).value(plan.values) * ITEMSIZE[dtype])
+
+    def optimizer_step(stream: Stream) -> None:
+        unique = [size.value(plan.values) for size in trace.unique_sizes]
+        stream.splice(trace.events, [unique[i] for i in trace.size_index])
         if plan.resolved.setup.set_to_none:
             stream.events += [~i for i in gradients]
-            gradients = []
-    return stream
+            gradients.clear()
+
+    batches = [Phase("micro-batch", micro_batch)] * min(plan.resolved.grad_accum_steps, 2)
+    step = [*batches, Phase("optimizer", optimizer_step)]
+    first = [*batches, Phase("optimizer states", make_states), Phase("optimizer", optimizer_step)]
+    return [Phase("load", load), *first, *(step * (steps - 1))]
 
 
 def _micro_batch(stream: Stream, plan: Plan, has_gradients: bool) -> list[int]:
     structure, runs = plan.structure(has_gradients)
     events = expanded(structure, runs)
     return stream.splice(events.events, events.sizes(size_values(structure, plan.values)))
-
-
-def _optimizer_step(stream: Stream, plan: Plan, trace: OptimizerTrace) -> None:
-    unique = [size.value(plan.values) for size in trace.unique_sizes]
-    stream.splice(trace.events, [unique[i] for i in trace.size_index])

@@ -12,6 +12,7 @@ from functools import lru_cache
 from itertools import accumulate
 
 from memcalc.engine.build import Build
+from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.ledger import OpRecord
 from memcalc.engine.sizes import Size
@@ -142,6 +143,7 @@ class StructureKey:
     runs: tuple[tuple[tuple[BlockKind, ...], int], ...]
     dims: tuple[tuple[str, Size], ...]
     has_gradients: bool
+    injectors: tuple[Injector, ...] = ()
 
 
 _CONFIGS: dict[StructureKey, tuple[ModelConfig, tuple[Run, ...]]] = {}
@@ -153,12 +155,13 @@ def structure_of(
     kinds: tuple[BlockKind, ...],
     dims: dict[str, Size],
     has_gradients: bool,
+    injectors: tuple[Injector, ...] = (),
 ) -> tuple[Structure, tuple[Run, ...]]:
     """The cached structure for this model and setup, and its runs with their true counts."""
     runs = find_runs(kinds)
     traced = tuple((r.pattern, r.traced) for r in runs)
     key = StructureKey(
-        architecture_key(config), kernels, traced, tuple(dims.items()), has_gradients
+        architecture_key(config), kernels, traced, tuple(dims.items()), has_gradients, injectors
     )
     _CONFIGS[key] = (config, tuple(Run(pattern, count) for pattern, count in traced))
     return _compiled(key), runs
@@ -168,7 +171,7 @@ def structure_of(
 def _compiled(key: StructureKey) -> Structure:
     config, runs = _CONFIGS[key]
     tape = Tape(device=key.kernels.device)
-    build = Build(tape, config, key.kernels, dict(key.dims))
+    build = Build(tape, config, key.kernels, dict(key.dims), injectors=key.injectors)
     layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
     micro_batch(build, layers, key.has_gradients)
     return _freeze(tape, runs)

@@ -73,6 +73,7 @@ class Tape:
     block_flops: dict[int, dict[str, Size]] = field(default_factory=dict)
     leaves: dict[str, Tensor] = field(default_factory=dict)
     gradient_hooks: list[Callable[[Tensor], None]] = field(default_factory=list)
+    block_hooks: list[Callable[[int, int], None]] = field(default_factory=list)
     grad_enabled: bool = True
     recomputing: int = 0
     sequence: int = 0

@@ -12,6 +12,7 @@ from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_los
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import KEEP_ATTENTION, KEEP_MATMULS, checkpoint, checkpoint_reentrant
+from memcalc.engine.injectors import attach, enter_block, enter_phase, leave_block
 from memcalc.engine.kernels import BlockKind
 from memcalc.engine.layer import block
 from memcalc.engine.tensors import Tape, Tensor
@@ -29,6 +30,7 @@ def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Con
             build.kind = kind
             return block(build, hidden, rest)
 
+    enter_block(build.hooks, index, "forward")
     build.tape.block = index
     if recompute in _KEEP:
         out = checkpoint(call, x, *context, keep=_KEEP[recompute])
@@ -37,22 +39,28 @@ def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Con
     else:
         out = call(x, *context)
     build.tape.block = -1
+    leave_block(build.hooks, index, "forward")
     return out
 
 
 def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> Tape:
     """Trace forward, loss and backward of a micro-batch; layers: each block's kind."""
     tape = build.tape
+    build.hooks = [injector.start(build) for injector in build.injectors]
+    attach(build.hooks, build)
+    enter_phase(build.hooks, "forward")
     ids = tape.external((build["b"], build["s"]), "int64")
     with build.autocast():
         scalar = _forward(build, ids, layers)
     tape.mark("backward", -1)
+    enter_phase(build.hooks, "backward")
     tape.at("loss", -1, "backward")
     seed = tape.empty("ones_like", scalar.shape, scalar.dtype)
     if has_gradients:
         for leaf in tape.leaves.values():
             leaf.grad = tape.external(leaf.shape, leaf.dtype)
     backward(scalar, seed)
+    enter_phase(build.hooks, "end")
     tape.mark("end", -1)
     del scalar, seed
     return tape

@@ -64,17 +64,31 @@ def _project(build: Build, x: Tensor, letter: str, heads: Size) -> Tensor:
         if letter == "q" and build.kernels.traits.scale_query:
             out = scale(out)
         return permute(_heads(build, out, heads), HEADS_FIRST)
-    if config.qk_norm == "full":
-        out = norm(build, build.linear(x, f"{letter}_proj", features, config.attention_bias),
-                   f"{letter}_norm", width)
-        return permute(_heads(build, out, heads), HEADS_FIRST)
     out = _heads(build, build.linear(x, f"{letter}_proj", features, config.attention_bias), heads)
     if build.kernels.traits.qk_norm_at == "transposed":
         return permute(out, HEADS_FIRST)
     return permute(norm(build, out, f"{letter}_norm", build["d"]), HEADS_FIRST)
 
 
+def _flat(build: Build, x: Tensor, letter: str, heads: Size) -> Tensor:
+    """OLMo-2: one norm over all heads of q or k at once."""
+    build.at(f"{letter}_proj", "attention")
+    width = heads * build["d"]
+    bias = build.config.attention_bias
+    if letter == "v":
+        return build.linear(x, "v_proj", (build["h"], width), bias)
+    projected = build.linear(x, f"{letter}_proj", (build["h"], width), bias)
+    return norm(build, projected, f"{letter}_norm", width)
+
+
 def _three(build: Build, x: Tensor) -> Three:
+    if build.config.qk_norm == "full":
+        query = _flat(build, x, "q", build["a"])
+        key = _flat(build, x, "k", build["k"])
+        value = _flat(build, x, "v", build["k"])
+        query = permute(_heads(build, query, build["a"]), HEADS_FIRST)
+        key = permute(_heads(build, key, build["k"]), HEADS_FIRST)
+        return query, key, permute(_heads(build, value, build["k"]), HEADS_FIRST)
     query = _project(build, x, "q", build["a"])
     key = _project(build, x, "k", build["k"])
     value = _project(build, x, "v", build["k"])

@@ -1,0 +1,157 @@
+"""The one table of options: every option of the command line is a row, whichever commands take it.
+
+Decides names, flags, kinds, help panels, the TrainingSetup field a row sets, and which rows belong
+to later versions (`LATER`, refused by name unless the value means nothing, such as `--tp 1`).
+The parser, the help, the completion and the run files are all made from it.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+SETUP: Final = ("estimate", "explain")
+ESTIMATE: Final = ("estimate",)
+EVERY: Final = ("estimate", "explain", "list", "show", "doctor", "diff")
+PANELS: Final = ("Model", "Training", "Parallelism", "Hardware", "Output")
+
+
+class Option(NamedTuple):
+    """One option. kind: text, count, number, memory, recompute, name, file, flag or many."""
+
+    name: str
+    kind: str
+    panel: str
+    help: str
+    default: str = ""
+    field: str = ""  # of TrainingSetup
+    commands: tuple[str, ...] = SETUP
+    choices: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()  # beside --name
+    later: bool = False
+    harmless: tuple[str, ...] = ()  # of a later option: values that change nothing
+
+    @property
+    def flag(self) -> str:
+        """The long spelling."""
+        return f"--{self.name}"
+
+    @property
+    def takes_value(self) -> bool:
+        return self.kind != "flag"
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in the help."""
+        return "|".join(self.choices) if self.choices else _METAVARS.get(self.kind, "TEXT")
+
+
+_METAVARS: Final = {
+    "count": "N", "number": "X", "memory": "SIZE", "name": "NAME", "file": "FILE",
+    "recompute": "none|selective|sac|sac-attention|full[:N]", "many": "FIELD=VALUE",
+}  # fmt: skip
+
+_PRECISIONS = ("fp32", "tf32", "fp16-mixed", "bf16-mixed", "bf16", "bf16-master", "fp8-mixed")
+_OPTIMIZERS = ("adamw", "adamw-8bit", "sgd", "momentum", "adafactor", "lion", "muon", "none")
+
+_NOW: Final = (
+    Option("layers", "count", "Model", "Only the first N blocks", "all", "num_layers"),
+    Option("imbalance", "number", "Model", "Tokens of the busiest expert over the mean", "1",
+           "imbalance"),
+    Option("set", "many", "Model",
+           "Last word on one field: training.*, kernels.* or model.*, as "
+           "training.loss_chunks=4; may be repeated"),
+    Option("seq", "count", "Training", "Tokens of a sequence; 8k = 8192",
+           "min(2048, the model's maximum)", "seq_len"),
+    Option("micro-batch", "count", "Training", "Sequences of one forward", "1", "micro_batch_size"),
+    Option("grad-accum", "count", "Training", "Micro-batches of an optimizer step", "1",
+           "grad_accum_steps"),
+    Option("global-batch", "count", "Training", "Sequences of an optimizer step",
+           "micro-batch x grad-accum", "global_batch"),
+    Option("precision", "text", "Training", "Dtypes of parameters and matmuls", "bf16-mixed",
+           "precision", choices=_PRECISIONS),
+    Option("optimizer", "text", "Training", "Optimizer", "adamw", "optimizer",
+           choices=_OPTIMIZERS),
+    Option("optimizer-impl", "text", "Training", "How torch.optim steps", "foreach",
+           "optimizer_impl", choices=("foreach", "fused", "loop")),
+    Option("optimizer-dtype", "text", "Training", "Dtype of optimizer states",
+           "the parameters' own", "optimizer_dtype", choices=("fp32", "bf16")),
+    Option("no-set-to-none", "flag", "Training", "Gradients stay allocated between steps", "",
+           "set_to_none"),
+    Option("grad-clip", "flag", "Training", "Clip gradients by their norm", "", "grad_clip"),
+    Option("dropout", "number", "Training", "Dropout rate", "the model's", "dropout"),
+    Option("recompute", "recompute", "Training",
+           "What backward computes again; full:N: the first N blocks", "none", "recompute"),
+    Option("attention", "text", "Training", "Attention kernel", "flash", "attention",
+           choices=("eager", "flash", "efficient", "cudnn")),
+    Option("loss", "text", "Training", "Loss code", "the stack's", "loss",
+           choices=("plain", "fp32", "chunked", "fused")),
+    Option("stack", "name", "Training", "Whose training code runs: torch, hf", "torch", "stack"),
+    Option("gpu", "name", "Hardware", "GPU, in any usual spelling; without one no verdict", "none",
+           commands=ESTIMATE),
+    Option("gpu-memory", "memory", "Hardware", "Memory the driver gives, as 79.2GiB",
+           "the profile's", commands=ESTIMATE),
+    Option("reserve", "memory", "Hardware", "Memory to leave free", "0GiB", commands=ESTIMATE),
+    Option("config", "file", "Output", "Read options from a run file (TOML)"),
+    Option("save", "file", "Output", "Write the options given to a run file"),
+    Option("json", "flag", "Output", "One JSON object on stdout", commands=EVERY),
+    Option("csv", "flag", "Output", "One row of CSV with a header", commands=ESTIMATE),
+    Option("quiet", "flag", "Output", "One line, no notes", commands=EVERY, flags=("-q",)),
+    Option("ops", "flag", "Output", "Add the ledger, an op a row", commands=ESTIMATE),
+    Option("timeline", "file", "Output",
+           "Write every allocation and release of a step (.csv or .json)", commands=ESTIMATE),
+    Option("out", "file", "Output", "Write the result there: JSON if it ends in .json, else text",
+           commands=EVERY, flags=("-o",)),
+    Option("debug", "flag", "Output", "Show the traceback of an error", commands=EVERY),
+)  # fmt: skip
+
+
+def _later(name: str, panel: str, harmless: str = "", kind: str = "text") -> Option:
+    return Option(name, kind, panel, "not in this version", commands=ESTIMATE, later=True,
+                  harmless=tuple(harmless.split()))  # fmt: skip
+
+
+_LATER: Final = (
+    *(_later(name, "Parallelism", "1")
+      for name in ("tp", "pp", "cp", "ep", "vpp", "dp", "gpus", "gpus-per-node")),
+    _later("zero", "Parallelism", "0"),
+    _later("schedule", "Parallelism", "1f1b"),
+    _later("offload", "Parallelism", "none"),
+    _later("cluster", "Hardware"),
+    _later("calibration", "Hardware", "default"),
+    *(_later(name, "Parallelism", kind="flag") for name in ("sp", "fsdp")),
+    _later("no-sp", "Parallelism", "true", "flag"),
+    _later("compile", "Training", kind="flag"),
+    *(_later(name, "Training") for name in (
+        "peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "rlhf", "engine",
+        "weights", "kv-cache", "batch", "context")),
+    *(_later(name, "Output") for name in ("chart", "device", "steps", "fix", "top")),
+    _later("price", "Output", kind="flag"),
+)  # fmt: skip
+
+OPTIONS: Final = (*_NOW, *_LATER)
+BY_NAME: Final = {option.name: option for option in OPTIONS}
+BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *option.flags)}
+
+#: Commands of this version: name -> (positional arguments as shown, what it does).
+COMMANDS: Final = {
+    "estimate": ("MODEL", "Memory of a training step: what it needs, where it peaks, if it fits"),
+    "explain": ("MODEL", "The ledger behind an estimate, with every formula"),
+    "list": ("[KIND]", "Known models, gpus, stacks, clusters, calibrations"),
+    "show": ("[KIND] NAME", "Every figure of one model, GPU or stack, with its source"),
+    "doctor": ("", "What is installed, which device"),
+    "diff": ("A B", "What moved between two runs: run files, results, or quoted commands"),
+}
+#: (fewest, most) positional arguments.
+POSITIONALS: Final = {
+    "estimate": (1, 1), "explain": (1, 1), "list": (0, 1), "show": (1, 2), "doctor": (0, 0),
+    "diff": (2, 2),
+}  # fmt: skip
+LATER_COMMANDS: Final = (
+    "infer", "solve", "search", "advise", "compare", "chart", "report", "train-time", "mfu",
+    "verify", "measure", "calibrate", "accuracy", "export", "import",
+)  # fmt: skip
+
+
+def options_of(command: str) -> list[Option]:
+    """The options a command takes, those of later versions included."""
+    return [option for option in OPTIONS if command in option.commands]

@@ -1,0 +1,108 @@
+"""--set FIELD=VALUE: the last word on one field of the training setup, the kernels or the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.training import TrainingSetup
+from memcalc.units import parse_count
+
+_TABLES = ("training", "kernels", "model")
+_WORDS = {"true": True, "false": False}
+
+
+@dataclass(slots=True)
+class Overrides:
+    """What --set changes, by table."""
+
+    training: dict[str, Any] = field(default_factory=dict)
+    kernels: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, str] = field(default_factory=dict)
+
+    def apply_to_model(self, config: ModelConfig) -> ModelConfig:
+        """The model with its fields replaced; `model.moe.*` and `model.mla.*` reach inside."""
+        for path, text in self.model.items():
+            outer, _, inner = path.partition(".")
+            known = {f.name: str(f.type) for f in fields(config)}
+            if outer not in known:
+                raise unknown("--set model", outer, known)
+            if not inner:
+                config = replace(config, **{outer: _typed(f"model.{path}", known[outer], text)})
+                continue
+            part = getattr(config, outer)
+            if outer not in ("moe", "mla") or part is None:
+                raise ConfigError(f"--set: got model.{path}; rule: {config.name} has no {outer}.*")
+            types = {f.name: str(f.type) for f in fields(part)}
+            if inner not in types:
+                raise unknown(f"--set model.{outer}", inner, types)
+            changed = replace(part, **{inner: _typed(f"model.{path}", types[inner], text)})
+            config = replace(config, **{outer: changed})
+        return config
+
+
+def parse_overrides(assignments: list[str]) -> Overrides:
+    """Read `table.field=value` words. Raises ConfigError; checked by cli/test_overrides.py."""
+    found = Overrides()
+    setup_types = {f.name: str(f.type) for f in fields(TrainingSetup)}
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        table, dot, name = path.strip().partition(".")
+        if not equals or not dot or not name:
+            raise ConfigError(
+                f"--set: got {assignment!r}; rule: field=value, as training.loss_chunks=4"
+            )
+        if table not in _TABLES:
+            raise unknown("--set table", table, _TABLES)
+        if table == "training":
+            if name not in setup_types:
+                raise unknown("--set training", name, setup_types)
+            found.training[name] = _typed(path, setup_types[name], text.strip())
+        elif table == "kernels":
+            found.kernels[name] = text.strip()
+        else:
+            found.model[name] = text.strip()
+    return found
+
+
+def _typed(path: str, annotation: str, text: str) -> Any:
+    """A field's value from text, by the field's annotation."""
+    if text.lower() == "none" and "None" in annotation:
+        return None
+    if annotation.startswith("bool"):
+        if text.lower() not in _WORDS:
+            raise ConfigError(f"--set {path}: got {text!r}; rule: true or false")
+        return _WORDS[text.lower()]
+    if annotation.startswith("int"):
+        return parse_count(text, f"--set {path}")
+    if annotation.startswith("float"):
+        return number(text, f"--set {path}")
+    if annotation.startswith("tuple"):
+        parts = [part.strip() for part in text.split(",") if part.strip()]
+        return tuple(int(p) if p.isdigit() else p for p in parts)
+    if "Config" in annotation:
+        raise ConfigError(f"--set {path}: got {text!r}; rule: set one field inside, as {path}.NAME")
+    return text
+
+
+def number(text: str, what: str) -> float:
+    """A finite number from text."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigError(f"{what}: got {text!r}; rule: a number") from None
+    if not abs(value) < float("inf"):
+        raise ConfigError(f"{what}: got {text!r}; rule: a finite number")
+    return value
+
+
+def plain(overrides: Overrides) -> Mapping[str, Any]:
+    """What was set, as `table.field: value`."""
+    return {
+        f"{table}.{name}": value
+        for table in _TABLES
+        for name, value in getattr(overrides, table).items()
+    }

@@ -1,0 +1,113 @@
+"""From parsed arguments to what the library takes: model, training setup, kernels, device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.options import BY_NAME, OPTIONS, Option
+from memcalc.cli.overrides import number, parse_overrides, plain
+from memcalc.cli.parse import Arguments, check_positionals
+from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.models import load_model
+from memcalc.inputs.training import TrainingSetup
+from memcalc.units import parse_count, parse_memory
+
+if TYPE_CHECKING:
+    from memcalc.engine.estimate import Device
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One run as stated: everything `memcalc.estimate` and `memcalc.explain` take."""
+
+    model_name: str
+    config: ModelConfig
+    setup: TrainingSetup
+    kernels: Mapping[str, Any]
+    stated: Mapping[str, Any]  # what --set changed
+
+    def device(self, arguments: Arguments) -> Device:
+        """The GPU side, from --gpu, --gpu-memory and --reserve."""
+        from memcalc.engine.estimate import device_of
+
+        memory, reserve = arguments.text("gpu-memory"), arguments.text("reserve")
+        name = arguments.text("gpu")
+        if name == "local":
+            raise ConfigError("--gpu: got local; not in this version; valid: `memcalc list gpus`")
+        stated = None if memory is None else parse_memory(memory, "--gpu-memory")
+        kept = 0 if reserve is None else parse_memory(reserve, "--reserve")
+        if stated == 0:
+            raise ConfigError(f"--gpu-memory: got {memory!r}; rule: above 0")
+        device = device_of(name, stated, kept)
+        if device.usable_bytes is not None and device.usable_bytes <= 0:
+            whole = device.usable_bytes + kept
+            raise ConfigError(f"--reserve: got {reserve}; rule: below the GPU's {whole} bytes")
+        return device
+
+
+def request_of(arguments: Arguments) -> Request:
+    """Resolve a command's arguments, run file included. Raises ConfigError."""
+    if (path := arguments.text("config")) is not None:
+        from memcalc.cli.runfile import merge_run_file
+
+        merge_run_file(arguments, path)
+    check_positionals(arguments)
+    stated = arguments.options.get("set")
+    overrides = parse_overrides(stated if isinstance(stated, list) else [])
+    setup = TrainingSetup(**{**_setup_fields(arguments), **overrides.training})
+    name = arguments.positionals[0]
+    config = overrides.apply_to_model(load_model(name))
+    if (path := arguments.text("save")) is not None:
+        from memcalc.cli.runfile import save_run_file
+
+        save_run_file(arguments, path)
+    return Request(name, config, setup, overrides.kernels, plain(overrides))
+
+
+def _setup_fields(arguments: Arguments) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for option in OPTIONS:
+        if option.field and option.name in arguments.options:
+            value = typed(option, arguments.options[option.name])
+            if option.kind == "recompute":
+                found["recompute"], found["recompute_layers"] = value
+            else:
+                found[option.field] = value
+    return found
+
+
+def typed(option: Option, value: object) -> Any:
+    """The value of an option from its text. Raises ConfigError naming the option."""
+    if option.name == "no-set-to-none":
+        return False
+    if option.kind == "flag":
+        return True
+    text = str(value).strip()
+    if option.choices and text not in option.choices:
+        raise unknown(option.flag, text, option.choices)
+    if option.kind == "count":
+        count = parse_count(text, option.flag)
+        if count < 1:
+            raise ConfigError(f"{option.flag}: got {text}; rule: at least 1")
+        return count
+    if option.kind == "number":
+        return number(text, option.flag)
+    if option.kind == "recompute":
+        return _recompute(text)
+    return text
+
+
+def _recompute(text: str) -> tuple[str, int | None]:
+    """`full:4` as ("full", 4)."""
+    word, colon, blocks = text.partition(":")
+    valid = ("none", "selective", "sac", "sac-attention", "full")
+    if word not in valid:
+        raise unknown(BY_NAME["recompute"].flag, word, [*valid, "full:N"])
+    if not colon:
+        return word, None
+    if word != "full":
+        raise ConfigError(f"--recompute: got {text!r}; rule: only full:N takes a number of blocks")
+    return word, parse_count(blocks, "--recompute full:N")

@@ -1,0 +1,24 @@
+"""Run one command: import its module, and no other's."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from memcalc.cli.parse import parse_arguments
+
+#: Command -> module with `run(arguments) -> int`.
+_MODULES = {
+    "estimate": "memcalc.cli.estimate",
+    "explain": "memcalc.cli.explain",
+    "list": "memcalc.cli.listing",
+    "show": "memcalc.cli.show",
+    "doctor": "memcalc.cli.doctor",
+    "diff": "memcalc.cli.diff",
+}
+
+
+def run_command(command: str, words: list[str]) -> int:
+    """Parse what follows the command and run it; returns the exit status."""
+    arguments = parse_arguments(command, words)
+    status: int = import_module(_MODULES[command]).run(arguments)
+    return status

@@ -1,0 +1,124 @@
+"""Run files: the options of a command as TOML tables, written by --save and read by --config.
+
+Tables are the help's panels; keys are option names. What the command line says wins over the file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from memcalc.cli.options import BY_NAME, OPTIONS, PANELS, Option
+from memcalc.cli.parse import Arguments, Value, put, refuse
+from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.hf_files import read_limited
+from memcalc.units import parse_count
+
+_MAX_BYTES = 1 << 20
+_TABLES = {panel.lower(): panel for panel in PANELS if panel != "Output"}
+
+
+def merge_run_file(arguments: Arguments, path: str) -> None:
+    """Add a run file's options to those of the command line, which win. Raises ConfigError."""
+    model, options = read_run_file(path, arguments.command)
+    if model is not None and not arguments.positionals:
+        arguments.positionals.append(model)
+    stated = arguments.options
+    first, last = options.get("set"), stated.get("set")
+    merged = {**options, **stated}
+    if isinstance(first, list) and isinstance(last, list):
+        merged["set"] = [*first, *last]
+    arguments.options = merged
+
+
+def read_run_file(path: str, command: str = "estimate") -> tuple[str | None, dict[str, Value]]:
+    """The model and the options a run file states. Raises ConfigError in one line."""
+    try:
+        raw = tomllib.loads(read_limited(Path(path), _MAX_BYTES).decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        detail = " ".join(str(error).split())[:120]
+        raise ConfigError(f"run file: '{path}' is not valid TOML ({detail})") from None
+    model: str | None = None
+    options: dict[str, Value] = {}
+    for table, content in raw.items():
+        if table == "memcalc":
+            continue
+        if table not in _TABLES or not isinstance(content, dict):
+            raise unknown(f"run file '{path}', table", table, _TABLES)
+        for key, value in content.items():
+            if table == "model" and key == "name":
+                model = _name(value)
+                continue
+            option = _option(path, _TABLES[table], key)
+            if command in option.commands:
+                _enter(options, option, value)
+    return model, options
+
+
+def _name(value: object) -> str:
+    if not isinstance(value, str):
+        raise ConfigError(f"run file, model.name: got {value!r}; rule: a string")
+    return value
+
+
+def _option(path: str, panel: str, key: str) -> Option:
+    option = BY_NAME.get(key)
+    if option is None or option.panel != panel:
+        valid = [o.name for o in OPTIONS if o.panel == panel and not o.later]
+        raise unknown(f"run file '{path}', {panel.lower()}", key, valid)
+    return option
+
+
+def _enter(options: dict[str, Value], option: Option, value: Any) -> None:
+    where = f"run file, {option.name}"
+    if option.kind == "flag":
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where}: got {value!r}; rule: true or false")
+        if value:
+            put(options, option, True)
+    elif option.kind == "many":
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise ConfigError(f"{where}: got {value!r}; rule: a list of strings")
+        for entry in value:
+            put(options, option, entry)
+    elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise ConfigError(f"{where}: got {value!r}; rule: a number or a string")
+    elif option.later:
+        refuse(option, str(value))
+    else:
+        put(options, option, str(value))
+
+
+def save_run_file(arguments: Arguments, path: str) -> None:
+    """Write the model and the options given, counts as plain numbers. Raises ConfigError."""
+    from memcalc import __version__
+    from memcalc.output.files import write_text
+
+    lines = [f"memcalc = {_quoted(__version__)}"]
+    for table, panel in _TABLES.items():
+        entries = [f"name = {_quoted(arguments.positionals[0])}"] if table == "model" else []
+        entries += [
+            f"{name} = {_toml(BY_NAME[name], value)}"
+            for name, value in arguments.options.items()
+            if BY_NAME[name].panel == panel
+        ]
+        if entries:
+            lines += ["", f"[{table}]", *entries]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _toml(option: Option, value: Value) -> str:
+    if isinstance(value, bool):
+        return "true"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_quoted, value)) + "]"
+    if option.kind == "count":
+        return str(parse_count(value, option.flag))
+    return repr(float(value)) if option.kind == "number" else _quoted(value)
+
+
+def _quoted(text: str) -> str:
+    import json
+
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
