@@ -1,8 +1,8 @@
 """memcalc: GPU memory and throughput of language models, from one exact description of the decoder.
 
-    from memcalc import TrainingSetup, estimate
-    result = estimate("llama-3.2-1b", TrainingSetup(seq_len=4096), gpu="h100-80gb")
-    result.memory.peak_allocated_bytes, result.fits
+from memcalc import TrainingSetup, estimate
+result = estimate("llama-3.2-1b", TrainingSetup(seq_len=4096), gpu="h100-80gb")
+result.memory.peak_allocated_bytes, result.fits
 """
 
 from __future__ import annotations

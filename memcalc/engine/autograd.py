@@ -179,9 +179,7 @@ def _run(node: Node, grads: Grads) -> Grads:
     return node_outputs
 
 
-def _send(
-    edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Grads]
-) -> None:
+def _send(edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Grads]) -> None:
     """Put a gradient into its consumer's buffer, summing out of place if one is there."""
     following, slot = edge
     buffer = buffers.get(following)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 from memcalc.engine.sizes import ONE, Size, dim
-from memcalc.inputs.model import MoeConfig, ModelConfig
+from memcalc.inputs.model import ModelConfig, MoeConfig
 
 
 def dim_values(

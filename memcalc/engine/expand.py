@@ -35,7 +35,9 @@ class _Expander:
         self.out = Expanded()
         self.home: dict[int, tuple[int, int]] = {}  # traced storage -> (segment, ordinal)
         self.ids: dict[tuple[int, int], list[int]] = {}  # (segment, copy) -> ids by ordinal
-        self.visited: dict[tuple[str, int, int], int] = {}  # (direction, run, repetition) -> segment
+        self.visited: dict[
+            tuple[str, int, int], int
+        ] = {}  # (direction, run, repetition) -> segment
         self.late = {position for position, _ in structure.late_frees}
         self._index()
 

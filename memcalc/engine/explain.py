@@ -220,7 +220,9 @@ def _row(
         kept=tuple(
             KeptTensor(str(k.size), k.size.value(values), k.made_by, k.needed_by) for k in kept
         ),
-        flops={k: amount({b: r.flops.get(k, ZERO) for b, r in records.items()}) for k in FLOP_KINDS},
+        flops={
+            k: amount({b: r.flops.get(k, ZERO) for b, r in records.items()}) for k in FLOP_KINDS
+        },
         traffic={
             d: amount({b: r.traffic.get(d, ZERO) for b, r in records.items()})
             for d in ("forward", "backward")

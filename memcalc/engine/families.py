@@ -19,11 +19,19 @@ _TRAITS: Final[dict[str, Traits]] = {
     "olmo2": Traits(norm_casts_last=True, tables="fp32"),
     "phi3": Traits(qkv="slices", rope="cat_both", fused_gate_up=True, keeps_undropped=True),
     "gpt2": Traits(
-        start="gpt2", block="gpt2", qkv="split", drop_inside=True, upcast_softmax=False,
+        start="gpt2",
+        block="gpt2",
+        qkv="split",
+        drop_inside=True,
+        upcast_softmax=False,
         gelu_by_hand=True,
     ),  # fmt: skip
     "openai-gpt": Traits(
-        start="gpt2", block="openai-gpt", qkv="split", drop_inside=True, upcast_softmax=False,
+        start="gpt2",
+        block="openai-gpt",
+        qkv="split",
+        drop_inside=True,
+        upcast_softmax=False,
         gelu_by_hand=True,
     ),  # fmt: skip
     "gptj": Traits(start="gptj", block="gptj", gelu_by_hand=True),

@@ -33,7 +33,7 @@ def attend(build: Build, x: Tensor, context: Context) -> Tensor:
 def feed(build: Build, x: Tensor) -> Tensor:
     """mlp(norm(x)); the normed input lives until the MLP returns."""
     normed = norm(build, x, "mlp_norm")
-    return moe(build, normed) if build.kind.sparse else mlp(build, normed)
+    return moe(build, normed)[0] if build.kind.sparse else mlp(build, normed)
 
 
 def drop(build: Build, x: Tensor, op: str) -> Tensor:

@@ -55,22 +55,19 @@ class OptimizerTrace:
     ops: tuple[str, ...]
 
 
-_TRACES: dict[tuple[object, ...], OptimizerTrace] = {}
-
-
 def optimizer_trace(
     structure: Structure, runs: tuple[Run, ...], plan: OptimizerPlan, values: Mapping[str, int]
 ) -> OptimizerTrace:
     """The cached allocations of one optimizer step over all layers' parameters."""
     shapes = tuple(sorted(values.items())) if plan.name == "muon" else ()
-    key = (id(structure), tuple(run.count for run in runs), plan, shapes)
-    known = _TRACES.get(key)
-    if known is None:
+    key = (tuple(run.count for run in runs), plan, shapes)
+    known = structure.cache.get(key)
+    if not isinstance(known, OptimizerTrace):
         tape = Tape(values=dict(values))
         run_step(tape, all_leaves(structure, runs), plan)
         unique = list(dict.fromkeys(tape.sizes))
         index = {size: i for i, size in enumerate(unique)}
-        known = _TRACES[key] = OptimizerTrace(
+        known = structure.cache[key] = OptimizerTrace(
             tuple(tape.events),
             tuple(unique),
             tuple(index[size] for size in tape.sizes),

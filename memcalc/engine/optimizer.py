@@ -36,7 +36,9 @@ def state_tensors(leaf: Tensor, plan: OptimizerPlan) -> list[tuple[tuple[Size, .
     if name == "muon":
         name = "momentum" if is_matrix and leaf.name.startswith("layers.") else "adamw"
     if name == "adamw":
-        step: list[tuple[tuple[Size, ...], str]] = [((ONE,), "fp32")] if plan.impl == "fused" else []
+        step: list[tuple[tuple[Size, ...], str]] = (
+            [((ONE,), "fp32")] if plan.impl == "fused" else []
+        )
         return [*master, *step, (shape, dtype), (shape, dtype)]
     if name == "adamw-8bit":
         return [*master, *_eight_bit(leaf)]
@@ -66,7 +68,8 @@ def _eight_bit(leaf: Tensor) -> list[tuple[tuple[Size, ...], str]]:
 def run_step(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
     """Allocations of clipping and of one optimizer step; states exist already."""
     tape.at("grad_clip", -1, "optimizer")
-    clip = _clip(tape, leaves) if plan.grad_clip else None
+    if plan.grad_clip:
+        _clip(tape, leaves)
     tape.at("optimizer")
     if plan.master:
         wide = [tape.empty("_to_copy", leaf.shape, "fp32") for leaf in leaves]
@@ -74,7 +77,6 @@ def run_step(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
         del wide
     else:
         _PROGRAMS[plan.name](tape, leaves, plan)
-    del clip
 
 
 def _named(leaf: Tensor, dtype: str) -> Tensor:
@@ -83,8 +85,8 @@ def _named(leaf: Tensor, dtype: str) -> Tensor:
     return copy
 
 
-def _clip(tape: Tape, leaves: list[Tensor]) -> Tensor:
-    """clip_grad_norm_: a norm a tensor, their stack, the total, the coefficient; returns the norm."""
+def _clip(tape: Tape, leaves: list[Tensor]) -> None:
+    """clip_grad_norm_: a norm a tensor, their stack, the total, the coefficient."""
     dtype = leaves[0].dtype
     norms = [tape.empty("linalg_vector_norm", (ONE,), dtype) for _ in leaves]
     stacked = tape.empty("stack", (number(len(leaves)),), dtype)
@@ -95,8 +97,7 @@ def _clip(tape: Tape, leaves: list[Tensor]) -> Tensor:
     coefficient = tape.empty("mul", (ONE,), dtype)
     del shifted, inverse
     clamped = tape.empty("clamp", (ONE,), dtype)
-    del coefficient, clamped
-    return total
+    del coefficient, clamped, total
 
 
 def _state_dtype(leaf: Tensor, plan: OptimizerPlan) -> str:
@@ -146,11 +147,10 @@ def _adafactor(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
 
 
 def _adafactor_matrices(tape: Tape, group: list[Tensor], held: list[Tensor]) -> list[Tensor]:
-    rows = [tape.empty("linalg_vector_norm", (*x.shape[:-1], ONE), x.dtype) for x in group]
+    """held: the previous group's updates, alive until this group's replace them."""
+    rows = [tape.empty("linalg_vector_norm", _rows(x), x.dtype) for x in group]
     del rows
-    columns = [
-        tape.empty("linalg_vector_norm", (*x.shape[:-2], ONE, x.shape[-1]), x.dtype) for x in group
-    ]
+    columns = [tape.empty("linalg_vector_norm", _columns(x), x.dtype) for x in group]
     del columns
     estimates = [tape.empty("mm", x.shape, x.dtype) for x in group]
     means = [tape.empty("mean", (ONE,), x.dtype) for x in group]
@@ -159,26 +159,36 @@ def _adafactor_matrices(tape: Tape, group: list[Tensor], held: list[Tensor]) -> 
 
 
 def _adafactor_vectors(tape: Tape, group: list[Tensor], held: list[Tensor]) -> list[Tensor]:
-    """held: the previous group's updates, alive until this group's replace them."""
     squared = [tape.empty("_foreach_mul", x.shape, x.dtype) for x in group]
     del squared
-    return [tape.empty("clone", x.shape, x.dtype) for x in group]
+    estimates = [tape.empty("clone", x.shape, x.dtype) for x in group]
+    tape.empty("linalg_vector_norm", (ONE,), group[0].dtype)  # of one update at a time
+    return estimates
+
+
+def _rows(x: Tensor) -> tuple[Size, ...]:
+    return (*x.shape[:-1], ONE)
+
+
+def _columns(x: Tensor) -> tuple[Size, ...]:
+    return (*x.shape[:-2], ONE, x.shape[-1])
 
 
 def _adafactor_loop(tape: Tape, leaves: list[Tensor]) -> None:
     """Locals of one parameter live until the next one rebinds them, as in the Python loop."""
     row = column = squared = estimate = update = None
     for leaf in leaves:
+        tape.empty("linalg_vector_norm", (ONE,), leaf.dtype)
         if len(leaf.shape) > 1:
-            row = tape.empty("linalg_vector_norm", (*leaf.shape[:-1], ONE), leaf.dtype)
-            column = tape.empty(
-                "linalg_vector_norm", (*leaf.shape[:-2], ONE, leaf.shape[-1]), leaf.dtype
-            )
+            row = tape.empty("linalg_vector_norm", _rows(leaf), leaf.dtype)
+            column = tape.empty("linalg_vector_norm", _columns(leaf), leaf.dtype)
             estimate = tape.empty("mm", leaf.shape, leaf.dtype)
+            tape.empty("mean", (ONE,), leaf.dtype)
         else:
             squared = tape.empty("mul", leaf.shape, leaf.dtype)
             estimate = tape.empty("clone", leaf.shape, leaf.dtype)
         update = estimate
+        tape.empty("linalg_vector_norm", (ONE,), leaf.dtype)
     del row, column, squared, estimate, update
 
 
@@ -188,9 +198,8 @@ def _muon(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
     chosen = set(map(id, matrices))
     update: Tensor | None = None
     for leaf in matrices:
-        blended = tape.empty("lerp", leaf.shape, leaf.dtype)
-        update = _newton_schulz(tape, leaf, blended)
-        del blended
+        update = tape.empty("lerp", leaf.shape, leaf.dtype)  # replaces the previous parameter's
+        update = _newton_schulz(tape, leaf, update)
     del update
     _adamw(tape, [x for x in leaves if id(x) not in chosen], plan)
 

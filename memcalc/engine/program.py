@@ -20,8 +20,6 @@ from memcalc.engine.structure import Run, Structure
 from memcalc.engine.tensors import ITEMSIZE
 from memcalc.engine.timeline import size_values
 
-_EXPANDED: dict[tuple[object, ...], Expanded] = {}
-
 
 @dataclass(slots=True)
 class Stream:
@@ -48,10 +46,10 @@ class Stream:
 
 def expanded(structure: Structure, runs: tuple[Run, ...]) -> Expanded:
     """All events of a micro-batch, cached by structure and counts."""
-    key = (id(structure), tuple(run.count for run in runs))
-    known = _EXPANDED.get(key)
-    if known is None:
-        known = _EXPANDED[key] = expand(structure, runs)
+    key = ("expanded", tuple(run.count for run in runs))
+    known = structure.cache.get(key)
+    if not isinstance(known, Expanded):
+        known = structure.cache[key] = expand(structure, runs)
     return known
 
 

@@ -33,7 +33,7 @@ def _changes(setup: TrainingSetup, seq: int) -> list[Change]:
 
     def add(label: str, **fields: Any) -> None:
         if any(getattr(setup, name) != value for name, value in fields.items()):
-            changes.append((label, lambda s, fields=fields: replace(s, **fields)))
+            changes.append((label, _set(fields)))
 
     if setup.optimizer == "adamw":
         add("--optimizer-impl fused (no slower)", optimizer_impl="fused")
@@ -61,6 +61,10 @@ def _changes(setup: TrainingSetup, seq: int) -> list[Change]:
         shorter //= 2
         add(f"--seq {shorter}", seq_len=shorter)
     return changes
+
+
+def _set(fields: dict[str, Any]) -> Callable[[TrainingSetup], TrainingSetup]:
+    return lambda setup: replace(setup, **fields)
 
 
 def _to_micro(micro: int) -> Callable[[TrainingSetup], TrainingSetup]:

@@ -7,8 +7,7 @@ never on sizes; it is made once per structure and cached.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import lru_cache
+from dataclasses import dataclass, field, fields
 from itertools import accumulate
 
 from memcalc.engine.build import Build
@@ -76,6 +75,7 @@ class Structure:
     late_frees: tuple[tuple[int, int], ...]  # (event, run): freed outside the run, for every copy
     records: dict[tuple[int, str], OpRecord]
     block_flops: dict[int, dict[str, Size]]
+    cache: dict[object, object] = field(default_factory=dict)  # what others derive from it
 
     def traced_block(self, run: int, repetition: int, position: int) -> int:
         """Index of a block among the traced ones."""
@@ -121,9 +121,7 @@ def architecture_key(config: ModelConfig) -> tuple[object, ...]:
         if spec.name in _SIZE_FIELDS:
             continue
         if isinstance(value, MoeConfig):
-            value = tuple(
-                getattr(value, f.name) for f in fields(value) if f.name not in _MOE_SIZES
-            )
+            value = tuple(getattr(value, f.name) for f in fields(value) if f.name not in _MOE_SIZES)
         elif isinstance(value, MlaConfig):
             value = ("mla", value.q_lora_rank is not None)
         elif isinstance(value, float):
@@ -146,7 +144,8 @@ class StructureKey:
     injectors: tuple[Injector, ...] = ()
 
 
-_CONFIGS: dict[StructureKey, tuple[ModelConfig, tuple[Run, ...]]] = {}
+_CACHE: dict[StructureKey, Structure] = {}
+_CACHE_LIMIT = 256
 
 
 def structure_of(
@@ -163,13 +162,17 @@ def structure_of(
     key = StructureKey(
         architecture_key(config), kernels, traced, tuple(dims.items()), has_gradients, injectors
     )
-    _CONFIGS[key] = (config, tuple(Run(pattern, count) for pattern, count in traced))
-    return _compiled(key), runs
+    found = _CACHE.get(key)
+    if found is None:
+        if len(_CACHE) >= _CACHE_LIMIT:
+            _CACHE.pop(next(iter(_CACHE)))
+        found = _CACHE[key] = trace_structure(config, key)
+    return found, runs
 
 
-@lru_cache(maxsize=256)
-def _compiled(key: StructureKey) -> Structure:
-    config, runs = _CONFIGS[key]
+def trace_structure(config: ModelConfig, key: StructureKey) -> Structure:
+    """Trace the structure of a key; config is any model with the key's architecture."""
+    runs = tuple(Run(pattern, count) for pattern, count in key.runs)
     tape = Tape(device=key.kernels.device)
     build = Build(tape, config, key.kernels, dict(key.dims), injectors=key.injectors)
     layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
@@ -210,15 +213,13 @@ def _freeze(tape: Tape, runs: tuple[Run, ...]) -> Structure:
     )
 
 
-def _segments(
-    tape: Tape, runs: tuple[Run, ...], forward_end: int, end: int
-) -> tuple[Segment, ...]:
+def _segments(tape: Tape, runs: tuple[Run, ...], forward_end: int, end: int) -> tuple[Segment, ...]:
     """Cut the event list where a repetition of a run begins, forward and backward."""
     place: dict[int, tuple[int, int]] = {}
     starts = accumulate((run.count * len(run.pattern) for run in runs), initial=0)
-    for number, (run, first) in enumerate(zip(runs, starts, strict=False)):
-        for block in range(run.count * len(run.pattern)):
-            place[first + block] = (number, block // len(run.pattern))
+    for number, (each, first) in enumerate(zip(runs, starts, strict=False)):
+        for block in range(each.count * len(each.pattern)):
+            place[first + block] = (number, block // len(each.pattern))
     cuts: list[tuple[int, str, int, int]] = [(0, "forward", -1, -1)]
     for position, what, block in tape.marks:
         if what in ("end", "backward"):

@@ -27,7 +27,16 @@ ITEMSIZE: Final = {
     "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int64": 8, "int32": 4, "bool": 1, "uint8": 1,
     "fp64": 8, "complex64": 8,
 }  # fmt: skip
-_RANK: Final = {"bool": 0, "uint8": 1, "int32": 2, "int64": 3, "fp8": 4, "fp16": 5, "bf16": 5, "fp32": 6}
+_RANK: Final = {
+    "bool": 0,
+    "uint8": 1,
+    "int32": 2,
+    "int64": 3,
+    "fp8": 4,
+    "fp16": 5,
+    "bf16": 5,
+    "fp32": 6,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +71,9 @@ class Tape:
     """
 
     device: str = "cuda"
-    values: dict[str, int] = field(default_factory=dict)  # only the optimizer of Muon compares sizes
+    values: dict[str, int] = field(
+        default_factory=dict
+    )  # only the optimizer of Muon compares sizes
     events: list[int] = field(default_factory=list)
     sizes: list[Size] = field(default_factory=list)
     labels_of: list[int] = field(default_factory=list)
@@ -206,9 +217,7 @@ class Tensor:
         self.leaf_node: weakref.ref[LeafNode] | None = None
         self.name = ""
 
-    def view_as(
-        self, shape: Shape, order: tuple[int, ...] | None, strides: Shape | None
-    ) -> Tensor:
+    def view_as(self, shape: Shape, order: tuple[int, ...] | None, strides: Shape | None) -> Tensor:
         """Another tensor on the same storage with this layout, outside the autograd graph."""
         view = Tensor(self.storage, self.tape, shape, self.dtype, order)
         view._strides = strides

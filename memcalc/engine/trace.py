@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from memcalc.engine.autograd import backward
 from memcalc.engine.blocks.embedding import Context, causal_mask, embed, tables
 from memcalc.engine.blocks.hf_loss import causal_lm_loss, logits_of

@@ -171,7 +171,9 @@ class ModelConfig:
     # sub-structures
     moe: MoeConfig | None = None
     mla: MlaConfig | None = None
-    dtype: str = "bfloat16"  # of the published weights; a note, training precision is a setup matter
+    dtype: str = (
+        "bfloat16"  # of the published weights; a note, training precision is a setup matter
+    )
     notes: tuple[str, ...] = ()  # what was read and is not priced, said with every estimate
 
     def __post_init__(self) -> None:

@@ -50,7 +50,9 @@ def _fp8_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
         if node.needs[index]:
             operands = [_as_fp8(gradient), _as_fp8(other)]
             count_flops(gradient.tape, kind, node.meta)
-            results[index] = gradient.tape.empty("_scaled_mm", node.inputs[index][0], gradient.dtype)
+            results[index] = gradient.tape.empty(
+                "_scaled_mm", node.inputs[index][0], gradient.dtype
+            )
             del operands
     return results
 

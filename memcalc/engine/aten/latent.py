@@ -137,4 +137,3 @@ def _rotate_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     out = out_like("mul.Tensor", gradient)
     del conjugate
     return [out]
-

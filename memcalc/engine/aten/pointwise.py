@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import ONE, product
+from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Shape, Tape, Tensor, promote
 
 

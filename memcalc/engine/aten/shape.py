@@ -237,18 +237,23 @@ def _expand_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     return [gradient.tape.empty("sum.dim_IntList", shape, gradient.dtype)]
 
 
-def merge_groups(x: Tensor, total: Size) -> Tensor:
-    """(b, k, g, s, d) copied to (b, a, s, d), a = k g; backward is a view."""
+def merge_groups(x: Tensor, total: Size, dim: int = 1) -> Tensor:
+    """(.., k, g, ..) copied to (.., a, ..), a = k g at dim; backward is a view."""
     node = node_for(_merge_backward, x)
-    out = x.tape.empty("clone", (x.shape[0], total, *x.shape[3:]), x.dtype)
-    return node.output(out) if node else out
+    shape = (*x.shape[:dim], total, *x.shape[dim + 2 :])
+    out = x.tape.empty("clone", shape, x.dtype)
+    if node:
+        node.meta = dim
+        return node.output(out)
+    return out
 
 
 def _merge_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
     shape, steps = node.inputs[0][0], gradient.strides
-    strides = (steps[0], steps[1] * shape[2], *steps[1:])
+    dim = node.meta
+    strides = (*steps[:dim], steps[dim] * shape[dim + 1], *steps[dim:])
     return [gradient.view_as(shape, None, strides)]
 
 

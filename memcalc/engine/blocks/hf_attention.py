@@ -154,9 +154,8 @@ def rotate_pair(build: Build, query: Tensor, key: Tensor, context: Context) -> t
         if build.kernels.traits.tables == "fp32":
             return to(q, query.dtype), to(k, key.dtype)
         return q, k
-    rest = ZERO if build["r"] is build["d"] else build["d-r"]
-    q_rotated, q_pass = _cut(build, query, rest)
-    k_rotated, k_pass = _cut(build, key, rest)
+    q_rotated, q_pass = cut_rotated(build, query)
+    k_rotated, k_pass = cut_rotated(build, key)
     if build.kernels.traits.rope == "cat_both":
         q = cat((_rotate(build, q_rotated, cos, sin), q_pass), -1, build["d"])
         k = cat((_rotate(build, k_rotated, cos, sin), k_pass), -1, build["d"])
@@ -168,9 +167,11 @@ def rotate_pair(build: Build, query: Tensor, key: Tensor, context: Context) -> t
     return q, k
 
 
-def _cut(build: Build, x: Tensor, rest: Size) -> tuple[Tensor, Tensor]:
-    first = x if rest is ZERO else narrow(x, build["r"])
-    return first, narrow(x, rest)
+def cut_rotated(build: Build, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x[..., :r] (x itself when r is the whole width) and x[..., r:], each a slice of its own."""
+    if build["r"] is build["d"]:
+        return x, narrow(x, ZERO)
+    return narrow(x, build["r"]), narrow(x, build["d-r"])
 
 
 def _rotate(build: Build, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

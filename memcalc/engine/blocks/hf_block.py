@@ -52,7 +52,10 @@ def sequential(build: Build, x: Tensor, context: Context) -> Tensor:
         hidden = activated(build, hidden)
         hidden = down(build, hidden)
     elif build.kind.sparse:
-        hidden = moe(build, hidden)
+        hidden, scores = moe(build, hidden)
+        if build.config.attention_sinks:  # gpt-oss binds both to the same name
+            _weights = scores
+        del scores
     else:
         hidden = mlp(build, hidden)
     if after:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from memcalc.engine.aten.matmul import matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, scale_in_place, softmax_last, to
-from memcalc.engine.aten.shape import expand, index_one, narrow, permute, reshape, select
+from memcalc.engine.aten.shape import expand, index_one, merge_groups, narrow, permute, reshape, select
 from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, rotate_pair
@@ -86,8 +86,7 @@ def _three(build: Build, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     key, value = index_one(fused, 3), index_one(fused, 3)
     key = expand(key, (b, s, k, groups, d))
     value = expand(value, (b, s, k, groups, d))
-    flat = (b, s, a, d)
-    return reshape(query, flat), reshape(key, flat), reshape(value, flat)
+    return merge_groups(query, a, 2), merge_groups(key, a, 2), merge_groups(value, a, 2)
 
 
 def _broadcast(build: Build, x: Tensor) -> Tensor:
@@ -114,7 +113,9 @@ def _with_alibi(
     scores = to(product, "fp32")
     logits = add(scores, context[-2])
     logits = scale_in_place(logits)
-    weights = softmax_last(to(add(logits, context[-1]), query.dtype))
+    masked = add(logits, context[-1])
+    weights = softmax_last(to(masked, query.dtype))
+    del masked
     if build.kernels.use_dropout:
         weights = dropout(weights, build.config.attention_dropout)
     out = matmul_heads(weights, _broadcast(build, value))

@@ -13,14 +13,13 @@ from memcalc.engine.aten.shape import (
     contiguous,
     every_second,
     flatten_pairs,
-    narrow,
     permute,
     reshape,
     stack_last,
 )
 from memcalc.engine.blocks.attention import HEADS_FIRST
 from memcalc.engine.blocks.embedding import Context
-from memcalc.engine.blocks.hf_attention import Attended, residual_dropout
+from memcalc.engine.blocks.hf_attention import Attended, cut_rotated, residual_dropout
 from memcalc.engine.build import Build
 from memcalc.engine.sizes import ONE, number
 from memcalc.engine.tensors import Tensor
@@ -35,8 +34,8 @@ def gptj_attention(build: Build, x: Tensor, context: Context) -> Attended:
     if build.config.rotary_dim is None:
         key, query = _rotate(build, key, sin, cos), _rotate(build, query, sin, cos)
     else:
-        k_rotated, k_pass = narrow(key, build["r"]), narrow(key, build["d-r"])
-        q_rotated, q_pass = narrow(query, build["r"]), narrow(query, build["d-r"])
+        k_rotated, k_pass = cut_rotated(build, key)
+        q_rotated, q_pass = cut_rotated(build, query)
         k_rotated = _rotate(build, k_rotated, sin, cos)
         q_rotated = _rotate(build, q_rotated, sin, cos)
         key = cat((k_rotated, k_pass), -1, build["d"])

@@ -62,14 +62,19 @@ def _allowed(build: Build, kind: str) -> Tensor:
     return out
 
 
+def _slopes(build: Build) -> tuple[Tensor, ...]:
+    """The slope of each head, and the temporaries of the function that makes them."""
+    tape, a = build.tape, build["a"]
+    base = tape.empty("full", (ONE,), "fp32")
+    powers = tape.empty("arange", (a,), "int32")
+    return tape.empty("pow.Tensor_Tensor", (a,), "fp32"), base, powers
+
+
 def alibi(build: Build) -> tuple[Tensor, Tensor]:
     """BLOOM's bias (b a, 1, s), slopes times positions repeated over the batch, and the slopes."""
     build.at("alibi", "embedding")
     tape, b, a, s = build.tape, build["b"], build["a"], build["s"]
-    base = tape.empty("full", (ONE,), "fp32")
-    powers = tape.empty("arange", (a,), "int32")
-    slopes = tape.empty("pow.Tensor_Tensor", (a,), "fp32")
-    del base, powers
+    slopes = _slopes(build)[0]
     positions = tape.empty("arange", (s,), "int64")
     bias = tape.empty("mul.Tensor", (a, s), "fp32")
     del positions
@@ -81,12 +86,18 @@ def alibi(build: Build) -> tuple[Tensor, Tensor]:
 
 def falcon_alibi(
     build: Build, position_ids: Callable[[Build], Tensor]
-) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-    """Falcon-RW's bias (b, a, 1, s), what stays alive, and the mask it is merged into (b, a, s, s)."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Falcon-RW's bias (b, a, 1, s), position ids, the dense mask (b, s), the merged (b, a, s, s)."""
     build.at("alibi", "embedding")
     tape, b, a, s, dtype = build.tape, build["b"], build["a"], build["s"], build.kernels.param_dtype
     ones = tape.empty("ones", (b, s), "int64")
-    bias = tape.empty("mul.Tensor", (b * a, ONE, s), dtype)
+    slopes = _slopes(build)
+    counted = tape.empty("cumsum", (b, s), "int64")
+    counted = tape.empty("sub.Tensor", (b, s), "int64")
+    counted = tape.empty("mul.Tensor", (b, s), "int64")
+    narrow_slopes = tape.empty("_to_copy", (a,), "bf16")
+    bias = tape.empty("mul.Tensor", (b, a, s), dtype)
+    del slopes, counted, narrow_slopes
     positions = position_ids(build)
     mask = masks(build, ["full"], always=True)["full"][0]
     build.at("causal_mask", "embedding")
@@ -94,4 +105,4 @@ def falcon_alibi(
     hidden = tape.empty("lt.Scalar", (b, ONE, s, s), "bool")
     merged = tape.empty("masked_fill", (b, a, s, s), dtype)
     del scaled, hidden, mask
-    return bias.view_as((b, a, ONE, s), None, None), (ones, positions), merged
+    return bias.view_as((b, a, ONE, s), None, None), positions, ones, merged

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from memcalc.engine.aten.fused import embedding
-from memcalc.engine.aten.pointwise import add, dropout, mul, scale, to
+from memcalc.engine.aten.pointwise import add, dropout, scale, to
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_masks import alibi, falcon_alibi, masks
 from memcalc.engine.blocks.hf_tables import complex_tables, half_tables
@@ -57,12 +57,18 @@ def _position_ids(build: Build) -> Tensor:
 
 
 def _rotary(build: Build) -> Context:
-    """cos and sin (1, s, r) in the embedding's dtype; both are scaled by a number after the fact."""
+    """The rotary tables of models that have rotary positions."""
     if build.config.position_embedding != "rope":
         return ()
     build.at("rope_tables", "embedding")
     if build.kernels.traits.tables in ("half", "complex"):
         return half_tables(build) if build.kernels.traits.tables == "half" else complex_tables(build)
+    return _cos_sin(build)
+
+
+def _cos_sin(build: Build) -> Context:
+    """cos and sin (1, s, r) in the embedding's dtype; both are scaled by a number after the fact."""
+    build.at("rope_tables", "embedding")
     tape, dtype, shape = build.tape, build.kernels.param_dtype, (build["s"], build["r"])
     positions = tape.empty("_to_copy", shape[:1], "fp32")
     freqs = tape.empty("mul.Tensor", (build["s"], build["r/2"]), "fp32")
@@ -165,16 +171,12 @@ def _falcon(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
     """The mask is always made, and ALiBi is merged into it."""
     embeds = _token_embedding(build, ids)
     if build.config.position_embedding == "alibi":
-        bias, alive, mask = falcon_alibi(build, _position_ids)
-        tables = _rotary_unused(build)
-        return embeds, {"full": (*tables, bias, mask)}, (embeds, *alive)
+        bias, positions, ones, mask = falcon_alibi(build, _position_ids)
+        context = (*_cos_sin(build), positions, bias, mask)
+        return embeds, {"full": context}, (embeds, ones)
     positions = _position_ids(build)
     context = masks(build, ["full"], always=True)["full"]
     return embeds, {"full": (*_rotary(build), positions, *context)}, (embeds,)
-
-
-def _rotary_unused(build: Build) -> Context:
-    return ()
 
 
 _STARTS: dict[str, Callable[[Build, Tensor, list[BlockKind]], Start]] = {

@@ -39,34 +39,37 @@ from memcalc.engine.sizes import ONE, Size
 from memcalc.engine.tensors import Tensor
 
 
-def moe(build: Build, x: Tensor) -> Tensor:
-    """The mixture MLP of x (b, s, h), shared experts included."""
+def moe(build: Build, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The mixture MLP of x (b, s, h), shared experts included, and the experts' weights (T, t)."""
     config = build.config.moe
     assert config is not None
     tokens = _flat(build, x)
     if config.shared_expert_gate:
-        return reshape(_gated_shared(build, tokens), x.shape)
+        out, weights = _gated_shared(build, tokens)
+        return reshape(out, x.shape), weights
     _logits, weights, chosen = route(build, tokens)
     if config.fp32_router:  # DeepSeek's router makes a view of its own
         tokens = _flat(build, x)
     out = reshape(experts(build, tokens, chosen, weights), x.shape)
     if not config.shared_intermediate_size:
-        return out
-    return _joined(build, out, _shared(build, x))
+        return out, weights
+    return _joined(build, out, _shared(build, x)), weights
 
 
 def _flat(build: Build, x: Tensor) -> Tensor:
     return reshape(x, (build["b"] * build["s"], build["h"]))
 
 
-def _gated_shared(build: Build, tokens: Tensor) -> Tensor:
+def _gated_shared(build: Build, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Qwen2-MoE: the shared expert runs first and is weighted by a sigmoid gate of its own."""
     shared = _shared(build, tokens)
     _logits, weights, chosen = route(build, tokens)
     out = experts(build, tokens, chosen, weights)
     build.at("shared_expert_gate", "mlp")
-    shared = mul(sigmoid(build.linear(tokens, "shared_expert_gate", (build["h"], ONE), False)), shared)
-    return _joined(build, out, shared)
+    shared = mul(
+        sigmoid(build.linear(tokens, "shared_expert_gate", (build["h"], ONE), False)), shared
+    )
+    return _joined(build, out, shared), weights
 
 
 def _joined(build: Build, routed: Tensor, shared: Tensor) -> Tensor:
@@ -114,12 +117,9 @@ def experts(build: Build, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Te
         tokens = to(tokens, build.kernels.compute_dtype)
         weights = to(weights, tokens.dtype)
     ids, perm = sort_ids(chosen, rows)
-    token_of = constant(build.tape, "floor_divide", (rows,), "int64")
-    selected = take_rows(tokens, token_of)
+    selected, token_of = _selected(build, tokens, rows)
     row_weights = take_rows(reshape(weights, (weights.numel,)), perm)
     offsets, _counts = _offsets(build, rows)
-    if is_hf:
-        del token_of
     h, m = build["h"], build["m"]
     bias = _bias_rows(build, "expert_gate_up", m * 2, ids)
     out = _expert_linear(build, selected, (h, m * 2), offsets, bias)
@@ -128,13 +128,19 @@ def experts(build: Build, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Te
     out = _expert_linear(build, out, (m, h), offsets, bias)
     build.at("combine", "mlp")
     weighted = mul(out, unsqueeze(row_weights, 1))
-    if not is_hf:
+    if token_of is not None:
         zeros = constant(build.tape, "zeros", tokens.shape, tokens.dtype)
         return index_add(zeros, token_of, weighted)
     back = _inverse(build, rows)
     weighted = take_rows(weighted, back)
     total = sum_dim(reshape(weighted, (*chosen.shape, h)), 1, False)
     return to(total, tokens.dtype)
+
+
+def _selected(build: Build, tokens: Tensor, rows: Size) -> tuple[Tensor, Tensor | None]:
+    """Each routed row's token (R, h), and its index where the sum over experts needs it again."""
+    token_of = constant(build.tape, "floor_divide", (rows,), "int64")
+    return take_rows(tokens, token_of), None if build.kernels.hf else token_of
 
 
 def _offsets(build: Build, rows: Size) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -72,7 +72,7 @@ def _by_groups(build: Build, moe: MoeConfig, logits: Tensor) -> Routing:
     """DeepSeek-V2: softmax, then the t largest among the groups with the largest maxima."""
     scores = softmax_last(to(logits, "fp32"))
     if moe.expert_groups:
-        best, _where = max_last(_grouped(build, scores))
+        best = max_last(_grouped(build, scores))[0]
         group_mask, _groups = _best_groups(build, best)
         score_mask = _expert_mask(build, group_mask)
         scores = masked_fill(scores, _inverted(score_mask))

@@ -33,7 +33,9 @@ def trace_hf(
     """One micro-batch, forward and backward, in bf16 by the family's own code."""
     model = model_from_config(config, config["model_type"])
     values = dim_values(model, batch, seq)
-    kernels = Kernels(hf=True, attention=attention, loss="fp32", traits=traits_for(model.model_type))
+    kernels = Kernels(
+        hf=True, attention=attention, loss="fp32", traits=traits_for(model.model_type)
+    )
     tape = Tape()
     layers = [
         BlockKind(model.layer_type(i), model.is_sparse(i), "full" if checkpoint else "none")

@@ -1,0 +1,134 @@
+"""memcalc estimate MODEL: memory of one training step, and whether it fits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.parse import Arguments
+from memcalc.cli.request import Request, request_of
+from memcalc.engine.estimate import Device, estimate, with_advice
+from memcalc.engine.results import Estimate
+from memcalc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from memcalc.engine.plan import Plan
+    from memcalc.output.console import Page
+
+DOES_NOT_FIT = 3
+
+
+def run(arguments: Arguments) -> int:
+    """Estimate, write the result, and return 0 when it fits or no GPU was named, else 3."""
+    _check_outputs(arguments)
+    request = request_of(arguments)
+    device = request.device(arguments)
+    result = estimated(request, device)
+    if (path := arguments.text("timeline")) is not None:
+        from memcalc.output.events import step_events, write_events
+
+        write_events(step_events(_plan(request)), path)
+    _deliver(arguments, request, result)
+    return DOES_NOT_FIT if result.fits is False else 0
+
+
+def estimated(request: Request, device: Device) -> Estimate:
+    """The estimate of a request, with advice when it does not fit."""
+    result = estimate(request.config, request.setup, gpu=device, kernels=request.kernels)
+    if result.fits is False:
+        from memcalc.engine.remedy import remedies
+
+        lines = remedies(request.config, request.setup, device, request.kernels)
+        result = with_advice(result, lines)
+    return result
+
+
+def estimate_dict(request: Request, result: Estimate) -> dict[str, Any]:
+    """The JSON object, with the model as stated and what --set changed."""
+    plain = result.to_dict()
+    plain["setup"] = {"model": request.model_name, **plain["setup"], "set": dict(request.stated)}
+    return plain
+
+
+def _check_outputs(arguments: Arguments) -> None:
+    given = [name for name in ("json", "csv", "quiet") if arguments.has(name)]
+    if len(given) > 1 and given != ["json", "quiet"]:
+        raise ConfigError(f"--{given[1]}: got --{given[0]} too; rule: one form of output")
+    path = arguments.text("timeline")
+    if path is not None and not path.lower().endswith((".csv", ".json")):
+        raise ConfigError(f"--timeline: got {path!r}; rule: a file ending in .csv or .json")
+
+
+def _plan(request: Request) -> Plan:
+    from memcalc.engine.plan import make_plan
+    from memcalc.inputs.stacks import load_stack
+    from memcalc.inputs.training import resolve
+
+    setup = request.setup
+    resolved = resolve(setup, request.config)
+    return make_plan(resolved, load_stack(setup.stack), request.kernels)
+
+
+def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
+    from memcalc.output.deliver import deliver
+
+    if arguments.has("csv"):
+        return _csv(arguments, request, result)
+
+    def plain() -> dict[str, Any]:
+        found = estimate_dict(request, result)
+        if arguments.has("ops"):
+            from dataclasses import asdict
+
+            found["ops"] = [asdict(row) for row in _ledger(request).rows]
+        return found
+
+    def page(sheet: Page) -> None:
+        from memcalc.output.estimate_text import estimate_page
+        from memcalc.output.events import contributors, step_events
+
+        largest = contributors(step_events(_plan(request)))
+        estimate_page(sheet, result, largest, dict(request.stated))
+        if arguments.has("ops"):
+            from memcalc.output.explain_text import ledger_tables
+
+            ledger_tables(sheet, _ledger(request))
+
+    out = arguments.text("out") or ""
+    as_json = arguments.wants_json or out.lower().endswith(".json")
+    quiet = arguments.has("quiet")
+    line = None
+    if quiet and not as_json:
+        from memcalc.output.estimate_text import quiet_line
+
+        line = quiet_line(result)
+    if not quiet and not as_json:
+        _say(result)
+    return deliver(arguments, plain, page, line)
+
+
+def _ledger(request: Request) -> Any:
+    from memcalc.engine.explain import explain
+
+    return explain(request.config, request.setup, request.kernels)
+
+
+def _say(result: Estimate) -> None:
+    from memcalc.output.files import put_notes
+
+    put_notes(result.notes)
+    put_notes(result.assumptions, "assumed")
+
+
+def _csv(arguments: Arguments, request: Request, result: Estimate) -> None:
+    from dataclasses import replace
+
+    from memcalc.output.files import put_stdout, write_text
+
+    setup = estimate_dict(request, result)["setup"]
+    _say(result)
+    text = replace(result, setup=setup).to_frame().to_csv(index=False)
+    out = arguments.text("out")
+    if out is None or out == "-":
+        put_stdout(text)
+    else:
+        write_text(out, text)

@@ -1,0 +1,76 @@
+"""The terminal: rich at 80 columns, colour only where a person looks, plain characters in a pipe."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from collections.abc import Callable, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDTH = 80
+
+
+def is_terminal() -> bool:
+    """Whether stdout is a person's terminal that takes colour."""
+    return bool(sys.stdout.isatty()) and os.environ.get("TERM") != "dumb"
+
+
+class Page:
+    """Text under construction: for the terminal in colour, else plain."""
+
+    def __init__(self, colour: bool) -> None:
+        columns = shutil.get_terminal_size((WIDTH, 24)).columns if colour else WIDTH
+        self.buffer = io.StringIO()
+        self.fancy = colour
+        self.width = max(40, min(WIDTH, columns))
+        self.console = Console(
+            file=self.buffer, width=self.width, force_terminal=colour, highlight=False,
+            emoji=False, markup=False, no_color=not colour or bool(os.environ.get("NO_COLOR")),
+            legacy_windows=False,
+        )  # fmt: skip
+
+    def line(self, text: str = "", style: str = "") -> None:
+        """A paragraph, wrapped."""
+        self.console.print(Text(_clean(text), style=style))
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], title: str = ""
+    ) -> None:
+        """A table; columns whose name starts with `>` are right-aligned."""
+        if title:
+            self.line(title, "bold")
+        shape = Table(box=box.SIMPLE_HEAD if self.fancy else _PLAIN, pad_edge=False,
+                      show_edge=False, header_style="bold", padding=(0, 1))  # fmt: skip
+        for name in columns:
+            right = name.startswith(">")
+            shape.add_column(name.lstrip(">"), justify="right" if right else "left",
+                             overflow="fold", no_wrap=False)  # fmt: skip
+        for row in rows:
+            shape.add_row(*(c if isinstance(c, Text) else Text(_clean(c)) for c in row))
+        self.console.print(shape)
+        self.line()
+
+    def text(self) -> str:
+        """What was printed, without trailing blanks."""
+        return "\n".join(line.rstrip() for line in self.buffer.getvalue().split("\n"))
+
+
+_PLAIN = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+
+
+def _clean(text: str) -> str:
+    """No control characters of a model's name reach the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+
+
+def render(build: Callable[[Page], None], to_file: bool = False) -> str:
+    """Run `build` on a page and return its text; a file never gets colour."""
+    page = Page(colour=is_terminal() and not to_file)
+    build(page)
+    return page.text()

@@ -1,0 +1,41 @@
+"""Hand a result to where it was asked for: stdout or --out, as JSON or as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.parse import Arguments
+from memcalc.output.files import put_stdout, to_json, write_text
+
+if TYPE_CHECKING:
+    from memcalc.output.console import Page
+
+
+def deliver(
+    arguments: Arguments,
+    plain: Callable[[], Any],
+    page: Callable[[Page], None],
+    line: str | None = None,
+) -> None:
+    """Write the result once. plain: its JSON form; page: its text; line: what --quiet shows."""
+    out = arguments.text("out")
+    if out is not None and out != "-":
+        if arguments.wants_json or out.lower().endswith(".json"):
+            write_text(out, to_json(plain()))
+        elif arguments.has("quiet") and line is not None:
+            write_text(out, line + "\n")
+        else:
+            write_text(out, _rendered(page, True))
+    elif arguments.wants_json:
+        put_stdout(to_json(plain()))
+    elif arguments.has("quiet") and line is not None:
+        put_stdout(line + "\n")
+    else:
+        put_stdout(_rendered(page, False))
+
+
+def _rendered(page: Callable[[Page], None], to_file: bool) -> str:
+    from memcalc.output.console import render
+
+    return render(page, to_file)

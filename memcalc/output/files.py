@@ -1,0 +1,81 @@
+"""Writing results: whole files or nothing, stdout for the result, stderr for notes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from memcalc.errors import ConfigError
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file atomically: a neighbour is written and renamed. Raises ConfigError.
+
+    What is not a regular file (/dev/null, a pipe) is written directly. Checked by: cli/test_output.py.
+    """
+    target = Path(path).expanduser()
+    try:
+        if target.is_dir():
+            raise ConfigError(f"output: got directory '{path}'; rule: a file")
+        if target.exists() and not target.is_file():
+            target.write_text(text, encoding="utf-8")
+            return
+        if target.exists() and not os.access(target, os.W_OK):
+            raise ConfigError(f"output: cannot write '{path}': Permission denied")
+        _replace(target.resolve(), text)
+    except OSError as error:
+        detail = error.strerror or str(error)
+        raise ConfigError(f"output: cannot write '{path}': {detail}") from None
+    except (ValueError, RuntimeError) as error:  # a NUL in the name, an unknown ~user
+        raise ConfigError(f"output: got {path!r}; rule: a file name ({error})") from None
+
+
+def _replace(target: Path, text: str) -> None:
+    import tempfile
+
+    mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name[:32]}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, mode)
+        os.replace(name, target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def to_json(value: Any) -> str:
+    """JSON text; infinities are our bug and raise."""
+    import json
+
+    return json.dumps(value, indent=2, allow_nan=False) + "\n"
+
+
+def put_stdout(text: str) -> None:
+    """Write text to stdout whatever its encoding can show; a write error is seen here."""
+    stream = sys.stdout
+    try:
+        stream.write(text)
+    except UnicodeEncodeError:
+        encoding = stream.encoding or "ascii"
+        stream.write(text.encode(encoding, "replace").decode(encoding))
+    stream.flush()
+
+
+def put_notes(lines: Iterable[str], label: str = "note") -> None:
+    """Notes on stderr, a line each."""
+    for line in lines:
+        text = "".join(c if c.isprintable() else "?" for c in f"{label}: {line}")
+        print(text.encode("ascii", "replace").decode(), file=sys.stderr)
