@@ -5,6 +5,7 @@ Exit status: 0 done, 2 bad input or unwritable output, 3 does not fit, 1 a bug o
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -16,6 +17,8 @@ _HELP = frozenset({"--help", "-h", "--install-completion", "--show-completion"})
 def main(argv: list[str] | None = None) -> int:
     """Run one command line and return its exit status. Checked by: cli/test_exit_status.py."""
     words = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:
+        gc.disable()  # a short life: what is dropped late costs less than looking for it
     debug = "--debug" in words
     try:
         status = _dispatch(words)
@@ -33,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         place = f" ({error.filename})" if error.filename else ""
         _drop_stdout()
         return _failed(error, f"output: {detail}{place}", 2, debug)
+    except ModuleNotFoundError as error:
+        missing = f"{error.name} is not installed; rule: pip install {error.name}"
+        return _failed(error, missing, 2, debug)
     except MemoryError as error:
         return _failed(error, "out of host memory for this input", 1, debug)
     except Exception as error:

@@ -64,10 +64,11 @@ def parse_memory(text: str, what: str = "memory") -> int:
 
 
 def gib(value_bytes: float) -> str:
-    """Bytes as text in GiB with two decimals, or MiB below a tenth of a GiB."""
-    if abs(value_bytes) < 0.1 * GIB:
-        return f"{value_bytes / MIB:.2f} MiB"
-    return f"{value_bytes / GIB:,.2f} GiB"
+    """Bytes as text with two decimals: GiB from a tenth of one, MiB from a tenth of one, else KiB, B."""
+    for factor, unit in ((GIB, "GiB"), (MIB, "MiB"), (KIB, "KiB")):
+        if abs(value_bytes) >= 0.1 * factor:
+            return f"{value_bytes / factor:,.2f} {unit}"
+    return f"{value_bytes:.0f} B"
 
 
 def si(value: float, unit: str = "") -> str:

@@ -72,7 +72,8 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
     from memcalc.output.deliver import deliver
 
     if arguments.has("csv"):
-        return _csv(arguments, request, result)
+        _csv(arguments, request, result)
+        return
 
     def plain() -> dict[str, Any]:
         found = estimate_dict(request, result)
@@ -101,9 +102,9 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
         from memcalc.output.estimate_text import quiet_line
 
         line = quiet_line(result)
+    deliver(arguments, plain, page, line)
     if not quiet and not as_json:
         _say(result)
-    return deliver(arguments, plain, page, line)
 
 
 def _ledger(request: Request) -> Any:
@@ -125,10 +126,10 @@ def _csv(arguments: Arguments, request: Request, result: Estimate) -> None:
     from memcalc.output.files import put_stdout, write_text
 
     setup = estimate_dict(request, result)["setup"]
-    _say(result)
     text = replace(result, setup=setup).to_frame().to_csv(index=False)
     out = arguments.text("out")
     if out is None or out == "-":
         put_stdout(text)
     else:
         write_text(out, text)
+    _say(result)

@@ -25,7 +25,7 @@ def run(arguments: Arguments) -> int:
         explain_page(sheet, found)
 
     line = "; ".join(f"{total.name} {total.value} {total.unit}" for total in found.totals)
+    deliver(arguments, found.to_dict, page, line)
     if not arguments.wants_json and not arguments.has("quiet"):
         put_notes((*request.config.notes, *found.notes))
-    deliver(arguments, found.to_dict, page, line)
     return 0

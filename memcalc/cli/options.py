@@ -42,12 +42,12 @@ class Option(NamedTuple):
     @property
     def metavar(self) -> str:
         """What stands for the value in the help."""
-        return "|".join(self.choices) if self.choices else _METAVARS.get(self.kind, "TEXT")
+        return _METAVARS.get(self.kind, "NAME" if self.choices else "TEXT")
 
 
 _METAVARS: Final = {
     "count": "N", "number": "X", "memory": "SIZE", "name": "NAME", "file": "FILE",
-    "recompute": "none|selective|sac|sac-attention|full[:N]", "many": "FIELD=VALUE",
+    "recompute": "NAME", "many": "FIELD=VALUE",
 }  # fmt: skip
 
 _PRECISIONS = ("fp32", "tf32", "fp16-mixed", "bf16-mixed", "bf16", "bf16-master", "fp8-mixed")
@@ -80,7 +80,8 @@ _NOW: Final = (
     Option("grad-clip", "flag", "Training", "Clip gradients by their norm", "", "grad_clip"),
     Option("dropout", "number", "Training", "Dropout rate", "the model's", "dropout"),
     Option("recompute", "recompute", "Training",
-           "What backward computes again; full:N: the first N blocks", "none", "recompute"),
+           "What backward computes again: none, selective, sac, sac-attention, full, full:N "
+           "(the first N blocks)", "none", "recompute"),
     Option("attention", "text", "Training", "Attention kernel", "flash", "attention",
            choices=("eager", "flash", "efficient", "cudnn")),
     Option("loss", "text", "Training", "Loss code", "the stack's", "loss",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from memcalc.errors import ConfigError, unknown
+from memcalc.errors import ConfigError, nearest, unknown
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.training import TrainingSetup
 from memcalc.units import parse_count
@@ -29,7 +29,7 @@ class Overrides:
             outer, _, inner = path.partition(".")
             known = {f.name: str(f.type) for f in fields(config)}
             if outer not in known:
-                raise unknown("--set model", outer, known)
+                raise _no_field("model", outer, known)
             if not inner:
                 config = replace(config, **{outer: _typed(f"model.{path}", known[outer], text)})
                 continue
@@ -38,7 +38,7 @@ class Overrides:
                 raise ConfigError(f"--set: got model.{path}; rule: {config.name} has no {outer}.*")
             types = {f.name: str(f.type) for f in fields(part)}
             if inner not in types:
-                raise unknown(f"--set model.{outer}", inner, types)
+                raise _no_field(f"model.{outer}", inner, types)
             changed = replace(part, **{inner: _typed(f"model.{path}", types[inner], text)})
             config = replace(config, **{outer: changed})
         return config
@@ -59,13 +59,20 @@ def parse_overrides(assignments: list[str]) -> Overrides:
             raise unknown("--set table", table, _TABLES)
         if table == "training":
             if name not in setup_types:
-                raise unknown("--set training", name, setup_types)
+                raise _no_field("training", name, setup_types)
             found.training[name] = _typed(path, setup_types[name], text.strip())
         elif table == "kernels":
             found.kernels[name] = text.strip()
         else:
             found.model[name] = text.strip()
     return found
+
+
+def _no_field(table: str, name: str, valid: Iterable[str]) -> ConfigError:
+    names = list(valid)
+    close = nearest(name, names)
+    said = f"nearest: {', '.join(close)}" if close else f"valid: {', '.join(names)}"
+    return ConfigError(f"--set {table}: got {name!r}, not known; {said}")
 
 
 def _typed(path: str, annotation: str, text: str) -> Any:

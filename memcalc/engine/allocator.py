@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memcalc.engine.allocator_segments import (
     ADDRESS,
@@ -29,8 +29,7 @@ from memcalc.engine.allocator_segments import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class AllocatorResult:
+class AllocatorResult(NamedTuple):
     """Outcome of one replay, in bytes. After out_of_memory the replay stopped at that event.
 
     num_segments_peak counts cudaMalloc segments, or mapped pages with expandable segments.

@@ -17,7 +17,7 @@ from memcalc.engine.tensors import Shape, Tape, Tensor
 from memcalc.inputs.model import ModelConfig
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Build:
     """One trace in the making. dims maps a dim's letter to its Size (the constant 1 where it is 1)."""
 

@@ -1,7 +1,8 @@
 """Named dims of a model: the letters of every Size, their values, and which of them are traced as 1.
 
 b sequences of a micro-batch, s positions, h hidden, a query heads, k key/value heads, g = a / k,
-d head width, r rotated width, f MLP width, V vocabulary, P rows of a position table, w narrow
+d head width, r rotated width, f MLP width, V vocabulary, P rows of a position table, N positions at
+most, w narrow
 embedding width; experts: E in all in G groups (t_G of them a token), t per token, m width of one, n
 shared width, R token rows routed to this rank (b s t when balanced); latent attention: q_r and c
 ranks of queries and of keys/values, d_n and d_r the parts of a query head without and with
@@ -29,6 +30,7 @@ def dim_values(
         "b": micro_batch, "s": seq, "h": config.hidden_size, "a": a, "k": k, "g": a // k, "d": d,
         "r": r, "r/2": r // 2, "d-r": d - r, "f": config.intermediate_size, "V": config.vocab_size,
         "P": config.num_position_rows, "w": config.word_embed_proj_dim or config.hidden_size,
+        "N": config.max_position_embeddings,
     }  # fmt: skip
     if config.moe:
         values |= _expert_values(config.moe)
@@ -64,6 +66,8 @@ def dim_sizes(values: dict[str, int]) -> dict[str, Size]:
         sizes["w"] = sizes["h"]
     if values["r"] == values["d"]:
         sizes["r"] = sizes["d"]
+    if values.get("d_r") == values["r"]:
+        sizes["r"], sizes["r/2"] = sizes["d_r"], sizes["d_r/2"]
     if values.get("d_v") == values["d"]:
         sizes["d_v"] = sizes["d"]
     if values.get("G") == 1:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 from memcalc.engine.allocator import AllocatorResult, simulate
 from memcalc.engine.flops import step_flops
@@ -18,6 +18,7 @@ from memcalc.engine.results import (
     ModelSummary,
     TimeEstimate,
 )
+from memcalc.errors import ConfigError
 from memcalc.inputs.hardware import Gpu, context_bytes, cublas_workspace_bytes, load_gpu
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
@@ -25,6 +26,8 @@ from memcalc.inputs.stacks import Stack, load_stack
 from memcalc.inputs.training import TrainingSetup, resolve
 from memcalc.units import MIB
 
+#: What needs more on one GPU is a typing error; the allocator's addresses end at 2^53.
+MAX_BYTES = 1 << 50
 #: A matmul handle is made per thread: the forward's and autograd's. Not yet measured.
 _WORKSPACES = 2
 _DEFAULT_WORKSPACE_BYTES = 32 * MIB
@@ -34,8 +37,7 @@ _CONTEXT_LOW_BYTES = 426 * MIB
 _KERNEL_IMAGES_BYTES = 300 * MIB
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+class Device(NamedTuple):
     """The GPU side of an estimate, with what each figure rests on."""
 
     gpu: Gpu | None
@@ -97,6 +99,11 @@ def estimate(
 
 def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Estimate:
     step = step_memory(plan)
+    if step.peak_bytes > MAX_BYTES:
+        raise ConfigError(
+            f"micro-batch x seq: got {plan.resolved.micro_batch_size} x {plan.resolved.seq_len}, "
+            f"which needs {step.peak_bytes} bytes on one GPU; rule: at most 2^50"
+        )
     workspaces = (device.workspace_bytes,) * _WORKSPACES
     stream = training_program(plan, workspaces) if allocator else None
     simulated = simulate(stream.events, stream.sizes) if stream else None
@@ -224,8 +231,8 @@ def _setup_dict(plan: Plan, stack: Stack, device: Device) -> dict[str, Any]:
     """Every resolved input, defaults filled in, with the hashes of the profiles used."""
     resolved = plan.resolved
     stated = asdict(resolved.setup)
-    kernels = asdict(plan.kernels)
-    traits = kernels.pop("traits")
+    kernels = plan.kernels._asdict()
+    traits = kernels.pop("traits")._asdict()
     return {
         **stated,
         "seq_len": resolved.seq_len,

@@ -12,7 +12,7 @@ from memcalc.engine.structure import Run, Segment, Structure
 from memcalc.engine.timeline import true_layer
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Expanded:
     """All events: i >= 0 allocates storage i, ~i frees it; traced[i] is the storage it copies.
 

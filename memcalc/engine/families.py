@@ -41,7 +41,7 @@ _TRAITS: Final[dict[str, Traits]] = {
     "falcon": Traits(start="falcon", block="falcon"),
     "gpt_oss": Traits(norm_casts_last=True, rope="halves", tables="half"),
     "deepseek_v2": Traits(tables="complex"),
-    "chatglm": Traits(qkv="split", fused_gate_up=True),
+    "chatglm": Traits(qkv="split", fused_gate_up=True, repeats_kv=True),
     "baichuan": Traits(qkv="split"),
 }
 #: Families whose transformers code calls no fused kernel, or loses a feature if it does.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memcalc.engine.plan import Plan
 from memcalc.engine.states import multiplicity
@@ -11,8 +11,7 @@ from memcalc.engine.structure import Run, Structure
 from memcalc.inputs.model import ModelConfig
 
 
-@dataclass(frozen=True, slots=True)
-class StepFlops:
+class StepFlops(NamedTuple):
     """Matmul FLOPs of one micro-batch by kind, and per token.
 
     executed: what the kernels run, attention over the full square, recomputation and flash's inner

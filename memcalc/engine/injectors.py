@@ -10,8 +10,7 @@ Checked by: unit/test_injectors.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from memcalc.engine.tensors import Tensor
 
@@ -19,8 +18,7 @@ if TYPE_CHECKING:
     from memcalc.engine.build import Build
 
 
-@dataclass(slots=True)
-class Hooks:
+class Hooks(NamedTuple):
     """What an injector does at each hook; None for nothing.
 
     before_block, after_block: (block, "forward" or "backward"). gradient_ready: a parameter's gradient

@@ -8,11 +8,10 @@ decoder's traits; stack `hf` those of each family's code (engine/families.py).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Traits:
+class Traits(NamedTuple):
     """How the model code is written; the defaults are the plain decoder's."""
 
     block: str = "sequential"  # sequential | gpt2 | openai-gpt | gptj | gpt_neox | bloom | falcon
@@ -21,6 +20,7 @@ class Traits:
     rope: str = "whole"  # whole | cat_each | cat_both: how the part not rotated is joined again;
     # halves: each half rotated by tables of half the width (gpt-oss)
     tables: str = "full"  # full | fp32 (OLMo-2) | half (gpt-oss) | complex (DeepSeek-V2)
+    repeats_kv: bool = False  # keys and values copied to every query head (ChatGLM2)
     scale_query: bool = False  # q multiplied by d^-1/2 before the kernel (OPT)
     drop_inside: bool = False  # residual dropout while attention still holds q, k, v (GPT-2)
     upcast_softmax: bool = True  # eager attention's softmax in fp32
@@ -32,8 +32,7 @@ class Traits:
     start: str = "llama"  # llama | gpt2 | gptj | gpt_neox | opt | bloom | falcon: before block 0
 
 
-@dataclass(frozen=True, slots=True)
-class BlockKind:
+class BlockKind(NamedTuple):
     """What tells one block of a model from another."""
 
     attention: str = "full"  # full | sliding
@@ -41,8 +40,7 @@ class BlockKind:
     recompute: str = "none"  # none | full | sac | sac-attention | reentrant
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Kernels:
+class Kernels(NamedTuple):
     """The variants of every op, for one run. The structure of a trace depends on these alone.
 
     param_dtype: parameters and gradients. compute_dtype: matmuls. autocast: casts inserted at each

@@ -13,7 +13,7 @@ from memcalc.engine.sizes import ONE, ZERO, Size
 from memcalc.engine.tensors import Shape, Tensor
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Kept:
     """A tensor autograd keeps: its bytes, the primitive that made it, whose gradient needs it."""
 
@@ -22,7 +22,7 @@ class Kept:
     needed_by: str
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class OpRecord:
     """One op of one block (block -1: outside the blocks)."""
 

@@ -8,7 +8,7 @@ micro-batches never peak higher. The optimizer's step stands on all gradients.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memcalc.engine.optimizer import OptimizerPlan, run_step
 from memcalc.engine.plan import Plan
@@ -25,8 +25,7 @@ _BUFFER_OPS = frozenset({"rope_tables", "causal_mask", "alibi", "position_ids"})
 _LOSS_OPS = frozenset({"lm_head", "loss"})
 
 
-@dataclass(frozen=True, slots=True)
-class StepMemory:
+class StepMemory(NamedTuple):
     """Requested bytes of one training step from the second on.
 
     phases: peak of each; instants: where each peaks; breakdown: categories at the step's peak, which
@@ -44,8 +43,7 @@ class StepMemory:
     input_bytes: int
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerTrace:
+class OptimizerTrace(NamedTuple):
     """The optimizer step's own events: i >= 0 allocates unique size size_index[i], ~i frees."""
 
     events: tuple[int, ...]

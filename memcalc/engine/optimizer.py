@@ -9,14 +9,13 @@ Lion and 8-bit AdamW have no torch implementation and are closed forms.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memcalc.engine.sizes import ONE, Size, number
 from memcalc.engine.tensors import Tape, Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class OptimizerPlan:
+class OptimizerPlan(NamedTuple):
     """Which optimizer, how it runs, in which dtype its states are, and what precedes it."""
 
     name: str = "adamw"
@@ -161,9 +160,7 @@ def _adafactor_matrices(tape: Tape, group: list[Tensor], held: list[Tensor]) -> 
 def _adafactor_vectors(tape: Tape, group: list[Tensor], held: list[Tensor]) -> list[Tensor]:
     squared = [tape.empty("_foreach_mul", x.shape, x.dtype) for x in group]
     del squared
-    estimates = [tape.empty("clone", x.shape, x.dtype) for x in group]
-    tape.empty("linalg_vector_norm", (ONE,), group[0].dtype)  # of one update at a time
-    return estimates
+    return [tape.empty("clone", x.shape, x.dtype) for x in group]
 
 
 def _rows(x: Tensor) -> tuple[Size, ...]:

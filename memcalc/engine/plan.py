@@ -6,8 +6,7 @@ The only place that knows what a precision or a stack's name means in dtypes and
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from memcalc.engine.dims import dim_sizes, dim_values
 from memcalc.engine.families import attention_for, traits_for
@@ -20,8 +19,7 @@ from memcalc.inputs.stacks import Stack
 from memcalc.inputs.training import ATTENTIONS, LOSSES, ResolvedSetup
 
 
-@dataclass(frozen=True, slots=True)
-class Precision:
+class Precision(NamedTuple):
     """What a precision's name means: dtypes of parameters and matmuls, casts, master copies."""
 
     param_dtype: str
@@ -51,8 +49,7 @@ _CHOICES = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Everything the engine needs for one estimate."""
 
     resolved: ResolvedSetup
@@ -135,7 +132,9 @@ def _chunks(tokens: int, wanted: int) -> int:
 def _attention(config: ModelConfig, wanted: str, family_code: bool) -> tuple[str, str]:
     """The attention kernel that can compute this model, and a note where it is not the one asked."""
     if family_code:
-        return attention_for(config.model_type, wanted)
+        kernel, note = attention_for(config.model_type, wanted)
+        if note or config.position_embedding != "alibi":
+            return kernel, note
     if wanted == "eager":
         return wanted, ""
     if config.attn_logit_softcapping:

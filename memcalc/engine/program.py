@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from memcalc.engine.expand import Expanded, expand
 from memcalc.engine.memory import input_bytes, optimizer_trace
@@ -21,7 +22,7 @@ from memcalc.engine.tensors import ITEMSIZE
 from memcalc.engine.timeline import size_values
 
 
-@dataclass(slots=True)
+@dataclass(eq=False)
 class Stream:
     """Events for `allocator.simulate`: i >= 0 allocates block i of sizes[i] bytes, ~i frees it."""
 
@@ -53,8 +54,7 @@ def expanded(structure: Structure, runs: tuple[Run, ...]) -> Expanded:
     return known
 
 
-@dataclass(frozen=True, slots=True)
-class Phase:
+class Phase(NamedTuple):
     """One stretch of a program: a name, and what appends its events to the stream."""
 
     name: str

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSummary:
     """The model an estimate is for; active_parameters act on one token (experts not chosen left out)."""
 
@@ -28,7 +28,7 @@ class ModelSummary:
     parameter_tensors: int
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Breakdown:
     """Categories alive at the peak; they sum to peak_allocated_bytes.
 
@@ -51,7 +51,7 @@ class Breakdown:
         return sum(asdict(self).values())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
     """Memory of one GPU over a training step, in bytes.
 
@@ -87,7 +87,7 @@ class MemoryEstimate:
         return {**plain, "stages": [plain]}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TimeEstimate:
     """Time and FLOPs of a step. Times are unknown (None) in this version; FLOPs are exact."""
 
@@ -111,7 +111,7 @@ class TimeEstimate:
     calibration: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What one setup needs. fits is None when no GPU was named."""
 

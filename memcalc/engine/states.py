@@ -7,7 +7,7 @@ those not traced.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from memcalc.engine.optimizer import OptimizerPlan, state_tensors
 from memcalc.engine.sizes import product
@@ -15,8 +15,7 @@ from memcalc.engine.structure import Run, Structure
 from memcalc.engine.tensors import ITEMSIZE, Tensor
 
 
-@dataclass(frozen=True, slots=True)
-class States:
+class States(NamedTuple):
     """Bytes of the model's states on one rank, and counts of elements."""
 
     parameters: int  # elements
@@ -63,10 +62,24 @@ def all_leaves(structure: Structure, runs: tuple[Run, ...]) -> list[Tensor]:
         period = len(run.pattern)
         for repetition in range(run.traced):
             begin = first + repetition * period
-            one = [leaf for b in range(begin, begin + period) for leaf in by_block.get(b, [])]
+            one = [
+                leaf
+                for b in range(begin, begin + period)
+                for leaf in _registered(by_block.get(b, []))
+            ]
             layers += one * (1 + (run.skipped if repetition == 1 else 0))
         first += run.traced * period
     return [*outside_before, *layers, *outside_after]
+
+
+def _registered(leaves: list[Tensor]) -> list[Tensor]:
+    """A block's parameters in registration order: first use, but norms of q and k after o_proj."""
+    norms = [leaf for leaf in leaves if ".q_norm." in leaf.name or ".k_norm." in leaf.name]
+    if not norms:
+        return leaves
+    rest = [leaf for leaf in leaves if leaf not in norms]
+    last = max((i for i, leaf in enumerate(rest) if ".o_proj." in leaf.name), default=-1) + 1
+    return [*rest[:last], *norms, *rest[last:]]
 
 
 def states(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from itertools import accumulate
+from typing import NamedTuple
 
 from memcalc.engine.build import Build
 from memcalc.engine.injectors import Injector
@@ -24,8 +25,7 @@ TRACED = 3
 _MAX_PERIOD = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
+class Run(NamedTuple):
     """A pattern of block kinds repeated `count` times."""
 
     pattern: tuple[BlockKind, ...]
@@ -41,8 +41,7 @@ class Run:
         return self.count - self.traced
 
 
-@dataclass(frozen=True, slots=True)
-class Segment:
+class Segment(NamedTuple):
     """A stretch of the event list: start of a step, one repetition of a run, or what lies between.
 
     run is -1 outside the blocks; repetition counts from 0 in the traced order.
@@ -55,7 +54,7 @@ class Segment:
     repetition: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False)
 class Structure:
     """The traced event list with its sizes, labels, segments and final state of each storage."""
 
@@ -132,8 +131,7 @@ def architecture_key(config: ModelConfig) -> tuple[object, ...]:
     return tuple(key)
 
 
-@dataclass(frozen=True, slots=True)
-class StructureKey:
+class StructureKey(NamedTuple):
     """What a structure depends on, hashable."""
 
     architecture: tuple[object, ...]

@@ -13,14 +13,26 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memcalc.engine.sizes import ONE, ZERO, Size, product
 
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from memcalc.engine.autograd import LeafNode, Node
     from memcalc.engine.ledger import OpRecord
+
+    class Packing(Protocol):
+        """What happens to a tensor a node saves: kept as it is, or handed to a checkpoint frame."""
+
+        def pack(self, tensor: Tensor) -> Any: ...
+
+
+    class Dispatch(Protocol):
+        """Selective checkpointing's way into an operator: keep its outputs, or hand them out again."""
+
+        def outputs(self, name: str, compute: Any) -> tuple[Tensor, ...]: ...
 
 Shape = tuple[Size, ...]
 ITEMSIZE: Final = {
@@ -39,8 +51,7 @@ _RANK: Final = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Label:
+class Label(NamedTuple):
     """Where on the step an allocation happens: phase, block (-1 outside the blocks) and ledger op."""
 
     phase: str
@@ -49,19 +60,6 @@ class Label:
     recomputed: bool = False
 
 
-class Packing(Protocol):
-    """What happens to a tensor a node saves: kept as it is, or handed to a checkpoint frame."""
-
-    def pack(self, tensor: Tensor) -> Any: ...
-
-
-class Dispatch(Protocol):
-    """Selective checkpointing's way into an operator: keep its outputs, or hand them out again."""
-
-    def outputs(self, name: str, compute: Any) -> tuple[Tensor, ...]: ...
-
-
-@dataclass(slots=True)
 class Tape:
     """The allocations and frees of one traced structure, with the label of each allocation.
 
@@ -70,33 +68,32 @@ class Tape:
     optimizer states and inputs exist before and are summed by `memory.py`.
     """
 
-    device: str = "cuda"
-    values: dict[str, int] = field(
-        default_factory=dict
-    )  # only the optimizer of Muon compares sizes
-    events: list[int] = field(default_factory=list)
-    sizes: list[Size] = field(default_factory=list)
-    labels_of: list[int] = field(default_factory=list)
-    names: list[str] = field(default_factory=list)
-    labels: list[Label] = field(default_factory=list)
-    marks: list[tuple[int, str, int]] = field(default_factory=list)
-    records: dict[tuple[int, str], OpRecord] = field(default_factory=dict)
-    block_flops: dict[int, dict[str, Size]] = field(default_factory=dict)
-    leaves: dict[str, Tensor] = field(default_factory=dict)
-    gradient_hooks: list[Callable[[Tensor], None]] = field(default_factory=list)
-    block_hooks: list[Callable[[int, int], None]] = field(default_factory=list)
-    grad_enabled: bool = True
-    recomputing: int = 0
-    sequence: int = 0
-    label: int = 0
-    phase: str = "forward"
-    block: int = -1
-    op: str = ""
-    packing: list[Packing] = field(default_factory=list)
-    dispatch: list[Dispatch] = field(default_factory=list)
-    record: OpRecord | None = None  # of the op at work; None while recomputing
-    pending: Size = ZERO  # bytes the primitive about to run reads
-    _label_index: dict[tuple[str, int, str, bool], int] = field(default_factory=dict)
+    def __init__(self, device: str = "cuda", values: dict[str, int] | None = None) -> None:
+        self.device = device
+        self.values = values or {}  # only the optimizer of Muon compares sizes
+        self.events: list[int] = []
+        self.sizes: list[Size] = []
+        self.labels_of: list[int] = []
+        self.names: list[str] = []
+        self.labels: list[Label] = []
+        self.marks: list[tuple[int, str, int]] = []
+        self.records: dict[tuple[int, str], OpRecord] = {}
+        self.block_flops: dict[int, dict[str, Size]] = {}
+        self.leaves: dict[str, Tensor] = {}
+        self.gradient_hooks: list[Callable[[Tensor], None]] = []
+        self.block_hooks: list[Callable[[int, int], None]] = []
+        self.grad_enabled = True
+        self.recomputing = 0
+        self.sequence = 0
+        self.label = 0
+        self.phase = "forward"
+        self.block = -1
+        self.op = ""
+        self.packing: list[Packing] = []
+        self.dispatch: list[Dispatch] = []
+        self.record: OpRecord | None = None  # of the op at work; None while recomputing
+        self.pending = ZERO  # bytes the primitive about to run reads
+        self._label_index: dict[tuple[str, int, str, bool], int] = {}
 
     def at(self, op: str, block: int | None = None, phase: str | None = None) -> None:
         """Everything from here on happens in this op (and block, and phase)."""
@@ -192,7 +189,8 @@ class Tensor:
     """
 
     __slots__ = (
-        "_strides", "dtype", "grad", "leaf_node", "name", "node", "order", "output_nr", "requires_grad", "shape",
+        "_strides", "dtype", "grad", "leaf_node", "name", "node", "order", "output_nr",
+        "requires_grad", "shape",
         "storage", "tape",
     )  # fmt: skip
 

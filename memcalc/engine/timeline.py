@@ -11,14 +11,13 @@ of all blocks.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 from memcalc.engine.structure import Run, Segment, Structure
 
 
-@dataclass(frozen=True, slots=True)
-class Instant:
+class Instant(NamedTuple):
     """An allocation at which live bytes peak: where it is, in terms of the true model."""
 
     live_bytes: int
@@ -37,8 +36,7 @@ class Instant:
         return f"{self.phase}/{place}"
 
 
-@dataclass(frozen=True, slots=True)
-class Measured:
+class Measured(NamedTuple):
     """Result of `measure`: peaks over the bytes that were there before the micro-batch."""
 
     peak: Instant

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from memcalc.engine.autograd import backward
-from memcalc.engine.blocks.embedding import Context, causal_mask, embed, tables
+from memcalc.engine.blocks.embedding import Context, contexts, embed
 from memcalc.engine.blocks.hf_loss import causal_lm_loss, logits_of
 from memcalc.engine.blocks.hf_model import hidden_states
-from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_loss
+from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_loss, project_out
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import KEEP_ATTENTION, KEEP_MATMULS, checkpoint, checkpoint_reentrant
@@ -70,10 +70,10 @@ def _forward(build: Build, ids: Tensor, layers: list[BlockKind]) -> Tensor:
         return causal_lm_loss(build, logits_of(build, hidden), ids)
     tape = build.tape
     x = embed(build, ids)
-    context = (*tables(build), *causal_mask(build))
+    context = contexts(build, {kind.attention for kind in layers})
     for index, kind in enumerate(layers):
         tape.mark("block", index)
-        x = run_block(build, index, kind, x, context)
+        x = run_block(build, index, kind, x, context[kind.attention])
     tape.mark("blocks end", -1)
     if build.kernels.loss == "chunked":
         return chunked_loss(build, _final_norm(build, x), ids)
@@ -84,4 +84,5 @@ def _forward(build: Build, ids: Tensor, layers: list[BlockKind]) -> Tensor:
 
 
 def _final_norm(build: Build, x: Tensor) -> Tensor:
-    return norm(build, x, "final_norm") if build.config.final_norm else x
+    x = norm(build, x, "final_norm") if build.config.final_norm else x
+    return project_out(build, x)

@@ -45,7 +45,7 @@ FIGURES = (*PEAK_KEYS.values(), *_PLAIN)
 _PCIE_LANE = {gen: rate * 1e9 / 8 * 128 / 130 for gen, rate in ((3, 8), (4, 16), (5, 32), (6, 64))}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Gpu:
     """One device, in bytes, bytes/s, flops/s (dense), W and USD an hour; None where unknown.
 

@@ -14,6 +14,8 @@ from memcalc.errors import ConfigError
 
 #: Largest value of any single dimension; beyond it a number is a typing error.
 MAX_DIM = 1 << 31
+#: Most blocks; every one of them is an entry in lists (the deepest published model has 1000).
+MAX_LAYERS = 4096
 
 NormType = Literal["rmsnorm", "layernorm"]
 NormPlacement = Literal["pre", "post", "sandwich", "post-residual"]
@@ -47,7 +49,7 @@ def check_rate(name: str, value: float) -> None:
         raise ConfigError(f"{name}: got {value!r}; rule: 0 <= p < 1")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class MoeConfig:
     """Mixture of experts of the sparse layers.
 
@@ -93,7 +95,7 @@ class MoeConfig:
             )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class MlaConfig:
     """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, sec. 2.1): low-rank q and kv."""
 
@@ -110,7 +112,7 @@ class MlaConfig:
             check_dim("q_lora_rank", self.q_lora_rank)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """One decoder-only language model. Field names are those of Hugging Face config.json files.
 
@@ -182,6 +184,11 @@ class ModelConfig:
             "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
         ):  # fmt: skip
             check_dim(name, getattr(self, name))
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise ConfigError(
+                f"num_hidden_layers: got {self.num_hidden_layers}, beyond any real model; "
+                f"rule: at most {MAX_LAYERS}"
+            )
         for name in ("attention_dropout", "residual_dropout", "embedding_dropout"):
             check_rate(name, getattr(self, name))
         check_choice("norm_type", self.norm_type, ("rmsnorm", "layernorm"))

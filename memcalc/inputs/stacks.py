@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from memcalc.errors import ConfigError
 from memcalc.inputs.profiles import find_profile, profile_hash, read_toml
 
 
-@dataclass(frozen=True, slots=True)
-class Stack:
+class Stack(NamedTuple):
     """A stack's choices (`norm`, `loss`, `attention`, `family_code`), each with its source."""
 
     name: str

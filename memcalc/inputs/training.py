@@ -7,7 +7,7 @@ numbers that follow from each other (global batch), so that every result can sho
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from memcalc.errors import ConfigError, NotInThisVersionError
 from memcalc.inputs.model import ModelConfig, check_choice, check_dim, check_rate
@@ -31,7 +31,7 @@ FIXED_IMPL: Final = {"adamw-8bit": "fused", "lion": "loop", "none": "loop"}
 _MAX_TOKENS = 1 << 40
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainingSetup:
     """One training step's settings. Raises ConfigError with what, got, rule, nearest valid.
 
@@ -109,8 +109,7 @@ class TrainingSetup:
             raise ConfigError(f"loss_chunks: got {self.loss_chunks}; rule: at most 64")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ResolvedSetup:
+class ResolvedSetup(NamedTuple):
     """A TrainingSetup with nothing left open, and the model it is for (truncated if asked)."""
 
     setup: TrainingSetup

@@ -17,8 +17,10 @@ WIDTH = 80
 
 
 def is_terminal() -> bool:
-    """Whether stdout is a person's terminal that takes colour."""
-    return bool(sys.stdout.isatty()) and os.environ.get("TERM") != "dumb"
+    """Whether stdout is a person's terminal that takes colour, and nobody said NO_COLOR."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return False
+    return bool(sys.stdout.isatty())
 
 
 class Page:
@@ -31,8 +33,7 @@ class Page:
         self.width = max(40, min(WIDTH, columns))
         self.console = Console(
             file=self.buffer, width=self.width, force_terminal=colour, highlight=False,
-            emoji=False, markup=False, no_color=not colour or bool(os.environ.get("NO_COLOR")),
-            legacy_windows=False,
+            emoji=False, markup=False, no_color=not colour, legacy_windows=False,
         )  # fmt: skip
 
     def line(self, text: str = "", style: str = "") -> None:
@@ -42,15 +43,15 @@ class Page:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], title: str = ""
     ) -> None:
-        """A table; columns whose name starts with `>` are right-aligned."""
+        """A table; the first column and those named `>...` (right-aligned) are never wrapped."""
         if title:
             self.line(title, "bold")
         shape = Table(box=box.SIMPLE_HEAD if self.fancy else _PLAIN, pad_edge=False,
                       show_edge=False, header_style="bold", padding=(0, 1))  # fmt: skip
-        for name in columns:
+        for number, name in enumerate(columns):
             right = name.startswith(">")
             shape.add_column(name.lstrip(">"), justify="right" if right else "left",
-                             overflow="fold", no_wrap=False)  # fmt: skip
+                             overflow="fold", no_wrap=right or not number)  # fmt: skip
         for row in rows:
             shape.add_row(*(c if isinstance(c, Text) else Text(_clean(c)) for c in row))
         self.console.print(shape)

@@ -162,3 +162,4 @@ def _states(page: Page, result: Estimate) -> None:
         f"{si(time.model_flops_causal_per_token, 'FLOP')}), executed "
         f"{si(time.executed_flops, 'FLOP')} a step"
     )
+    page.line()

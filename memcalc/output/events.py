@@ -91,7 +91,14 @@ def _micro_batch(
             del alive[storage]
         size = sizes[traced] if event >= 0 else -sizes[traced]
         out.add(phase, written.layers[storage], names[traced], size)
-    return [(written.layers[i], names[written.traced[i]], sizes[written.traced[i]]) for i in alive]
+    made: list[tuple[int, tuple[str, str, str], int]] = []
+    for storage in alive:
+        layer, traced = written.layers[storage], written.traced[storage]
+        if names[traced][2] == "gradients":
+            made.append((layer, names[traced], sizes[traced]))
+        else:  # the loss itself, dropped when backward returns
+            out.add(phase, layer, names[traced], -sizes[traced])
+    return made
 
 
 def _optimizer(out: _Recorder, plan: Plan) -> None:

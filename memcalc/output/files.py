@@ -15,18 +15,24 @@ from memcalc.errors import ConfigError
 def write_text(path: str, text: str) -> None:
     """Write a file atomically: a neighbour is written and renamed. Raises ConfigError.
 
-    What is not a regular file (/dev/null, a pipe) is written directly. Checked by: cli/test_output.py.
+    What is not a regular file (/dev/stdout, a pipe) is written directly. Checked by: cli/test_output.py.
     """
     target = Path(path).expanduser()
     try:
         if target.is_dir():
             raise ConfigError(f"output: got directory '{path}'; rule: a file")
-        if target.exists() and not target.is_file():
-            target.write_text(text, encoding="utf-8")
+        if path == "/dev/stdout":
+            put_stdout(text)
+            return
+        if (target.exists() and not target.is_file()) or path.startswith(("/dev/", "/proc/")):
+            with target.open("a", encoding="utf-8") as file:
+                file.write(text)
             return
         if target.exists() and not os.access(target, os.W_OK):
             raise ConfigError(f"output: cannot write '{path}': Permission denied")
         _replace(target.resolve(), text)
+    except ConfigError:
+        raise
     except OSError as error:
         detail = error.strerror or str(error)
         raise ConfigError(f"output: cannot write '{path}': {detail}") from None

@@ -120,6 +120,7 @@ def test_notes_say_form_factor_and_memory():
 
 
 def test_a_plain_name_opens_one_profile(monkeypatch):
+    hardware._shipped.cache_clear()
     opened = []
     read = profiles.read_toml
     monkeypatch.setattr(profiles, "read_toml", lambda path: opened.append(path) or read(path))

@@ -37,14 +37,20 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     )
 
 
-def efficient_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The memory-efficient kernel: as flash, its log-sum-exp padded to a multiple of 32 queries."""
+def efficient_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
+) -> Tensor:
+    """The memory-efficient kernel: as flash, its log-sum-exp padded to a multiple of 32 queries.
+
+    bias (1, a, s_q, s_kv) is added to the scores and kept.
+    """
     b, a, s, _ = query.shape
     padded = s.over(32) * 32
     rng: list[tuple[Shape, str]] = [((ONE,), "int64"), ((ONE,), "int64")]
     return _attention(
-        "_scaled_dot_product_efficient_attention", query, key, value, [((b, a, padded), "fp32"), *rng]
-    )
+        "_scaled_dot_product_efficient_attention",
+        query, key, value, [((b, a, padded), "fp32"), *rng], bias,
+    )  # fmt: skip
 
 
 def cudnn_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -57,13 +63,20 @@ def cudnn_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def _attention(
-    name: str, query: Tensor, key: Tensor, value: Tensor, extras: list[tuple[Shape, str]]
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    extras: list[tuple[Shape, str]],
+    bias: Tensor | None = None,
 ) -> Tensor:
     tape = query.tape
     node = node_for(_attention_backward, query, key, value)
     if node:
         for tensor in (query, key, value):
             node.save(tensor, "dgrad")
+        if bias is not None:
+            node.save(bias, "dgrad")
     b, a, s, _ = query.shape
     flops = attention_flops(query, key, value)
     order = _HEADS_INSIDE if "efficient" in name else query.order or (0, 1, 2, 3)

@@ -1,7 +1,8 @@
 """Operators of latent attention and interleaved layouts: strided slices, padding, filled slices.
 
 Source: tools/autograd/derivatives.yaml and torch/csrc/autograd/functions/tensor.cpp (CopySlices) of
-PyTorch 2.13. Checked by: oracle/test_hf_moe.py.
+PyTorch 2.13.
+Checked by: oracle/test_hf_moe.py, oracle/test_sparse_blocks.py.
 """
 
 from __future__ import annotations

@@ -37,8 +37,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x (..., i) times weight (o, i) transposed, plus bias (o): (..., o).
 
     Keeps x for the weight's gradient and the weight for x's. Without a bias the weight's gradient is
-    computed before the input's (mm), with one after it (addmm): 2 T i o FLOPs each.
+    computed before the input's (mm), with one after it (addmm): 2 T i o FLOPs each. Without a bias
+    the weight is transposed before x is viewed as rows, so that its gradient arrives after x's.
     """
+    if bias is None and len(x.shape) > 2:
+        weight = _transposed(weight)
     rows = flatten_tokens(x)
     out_features = weight.shape[0]
     inputs = (rows, weight) if bias is None else (rows, weight, bias)
@@ -57,6 +60,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         node.meta = flops
         out = node.output(out)
     return reshape(out, (*x.shape[:-1], out_features))
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    """A leaf behind a node of its own, where a gradient will wait for older nodes; else itself."""
+    if weight.node is not None or not weight.requires_grad or not weight.tape.grad_enabled:
+        return weight
+    return Node(weight.tape, _as_it_is, (weight,)).output(weight.detach())
+
+
+def _as_it_is(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    return [grads[0]]
 
 
 def _out_dtype(x: Tensor, weight: Tensor) -> str:
@@ -157,4 +171,7 @@ def matmul_heads(x: Tensor, y: Tensor) -> Tensor:
     return reshape(folded, (*x.shape[:3], y.shape[-1]))
 
 
-__all__ = ["baddbmm", "bmm", "count_flops", "dispatched", "linear", "matmul_heads", "raw_permute", "raw_reshape"]
+__all__ = [
+    "baddbmm", "bmm", "count_flops", "dispatched", "linear", "matmul_heads", "raw_permute",
+    "raw_reshape",
+]  # fmt: skip

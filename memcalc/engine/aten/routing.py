@@ -3,7 +3,8 @@
 Shapes: T = b s tokens, E experts, t experts a token, R routed token rows (each token once per expert
 it goes to), i and o widths of a product. Scatters of backward rules are out of place: a tensor of
 zeros and the result live together, as PyTorch does under any dispatch mode (see docs/decisions.md).
-Source: tools/autograd/derivatives.yaml of PyTorch 2.13. Checked by: oracle/test_hf_moe.py.
+Source: tools/autograd/derivatives.yaml of PyTorch 2.13.
+Checked by: oracle/test_hf_moe.py, oracle/test_sparse_blocks.py.
 """
 
 from __future__ import annotations

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from memcalc.engine.aten.fused import cudnn_attention, efficient_attention, flash_attention
 from memcalc.engine.aten.matmul import matmul_heads
-from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, to
+from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, tanh, to
 from memcalc.engine.aten.shape import (
     cat,
     expand,
     merge_groups,
+    narrow,
     permute,
     repeat_interleave,
     reshape,
@@ -51,9 +52,15 @@ def _projections(build: Build, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     b, s, h, d = build["b"], build["s"], build["h"], build["d"]
     bias = build.config.attention_bias
     build.at("q_proj", "attention")
-    query = reshape(build.linear(x, "q_proj", (h, build["a"] * d), bias), (b, s, build["a"], d))
+    query = build.linear(x, "q_proj", (h, build["a"] * d), bias)
+    if build.config.qk_norm == "full":
+        query = norm(build, query, "q_norm", build["a"] * d)
+    query = reshape(query, (b, s, build["a"], d))
     build.at("k_proj", "attention")
-    key = reshape(build.linear(x, "k_proj", (h, build["k"] * d), bias), (b, s, build["k"], d))
+    key = build.linear(x, "k_proj", (h, build["k"] * d), bias)
+    if build.config.qk_norm == "full":
+        key = norm(build, key, "k_norm", build["k"] * d)
+    key = reshape(key, (b, s, build["k"], d))
     build.at("v_proj", "attention")
     value = reshape(build.linear(x, "v_proj", (h, build["k"] * d), bias), (b, s, build["k"], d))
     value = permute(value, HEADS_FIRST)
@@ -81,7 +88,11 @@ def _fused_projection(build: Build, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def rotate(build: Build, x: Tensor, context: Context) -> Tensor:
     """Rotary embedding x cos + rotate_half(x) sin over the first r of d columns of each head."""
     cos, sin = context[0], context[1]
-    return add(mul(x, cos), mul(_rotate_half(build, x), sin))
+    if build["r"] is build["d"]:
+        return add(mul(x, cos), mul(_rotate_half(build, x), sin))
+    rotated, rest = narrow(x, build["r"]), narrow(x, build["d-r"])
+    rotated = add(mul(rotated, cos), mul(_rotate_half(build, rotated), sin))
+    return cat((rotated, rest), -1, build["d"])
 
 
 def _rotate_half(build: Build, x: Tensor) -> Tensor:
@@ -92,12 +103,13 @@ def _rotate_half(build: Build, x: Tensor) -> Tensor:
 
 def core(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
     """softmax(q k^T / sqrt(d)) v by the chosen kernel; recomputed alone under `selective`."""
-    mask = context[-1] if build.kernels.attention == "eager" else None
+    alibi = build.config.position_embedding == "alibi"
+    mask = context[-1] if build.kernels.attention == "eager" or alibi else None
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         build.at("attention", "attention")
-        if mask is None:
-            return fused_core(build, q, k, v)
+        if mask is None or build.kernels.attention != "eager":
+            return fused_core(build, q, k, v, mask)
         dtype = build.kernels.compute_dtype
         return _eager(build, to(q, dtype), to(k, dtype), to(v, dtype), mask)
 
@@ -106,26 +118,42 @@ def core(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Conte
     return attend(query, key, value)
 
 
-def fused_core(build: Build, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The attention kernels that keep no scores: (b, a, s, d)."""
+def fused_core(build: Build, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """The attention kernels that keep no scores: (b, a, s, d). Only `efficient` takes a bias."""
     dtype = build.kernels.compute_dtype
     q, k, v = to(q, dtype), to(k, dtype), to(v, dtype)
     if build.kernels.attention == "flash":
         return flash_attention(q, k, v)
     if build.kernels.attention == "cudnn":
         return cudnn_attention(q, k, v)
-    return efficient_attention(q, repeat_heads(build, k), repeat_heads(build, v))
+    return efficient_attention(q, repeat_heads(build, k), repeat_heads(build, v), bias)
 
 
 def _eager(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Scores in full (b, a, s_q, s_kv), softmax in fp32, every step a tensor of its own."""
     keys, values = repeat_kv(build, key), repeat_kv(build, value)
     weights = scale(matmul_heads(query, permute(keys, (0, 1, 3, 2))))
+    if build.config.attn_logit_softcapping is not None:
+        weights = scale(weights, "div.Tensor")
+        weights = tanh(weights)
+        weights = scale(weights)
     weights = add(weights, mask)
-    weights = to(softmax_last(to(weights, "fp32")), query.dtype)
+    if build.config.attention_sinks:
+        weights = _softmax_with_sinks(build, weights)
+    else:
+        weights = to(softmax_last(to(weights, "fp32")), query.dtype)
     if build.kernels.use_dropout:
         weights = dropout(weights, build.config.attention_dropout)
     return matmul_heads(weights, values)
+
+
+def _softmax_with_sinks(build: Build, weights: Tensor) -> Tensor:
+    """A logit of its own for each head joins the softmax as one more column, then is cut off."""
+    shape = (build["b"], build["a"], build["s"], ONE)
+    column = reshape(build.param("sinks", (build["a"],)), (ONE, build["a"], ONE, ONE))
+    logits = cat((weights, expand(column, shape)), -1)
+    probs = to(softmax_last(to(logits, "fp32")), weights.dtype)
+    return narrow(probs, build["s"])
 
 
 def repeat_kv(build: Build, x: Tensor) -> Tensor:

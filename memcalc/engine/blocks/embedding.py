@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import add, constant, dropout, scale
+from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
@@ -15,16 +16,21 @@ Context = tuple[Tensor, ...]
 def embed(build: Build, ids: Tensor) -> Tensor:
     """Token embedding (b, s, h), plus learned positions where the model has them."""
     build.at("embedding", "embedding")
-    weight = build.param("embedding.weight", (build["V"], build["h"]))
+    weight = build.param("embedding.weight", (build["V"], build["w"]))
     x = embedding(weight, ids)
     if build.config.embedding_scale:
         x = scale(x)
+    if build["w"] is not build["h"]:
+        build.at("project_in", "embedding")
+        x = build.linear(x, "project_in", (build["w"], build["h"]), False)
     if build.config.position_embedding == "learned":
         build.at("position_embedding", "embedding")
         rows = build.param("position_embedding.weight", (build["P"], build["h"]))
         positions = constant(build.tape, "arange", (build["s"],), "int64")
         x = add(x, embedding(rows, positions))
         del positions
+    if build.config.embedding_norm:
+        x = norm(build, x, "embedding_norm")
     if build.config.embedding_dropout and build.kernels.use_dropout:
         build.at("embedding_dropout", "embedding")
         x = dropout(x, build.config.embedding_dropout)
@@ -48,13 +54,30 @@ def tables(build: Build) -> Context:
     return cos, sin
 
 
+def contexts(build: Build, kinds: set[str]) -> dict[str, Context]:
+    """What blocks of each kind read: the same tables, a mask of their own."""
+    shared = tables(build)
+    return {kind: (*shared, *causal_mask(build)) for kind in sorted(kinds)}
+
+
 def causal_mask(build: Build) -> Context:
-    """The additive mask (1, 1, s, s) of eager attention."""
-    if build.kernels.attention != "eager":
+    """The additive mask (1, 1, s, s) of eager attention; with ALiBi (1, a, s, s), a bias in it.
+
+    ALiBi's slope times the key's position stands for slope times distance, as softmax allows.
+    """
+    alibi = build.config.position_embedding == "alibi"
+    if build.kernels.attention != "eager" and not alibi:
         return ()
     build.at("causal_mask", "embedding")
-    s = build["s"]
-    full = constant(build.tape, "full", (s, s), build.kernels.compute_dtype)
-    mask = constant(build.tape, "triu", (s, s), build.kernels.compute_dtype)
+    tape, s, dtype = build.tape, build["s"], build.kernels.compute_dtype
+    full = constant(tape, "full", (s, s), dtype)
+    mask = constant(tape, "triu", (s, s), dtype)
     del full
-    return (mask.view_as((ONE, ONE, s, s), None, None),)
+    if not alibi:
+        return (mask.view_as((ONE, ONE, s, s), None, None),)
+    build.at("alibi", "embedding")
+    slopes = constant(tape, "pow.Scalar", (build["a"],), dtype)
+    bias = constant(tape, "mul.Tensor", (build["a"], ONE, s), dtype)
+    biased = constant(tape, "add.Tensor", (build["a"], s, s), dtype)
+    del slopes, bias, mask
+    return (biased.view_as((ONE, build["a"], s, s), None, None),)

@@ -9,8 +9,8 @@ Checked by: oracle/test_hf_families.py.
 
 from __future__ import annotations
 
-from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, tanh, to
 from memcalc.engine.aten.matmul import matmul_heads
+from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, tanh, to
 from memcalc.engine.aten.shape import cat, contiguous, narrow, permute, reshape, split
 from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core, repeat_kv
 from memcalc.engine.blocks.embedding import Context
@@ -143,7 +143,9 @@ def rotate_half(build: Build, x: Tensor) -> Tensor:
     return cat((neg(second), first), -1, build["r"])
 
 
-def rotate_pair(build: Build, query: Tensor, key: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+def rotate_pair(
+    build: Build, query: Tensor, key: Tensor, context: Context
+) -> tuple[Tensor, Tensor]:
     """apply_rotary_pos_emb: x cos + rotate_half(x) sin for q, then k, over the first r columns."""
     cos, sin = context[0], context[1]
     if build.kernels.traits.rope == "halves":
@@ -185,7 +187,10 @@ def kernel(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Con
         return sink_attention(build, query, key, value, context[-1])
     if build.kernels.attention == "eager":
         return _eager(build, query, key, value, context[-1])
-    out = fused_core(build, query, key, value)
+    if build.kernels.traits.repeats_kv:
+        key, value = repeat_kv(build, key), repeat_kv(build, value)
+    bias = context[-1] if build.config.position_embedding == "alibi" else None
+    out = fused_core(build, query, key, value, bias)
     return contiguous(permute(out, HEADS_FIRST)), None
 
 
@@ -200,10 +205,8 @@ def _eager(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor
         weights = tanh(weights)
         weights = scale(weights)
     weights = add(weights, mask)
-    if traits.upcast_softmax:
-        weights = to(softmax_last(to(weights, "fp32")), dtype)
-    else:
-        weights = softmax_last(weights)
+    upcast = traits.upcast_softmax
+    weights = to(softmax_last(to(weights, "fp32")), dtype) if upcast else softmax_last(weights)
     if build.kernels.use_dropout:
         weights = dropout(weights, config.attention_dropout)
     out = matmul_heads(weights, values)

@@ -90,8 +90,7 @@ def gpt2(build: Build, x: Tensor, context: Context) -> Tensor:
 def dropped_mlp(build: Build, x: Tensor) -> Tensor:
     """An MLP module with dropout at its end."""
     out = mlp(build, x)
-    out = residual_dropout(build, out, "mlp_dropout")
-    return out
+    return residual_dropout(build, out, "mlp_dropout")
 
 
 def openai_gpt(build: Build, x: Tensor, context: Context) -> Tensor:

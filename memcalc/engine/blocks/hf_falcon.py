@@ -9,17 +9,27 @@ from __future__ import annotations
 
 from memcalc.engine.aten.matmul import matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, scale_in_place, softmax_last, to
-from memcalc.engine.aten.shape import expand, index_one, merge_groups, narrow, permute, reshape, select
+from memcalc.engine.aten.shape import (
+    expand,
+    index_one,
+    merge_groups,
+    narrow,
+    permute,
+    reshape,
+    select,
+)
 from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, rotate_pair
 from memcalc.engine.blocks.mlp import activated
 from memcalc.engine.build import Build
-from memcalc.engine.sizes import Size, number
+from memcalc.engine.sizes import ONE, Size, number
 from memcalc.engine.tensors import Tensor
 
 
-def falcon_linear(build: Build, x: Tensor, name: str, features: tuple[Size, Size], bias: bool) -> Tensor:
+def falcon_linear(
+    build: Build, x: Tensor, name: str, features: tuple[Size, Size], bias: bool
+) -> Tensor:
     """x @ weight.T, then + bias as an operator of its own."""
     out = build.linear(x, name, features, False)
     return add(out, build.param(f"{name}.bias", (features[1],))) if bias else out
@@ -49,7 +59,9 @@ def falcon_attention(build: Build, x: Tensor, context: Context) -> Attended:
     b, s, h, a, d = (build[letter] for letter in "bshad")
     config = build.config
     build.at("qkv_proj", "attention")
-    fused = falcon_linear(build, x, "qkv_proj", (h, (a + build["k"] * 2) * d), config.attention_bias)
+    fused = falcon_linear(
+        build, x, "qkv_proj", (h, (a + build["k"] * 2) * d), config.attention_bias
+    )
     query, key, value = _three(build, fused)
     query = _heads_first(query)
     key = _heads_first(key)
@@ -60,7 +72,8 @@ def falcon_attention(build: Build, x: Tensor, context: Context) -> Attended:
         build.at("rope", "attention")
         query, key = rotate_pair(build, query, key, context)
         build.at("attention", "attention")
-        out, weights = _with_rope(build, query, key, value, context[-1])
+        mask = context[-1] if build.kernels.attention in ("eager", "efficient") else None
+        out, weights = _with_rope(build, query, key, value, mask)
     out = reshape(permute(out, HEADS_FIRST), (b, s, a * d))
     build.at("o_proj", "attention")
     return falcon_linear(build, out, "o_proj", (a * d, h), config.attention_output_bias), weights
@@ -74,7 +87,7 @@ def _heads_first(x: Tensor) -> Tensor:
 def _three(build: Build, fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """q, k, v of shape (b, s, heads, d) by the layout of this generation."""
     b, s, a, k, d = (build[letter] for letter in "bsakd")
-    if build.config.num_key_value_heads == 1:
+    if k is ONE:
         fused = reshape(fused, (b, s, a + 2, d))
         return narrow(fused, a, 2), index_one(fused, 2), index_one(fused, 2)
     if a is k:
@@ -94,10 +107,13 @@ def _broadcast(build: Build, x: Tensor) -> Tensor:
     return x if x.shape[1] is build["a"] else expand(x, (x.shape[0], build["a"], *x.shape[2:]))
 
 
-def _with_rope(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Attended:
-    """Scores scaled in place, softmax in the 16-bit dtype, no dropout."""
+def _with_rope(
+    build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> Attended:
+    """Scores scaled in place, softmax in the 16-bit dtype, no dropout; sdpa reads the mask too."""
     if build.kernels.attention != "eager":
-        return fused_core(build, query, key, value), None
+        return fused_core(build, query, key, value, mask), None
+    assert mask is not None
     scores = matmul_heads(query, _broadcast(build, permute(key, (0, 1, 3, 2))))
     scores = scale_in_place(scores)
     scores = softmax_last(add(scores, mask))
@@ -106,9 +122,11 @@ def _with_rope(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Te
 
 def _with_alibi(
     build: Build, query: Tensor, key: Tensor, value: Tensor, context: Context
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+) -> tuple[Tensor, Tensor | None, tuple[Tensor, ...]]:
     """Falcon-RW: bias added in fp32, back to 16 bit for the softmax, dropout."""
     build.at("attention", "attention")
+    if build.kernels.attention != "eager":
+        return fused_core(build, query, key, value, context[-1]), None, ()
     product = matmul_heads(query, _broadcast(build, permute(key, (0, 1, 3, 2))))
     scores = to(product, "fp32")
     logits = add(scores, context[-2])

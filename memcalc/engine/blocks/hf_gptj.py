@@ -21,7 +21,7 @@ from memcalc.engine.blocks.attention import HEADS_FIRST
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, cut_rotated, residual_dropout
 from memcalc.engine.build import Build
-from memcalc.engine.sizes import ONE, number
+from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
 
 
@@ -31,15 +31,12 @@ def gptj_attention(build: Build, x: Tensor, context: Context) -> Attended:
     value = permute(value, HEADS_FIRST)
     build.at("rope", "attention")
     repeated, index, sin, cos = _positions(build)
-    if build.config.rotary_dim is None:
-        key, query = _rotate(build, key, sin, cos), _rotate(build, query, sin, cos)
-    else:
-        k_rotated, k_pass = cut_rotated(build, key)
-        q_rotated, q_pass = cut_rotated(build, query)
-        k_rotated = _rotate(build, k_rotated, sin, cos)
-        q_rotated = _rotate(build, q_rotated, sin, cos)
-        key = cat((k_rotated, k_pass), -1, build["d"])
-        query = cat((q_rotated, q_pass), -1, build["d"])
+    k_rotated, k_pass = cut_rotated(build, key)
+    q_rotated, q_pass = cut_rotated(build, query)
+    k_rotated = _rotate(build, k_rotated, sin, cos)
+    q_rotated = _rotate(build, q_rotated, sin, cos)
+    key = cat((k_rotated, k_pass), -1, build["d"])
+    query = cat((q_rotated, q_pass), -1, build["d"])
     key = permute(key, HEADS_FIRST)
     query = permute(query, HEADS_FIRST)
     build.at("attention", "attention")
@@ -62,8 +59,7 @@ def _projection(build: Build, x: Tensor, letter: str) -> Tensor:
 def _positions(build: Build) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The repeated table (1, P, r), the repeated index, sin and cos (1, s, 1, r/2) of one tensor."""
     tape, s = build.tape, build["s"]
-    width = build["h"] if build.config.rotary_dim is None else build["r"]
-    rows = number(build.config.max_position_embeddings)
+    width, rows = build["r"], build["N"]
     repeated = tape.empty("repeat", (ONE, rows, width), "fp32")
     index = tape.empty("repeat", (ONE, s, width), "int64")
     gathered = tape.empty("gather", (ONE, s, width), "fp32")

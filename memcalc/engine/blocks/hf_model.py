@@ -11,9 +11,10 @@ from collections.abc import Callable
 
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import add, dropout, scale, to
-from memcalc.engine.blocks.embedding import Context
+from memcalc.engine.blocks.embedding import Context, causal_mask
 from memcalc.engine.blocks.hf_masks import alibi, falcon_alibi, masks
 from memcalc.engine.blocks.hf_tables import complex_tables, half_tables
+from memcalc.engine.blocks.loss import project_out
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.build import Build
 from memcalc.engine.kernels import BlockKind
@@ -34,9 +35,7 @@ def hidden_states(build: Build, ids: Tensor, layers: list[BlockKind], run: RunBl
     build.tape.mark("blocks end", -1)
     if build.config.final_norm:
         x = norm(build, x, "final_norm")
-    if build.config.word_embed_proj_dim:
-        build.at("project_out", "head")
-        x = build.linear(x, "project_out", (build["h"], build["w"]), False)
+    x = project_out(build, x)
     build.held = None
     return x
 
@@ -62,7 +61,9 @@ def _rotary(build: Build) -> Context:
         return ()
     build.at("rope_tables", "embedding")
     if build.kernels.traits.tables in ("half", "complex"):
-        return half_tables(build) if build.kernels.traits.tables == "half" else complex_tables(build)
+        return (
+            half_tables(build) if build.kernels.traits.tables == "half" else complex_tables(build)
+        )
     return _cos_sin(build)
 
 
@@ -84,14 +85,19 @@ def _cos_sin(build: Build) -> Context:
 
 def _llama(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
     x = _token_embedding(build, ids)
+    if build.config.embedding_norm:
+        x = norm(build, x, "embedding_norm")
     positions = _position_ids(build)
-    by_kind = masks(build, _kinds_with_masks(build, layers))
+    if build.config.position_embedding == "alibi":
+        by_kind = {"full": causal_mask(build)}  # Baichuan-13B
+    else:
+        by_kind = masks(build, _kinds_with_masks(build, layers))
     if build.config.model_type == "gemma3_text":
-        tables = {kind: _rotary(build) for kind in _kinds(layers)}
+        tables = {kind: _rotary(build) for kind in ("full", "sliding")}
     else:
         tables = dict.fromkeys(("full", "sliding"), _rotary(build))
     contexts = {kind: (*tables[kind], positions, *by_kind[kind]) for kind in _kinds(layers)}
-    return x, contexts, (x, positions, *(m for ms in by_kind.values() for m in ms))
+    return x, contexts, (x, *(t for kept in (*tables.values(), *by_kind.values()) for t in kept))
 
 
 def _kinds(layers: list[BlockKind]) -> list[str]:
@@ -152,7 +158,7 @@ def _opt(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
     build.at("position_embedding", "embedding")
     rows = build.param("position_embedding.weight", (build["P"], build["h"]))
     position_embeds = embedding(rows, scale(positions, "add.Tensor"))
-    if build.config.word_embed_proj_dim:
+    if build["w"] is not build["h"]:
         build.at("project_in", "embedding")
         embeds = build.linear(embeds, "project_in", (build["w"], build["h"]), False)
     build.at("position_embedding", "embedding")
@@ -175,7 +181,8 @@ def _falcon(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
         context = (*_cos_sin(build), positions, bias, mask)
         return embeds, {"full": context}, (embeds, ones)
     positions = _position_ids(build)
-    context = masks(build, ["full"], always=True)["full"]
+    sdpa = build.kernels.attention == "efficient"  # given the mask, not told to be causal
+    context = masks(build, ["full"], always=sdpa)["full"]
     return embeds, {"full": (*_rotary(build), positions, *context)}, (embeds,)
 
 

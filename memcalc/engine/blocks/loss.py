@@ -5,7 +5,7 @@ from __future__ import annotations
 from memcalc.engine.aten.closed import fused_head_loss
 from memcalc.engine.aten.fused import log_softmax, nll_loss
 from memcalc.engine.aten.matmul import linear
-from memcalc.engine.aten.pointwise import add, scale, to
+from memcalc.engine.aten.pointwise import add, scale, tanh, to
 from memcalc.engine.aten.shape import reshape, split
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
@@ -15,12 +15,33 @@ from memcalc.engine.tensors import Tensor
 def head(build: Build, hidden: Tensor) -> Tensor:
     """Logits (..., V): the embedding's transpose when tied."""
     build.at("lm_head", "head")
-    features = (build["h"], build["V"])
     if build.config.tie_word_embeddings:
-        weight = build.cast_param(build.tape.leaves["embedding.weight"])
-        x = to(hidden, build.kernels.compute_dtype) if build.kernels.autocast else hidden
+        logits = _tied_head(build, hidden)
+    else:
+        features = (build["w"], build["V"])
+        logits = build.linear(hidden, "lm_head", features, build.config.lm_head_bias)
+    if build.config.final_logit_softcapping is None:
+        return logits
+    build.at("logit_softcap", "head")
+    logits = scale(logits, "div.Tensor")
+    logits = tanh(logits)
+    return scale(logits)
+
+
+def _tied_head(build: Build, hidden: Tensor) -> Tensor:
+    weight = build.cast_param(build.tape.leaves["embedding.weight"])
+    x = to(hidden, build.kernels.compute_dtype) if build.kernels.autocast else hidden
+    if not build.config.lm_head_bias:
         return linear(x, weight)
-    return build.linear(hidden, "lm_head", features, build.config.lm_head_bias)
+    return linear(x, weight, build.cast_param(build.param("lm_head.bias", (build["V"],))))
+
+
+def project_out(build: Build, hidden: Tensor) -> Tensor:
+    """Hidden states as wide as the embedding, where that is narrower than the blocks (OPT-350m)."""
+    if build["w"] is build["h"]:
+        return hidden
+    build.at("project_out", "head")
+    return build.linear(hidden, "project_out", (build["h"], build["w"]), False)
 
 
 def plain_loss(build: Build, logits: Tensor, labels: Tensor) -> Tensor:
@@ -59,6 +80,7 @@ def chunked_loss(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
     part = tokens.over(n)
     last = tokens - part * (n - 1)
     sizes = (part,) * (n - 1) + (last,)
+    build.at("loss", "loss")
     rows = split(reshape(hidden, (tokens, build["h"])), sizes, 0)
     total: Tensor | None = None
 
@@ -81,7 +103,7 @@ def fused_loss(build: Build, hidden: Tensor) -> Tensor:
     tied = build.config.tie_word_embeddings
     leaf = build.tape.leaves["embedding.weight"] if tied else None
     if leaf is None:
-        leaf = build.param("lm_head.weight", (build["V"], build["h"]))
+        leaf = build.param("lm_head.weight", (build["V"], build["w"]))
     weight = build.cast_param(leaf)
     x = to(hidden, build.kernels.compute_dtype)
     return fused_head_loss(x, weight, build.kernels.loss_chunks)

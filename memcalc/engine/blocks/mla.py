@@ -5,7 +5,7 @@ ranks of the query's and of the keys' and values' latents. The d_r columns of th
 all heads and skip the latent. Training expands keys and values in full. Flash kernels want one
 width, so v is padded to d for them and the output cut.
 Source: DeepSeek-V2 (arXiv:2405.04434), sec. 2.1; transformers 5.23, models/deepseek_v2 and v3.
-Checked by: oracle/test_hf_moe.py.
+Checked by: oracle/test_hf_moe.py, oracle/test_sparse_blocks.py.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from memcalc.engine.aten.latent import (
     rotate_complex,
     subtract,
 )
-from memcalc.engine.aten.pointwise import add, constant, mul, to
+from memcalc.engine.aten.pointwise import add, constant, mul, neg, to
 from memcalc.engine.aten.shape import cat, contiguous, expand, permute, reshape, split
-from memcalc.engine.blocks.attention import HEADS_FIRST, core, rotate
+from memcalc.engine.blocks.attention import HEADS_FIRST, core
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, kernel
 from memcalc.engine.blocks.norm import norm
@@ -80,7 +80,7 @@ def _from_latent(build: Build, latent: Tensor) -> Tensor:
 def _rotated(build: Build, q: Tensor, k: Tensor, context: Context) -> tuple[Tensor, Tensor]:
     """Rotary embedding of q (b, a, s, d_r) and k (b, 1, s, d_r), by the family's code."""
     if not build.kernels.hf:
-        return rotate(build, q, context), rotate(build, k, context)
+        return _by_halves(build, q, context), _by_halves(build, k, context)
     if build.config.model_type == "deepseek_v2":
         return _by_complex(build, q, k, context[0])
     half = build["d_r/2"]
@@ -89,6 +89,17 @@ def _rotated(build: Build, q: Tensor, k: Tensor, context: Context) -> tuple[Tens
     k1, k2 = every_second(k, half), every_second(k, half)
     q_out = _pairs(build, q1, q2, (cos, sin))
     return q_out, _pairs(build, k1, k2, (cos, sin))
+
+
+def _by_halves(build: Build, x: Tensor, context: Context) -> Tensor:
+    """The plain decoder's way: x cos + (-x2, x1) sin."""
+    return add(mul(x, context[0]), mul(_half_turn(build, x), context[1]))
+
+
+def _half_turn(build: Build, x: Tensor) -> Tensor:
+    half = build["d_r/2"]
+    first, second = split(x, (half, half))
+    return cat((neg(second), first), -1, build["d_r"])
 
 
 def _pairs(build: Build, x1: Tensor, x2: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:

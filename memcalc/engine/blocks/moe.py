@@ -7,7 +7,8 @@ Stack hf follows transformers' grouped_mm experts: R = T t, rows go back to toke
 over the t experts. The plain decoder adds each row to its token in place (index_add), with R rows on
 this rank, so that an imbalance between ranks has a dim of its own.
 Source: transformers 5.23, integrations/moe.py and the families' modeling files; DeepSeek-V3
-(arXiv:2412.19437), sec. 2.1.2. Checked by: oracle/test_hf_moe.py.
+(arXiv:2412.19437), sec. 2.1.2.
+Checked by: oracle/test_hf_moe.py, oracle/test_sparse_blocks.py.
 """
 
 from __future__ import annotations

@@ -65,8 +65,16 @@ def _variance(wide: Tensor) -> Tensor:
 
 
 def _decomposed(x: Tensor, weight: Tensor) -> Tensor:
-    """F.rms_norm where no fused kernel exists: everything in fp32, one cast at the end."""
+    """F.rms_norm where no fused kernel exists: everything in fp32, one cast at the end.
+
+    The square and its mean are temporaries of one C++ expression and live until its end; the
+    inverse is handed back with the result and outlives the cast.
+    """
     wide = to(x, "fp32")
-    inverse = rsqrt(mean_last(square(wide)))
+    squared = square(wide)
+    mean = mean_last(squared)
+    inverse = rsqrt(mean)
+    del squared, mean
     normed = mul(mul(wide, inverse), weight)
+    del wide
     return to(normed, x.dtype)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from memcalc.engine.aten.latent import subtract
 from memcalc.engine.aten.matmul import matmul_heads
-from memcalc.engine.aten.pointwise import add, dropout, mul, scale, softmax_last
+from memcalc.engine.aten.pointwise import add, dropout, mul, scale, softmax_last, to
 from memcalc.engine.aten.routing import max_last
 from memcalc.engine.aten.shape import cat, contiguous, expand, narrow, permute, reshape, split
 from memcalc.engine.blocks.attention import HEADS_FIRST, repeat_kv
@@ -22,6 +22,8 @@ def sink_attention(
     build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Output (b, s, a, d) and attention weights; softmax in the compute dtype, maxima taken off."""
+    dtype = build.kernels.compute_dtype
+    query, key, value = to(query, dtype), to(key, dtype), to(value, dtype)
     keys, values = repeat_kv(build, key), repeat_kv(build, value)
     weights = scale(matmul_heads(query, permute(keys, (0, 1, 3, 2))))
     weights = add(weights, mask)
@@ -33,7 +35,7 @@ def sink_attention(
     weights = scores
     if build.kernels.use_dropout:
         weights = dropout(scores, build.config.attention_dropout)
-    out = matmul_heads(weights, values)
+    out = matmul_heads(to(weights, dtype), values)
     return contiguous(permute(out, HEADS_FIRST)), weights
 
 

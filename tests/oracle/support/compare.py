@@ -34,6 +34,7 @@ class How:
     accum: int = 1
     set_to_none: bool = True
     grad_clip: bool = False
+    master: bool = False  # precision bf16-master; the model's is bf16
 
 
 def model_of(cfg: RefConfig) -> ModelConfig:
@@ -75,7 +76,7 @@ def setup_of(cfg: RefConfig, how: How = How()) -> TrainingSetup:
         seq_len=cfg.s,
         micro_batch_size=cfg.b,
         grad_accum_steps=how.accum,
-        precision=_PRECISIONS[cfg.precision],
+        precision="bf16-master" if how.master else _PRECISIONS[cfg.precision],
         optimizer=how.optimizer,
         optimizer_impl=how.impl,
         set_to_none=how.set_to_none,
@@ -111,6 +112,7 @@ def record_of(cfg: RefConfig, how: How = How()) -> StepRecord:
         grad_clip=1.0 if how.grad_clip else None,
         device="fake" if how.optimizer in ("sgd", "momentum") and how.impl == "fused" else "meta",
         quick=True,
+        master=how.master,
     )
 
 

@@ -12,6 +12,8 @@ from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.tensors import Tape
 from memcalc.engine.trace import micro_batch
 from memcalc.inputs.hf import model_from_config
+from tests.oracle.support.hf import HfRecord
+from tests.oracle.support.tracker import Alloc
 
 
 @dataclass(frozen=True)
@@ -61,3 +63,26 @@ def _record(tape: Tape, values: dict[str, int]) -> EngineRecord:
         events.append((amount, tape.names[index], label.phase, label.block, label.op))
     params = sum(leaf.numel.value(values) for leaf in tape.leaves.values())
     return EngineRecord(params, saved, peak, events)
+
+
+def steps(amounts: list[int]) -> list[tuple[int, list[int]]]:
+    """Each allocation with the sizes freed before the next one, in any order."""
+    out: list[tuple[int, list[int]]] = []
+    for amount in amounts:
+        if amount > 0:
+            out.append((amount, []))
+        elif out:
+            out[-1][1].append(-amount)
+    return [(allocated, sorted(freed)) for allocated, freed in out]
+
+
+def steps_of_hf(record: HfRecord) -> list[tuple[int, list[int]]]:
+    """The same of a run of transformers; what existed before does not count."""
+    before = {alloc.storage for alloc in record.initial}
+    return steps(
+        [
+            event.nbytes if isinstance(event, Alloc) else -event.nbytes
+            for event in record.events
+            if event.storage not in before
+        ]
+    )

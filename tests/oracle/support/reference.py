@@ -153,6 +153,7 @@ class _Core(nn.Module):
         self.core, self.dropout = CORES[cfg.attention], cfg.attention_dropout
         self.dtype = cfg.compute_dtype
         self.recomputed = cfg.recompute == "selective"
+        self.index = 0  # set by the block: recomputation runs outside the block's scope
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         if self.recomputed:
@@ -161,7 +162,7 @@ class _Core(nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         # Autocast gives every attention kernel bf16; a cast happens only after a norm of q and k.
-        with op("attention"):
+        with layer(self.index), op("attention"):
             q, k, v = q.to(self.dtype), k.to(self.dtype), v.to(self.dtype)
             return self.core(q, k, v, mask, self.dropout)
 
@@ -249,6 +250,7 @@ class Block(nn.Module):
         self.index, self.p, self.mixed = index, cfg.dropout, cfg.mixed
         self.attn_norm = cfg.norm_module(cfg.h, "attn_norm")
         self.attn = GPT2Attention(cfg) if cfg.is_gpt2 else LlamaAttention(cfg)
+        self.attn.core.index = index
         self.mlp_norm = cfg.norm_module(cfg.h, "mlp_norm")
         self.mlp = GPT2MLP(cfg) if cfg.is_gpt2 else LlamaMLP(cfg)
 
@@ -380,9 +382,11 @@ class Decoder(nn.Module):
         """Head and loss of one chunk of tokens at a time, recomputed in backward."""
         enter_loss()
         cfg = self.cfg
-        hidden, labels = hidden.view(-1, cfg.h), labels.view(-1)
+        labels = labels.view(-1)
         total = None
-        parts = zip(hidden.chunk(cfg.loss_chunks), labels.chunk(cfg.loss_chunks), strict=True)
+        with op("loss"):
+            pieces = hidden.view(-1, cfg.h).chunk(cfg.loss_chunks)
+        parts = zip(pieces, labels.chunk(cfg.loss_chunks), strict=True)
         for hidden_part, labels_part in parts:
             part = checkpoint(self._part_loss, hidden_part, labels_part, use_reentrant=False)
             with op("loss"):

@@ -12,14 +12,9 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from tests.oracle.support.optimizers import MasterWeights, make_optimizers
 from tests.oracle.support.reference import RefConfig, build
 from tests.oracle.support.tracker import Alloc, Event, Peak, StorageTracker, op
-
-_IMPLEMENTATIONS: dict[str, dict[str, Any]] = {
-    "foreach": {"foreach": True},
-    "fused": {"fused": True},
-    "loop": {"foreach": False},
-}
 
 
 @dataclass(frozen=True)
@@ -56,11 +51,12 @@ def run_step(
     grad_clip: float | None = None,
     separate_labels: bool = False,
     quick: bool = False,
+    master: bool = False,
 ) -> StepRecord:
     """Run `steps` optimizer steps and record the last.
 
     quick: earlier steps update on empty gradients, without a forward and backward; the states they
-    leave are the same.
+    leave are the same. master: fp32 copies of the parameters are what the optimizer updates.
 
     device: "meta", where LayerNorm keeps fp32 statistics and Adam's `step` scalars of foreach and
     loop stay on the host, both as on CUDA; or "fake", fake tensors on cpu (needed for fused SGD).
@@ -72,9 +68,14 @@ def run_step(
         model = build(cfg, where)
         ids = torch.zeros(cfg.b, cfg.s, dtype=torch.long, device=where)
         labels = torch.zeros_like(ids) if separate_labels else ids
-        optimizers = make_optimizers(model, optimizer, impl)
         tracker = StorageTracker(where)
         tracker.track(model, ids, labels)
+        optimizers: list[Any]
+        if master:
+            optimizers = [MasterWeights(model, optimizer, impl)]
+            tracker.track(list(optimizers[0].copies.values()))
+        else:
+            optimizers = list(make_optimizers(dict(model.named_parameters()), optimizer, impl))
         step = _Step(model, optimizers, ids, labels, tracker, accum, set_to_none, grad_clip)
         stack.enter_context(_without_data(where))
         stack.enter_context(tracker)
@@ -102,10 +103,24 @@ def run_step(
     )
 
 
+def saved_bytes(cfg: RefConfig) -> int:
+    """What one forward leaves for its backward, on "meta"; the step itself is not run."""
+    model = build(cfg, "meta")
+    ids = torch.zeros(cfg.b, cfg.s, dtype=torch.long, device="meta")
+    tracker = StorageTracker("meta")
+    tracker.track(model, ids)
+    before = tracker.live
+    with tracker:
+        loss = model(ids, ids)
+        saved = tracker.live - before
+    del loss
+    return saved
+
+
 @dataclass
 class _Step:
     model: nn.Module
-    optimizers: list[torch.optim.Optimizer]
+    optimizers: list[Any]
     ids: torch.Tensor
     labels: torch.Tensor
     tracker: StorageTracker
@@ -155,25 +170,3 @@ def _without_data(device: str) -> Iterator[None]:
         mock.patch(supported, lambda: [device]),
     ):
         yield
-
-
-def make_optimizers(model: nn.Module, name: str, impl: str) -> list[torch.optim.Optimizer]:
-    """adamw, sgd, momentum, adafactor (no fused), or muon.
-
-    muon updates the matrices of the blocks, AdamW in the given implementation everything else.
-    """
-    params, options = list(model.parameters()), _IMPLEMENTATIONS[impl]
-    if name == "adamw":
-        return [torch.optim.AdamW(params, lr=1e-3, **options)]
-    if name == "sgd":
-        return [torch.optim.SGD(params, lr=1e-3, **options)]
-    if name == "momentum":
-        return [torch.optim.SGD(params, lr=1e-3, momentum=0.9, **options)]
-    if name == "adafactor":
-        return [torch.optim.Adafactor(params, **options)]
-    if name == "muon":
-        named = list(model.named_parameters())
-        matrices = [p for n, p in named if n.startswith("layers.") and p.ndim == 2]
-        rest = [p for n, p in named if not (n.startswith("layers.") and p.ndim == 2)]
-        return [torch.optim.Muon(matrices), torch.optim.AdamW(rest, lr=1e-3, **options)]
-    raise ValueError(f"optimizer: got {name!r}; valid: adamw, sgd, momentum, adafactor, muon")

@@ -1,0 +1,177 @@
+"""The typer application: help pages and shell completion, made from the option table.
+
+Commands run through cli/parse.py, which starts faster; both read the same table.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+    os.environ.setdefault("_TYPER_FORCE_DISABLE_TERMINAL", "1")
+
+import typer
+
+from memcalc.cli.options import COMMANDS, LATER_COMMANDS, PANELS, Option, options_of
+from memcalc.errors import ConfigError
+
+_EXAMPLES = {
+    "estimate": (
+        "memcalc estimate llama-3.2-1b --gpu h100",
+        "memcalc estimate meta-llama/Llama-3.1-8B --seq 8k --recompute full --json",
+        "memcalc estimate ./config.json --stack hf --optimizer-impl fused --gpu 4090",
+        "memcalc estimate gpt2 --timeline step.csv --save run.toml",
+    ),
+    "explain": ("memcalc explain llama-3.2-1b", "memcalc explain gpt2 --stack hf --json"),
+    "list": ("memcalc list", "memcalc list gpus"),
+    "show": ("memcalc show h100", "memcalc show models llama-3.1-8b --json"),
+    "doctor": ("memcalc doctor",),
+    "diff": (
+        "memcalc diff before.toml after.toml",
+        "memcalc diff 'gpt2' 'gpt2 --recompute full'",
+    ),
+}
+_TOP_EXAMPLES = ("memcalc estimate llama-3.1-8b --gpu h100", "memcalc estimate --help")
+
+
+def run_app(words: list[str]) -> int:
+    """Show help or complete; returns the exit status."""
+    app = build_app()
+    try:
+        status = app(args=words or ["--help"], prog_name="memcalc", standalone_mode=False)
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+    except Exception as error:
+        message = getattr(error, "format_message", None)
+        if message is None:
+            if type(error).__name__ in ("Exit", "Abort"):
+                return int(getattr(error, "exit_code", 130))
+            raise
+        raise ConfigError(message()) from error
+    return status if isinstance(status, int) else 0
+
+
+def build_app() -> typer.Typer:
+    """All commands with their help; those of later versions are named below the list."""
+    app = typer.Typer(
+        name="memcalc", no_args_is_help=True, rich_markup_mode="rich", add_completion=True,
+        pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
+    app.callback(
+        help="GPU memory of language models: what a training step needs, exactly, and why.",
+        epilog=_epilog(_TOP_EXAMPLES, f"Later versions: {', '.join(LATER_COMMANDS)}."),
+    )(_top)
+    for command, (_, description) in COMMANDS.items():
+        epilog = _epilog(_EXAMPLES[command])
+        app.command(command, help=description, epilog=epilog)(_callback(command))
+    return app
+
+
+def _top(version: bool = typer.Option(False, "--version", help="Show the version.")) -> None:
+    pass
+
+
+def _epilog(examples: tuple[str, ...], last: str = "") -> str:
+    shown = "\n\n".join(f"  {example}" for example in examples)
+    return f"Examples:\n\n{shown}" + (f"\n\n{last}" if last else "")
+
+
+def _callback(command: str) -> Callable[..., None]:
+    """A function whose signature is the command's options; it runs the command."""
+    options = sorted(options_of(command), key=lambda option: PANELS.index(option.panel))
+    positionals = _positionals(command)
+    parameters = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+        for name, kind, default in [*positionals, *map(_parameter, options)]
+    ]
+
+    def callback(**values: Any) -> None:
+        from memcalc.cli.run import run_command
+
+        words = [str(values[name]) for name, _, _ in positionals if values[name] is not None]
+        for option in options:
+            words += _words(option, values[option.name.replace("-", "_")])
+        raise typer.Exit(run_command(command, words))
+
+    callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    callback.__annotations__ = {p.name: p.annotation for p in parameters}
+    return callback
+
+
+def _words(option: Option, value: Any) -> list[str]:
+    if option.kind == "many":
+        return [word for entry in value or () for word in (option.flag, entry)]
+    if option.kind == "flag":
+        return [option.flag] if value else []
+    return [] if value is None else [option.flag, value]
+
+
+def _positionals(command: str) -> list[tuple[str, Any, Any]]:
+    shown = {
+        "MODEL": "Profile name, Hub id, config.json, its directory, or a .safetensors file",
+        "[KIND]": "models, gpus, stacks, clusters or calibrations",
+        "NAME": "A name of `memcalc list`",
+        "A": "Run file, JSON result, or a quoted command line",
+        "B": "The same, to compare with A",
+    }
+    found = []
+    for word in COMMANDS[command][0].split():
+        name = word.strip("[]")
+        info = typer.Argument(metavar=name, help=shown[word], autocompletion=_COMPLETE.get(name))
+        needed = not word.startswith("[") and name != "NAME"
+        kind = Annotated[str, info] if needed else Annotated[str | None, info]
+        found.append((name.lower(), kind, inspect.Parameter.empty if needed else None))
+    return found
+
+
+def _parameter(option: Option) -> tuple[str, Any, Any]:
+    said = f": {', '.join(option.choices)}" if option.choices else ""
+    text = option.help + said + (f" [dim]\\[{option.default}][/dim]" if option.default else "")
+    common: dict[str, Any] = {
+        "help": text, "rich_help_panel": option.panel, "hidden": option.later,
+        "show_default": False,
+    }  # fmt: skip
+    flags = (option.flag, *option.flags)
+    name = option.name.replace("-", "_")
+    if option.kind == "flag":
+        return name, Annotated[bool, typer.Option(*flags, **common)], False
+    common |= {"metavar": option.metavar, "autocompletion": _completer(option)}
+    if option.kind == "many":
+        return name, Annotated[list[str] | None, typer.Option(*flags, **common)], None
+    return name, Annotated[str | None, typer.Option(*flags, **common)], None
+
+
+def _completer(option: Option) -> Callable[..., list[str]] | None:
+    if option.choices:
+        return lambda incomplete="": [c for c in option.choices if c.startswith(incomplete)]
+    return _COMPLETE.get(option.name)
+
+
+def _from_profiles(*kinds: str) -> Callable[..., list[str]]:
+    def complete(incomplete: str = "") -> list[str]:
+        from memcalc.inputs.profiles import profile_names
+
+        names = [name for kind in kinds for name in profile_names(kind)]
+        return [name for name in names if name.startswith(incomplete.lower())]
+
+    return complete
+
+
+_COMPLETE: dict[str, Callable[..., list[str]]] = {
+    "MODEL": _from_profiles("models"),
+    "NAME": _from_profiles("models", "gpus", "stacks"),
+    "KIND": lambda incomplete="": [
+        kind for kind in ("models", "gpus", "stacks", "clusters", "calibrations")
+        if kind.startswith(incomplete)
+    ],
+    "gpu": _from_profiles("gpus"),
+    "stack": _from_profiles("stacks"),
+    "recompute": lambda incomplete="": [
+        word for word in ("none", "selective", "sac", "sac-attention", "full")
+        if word.startswith(incomplete)
+    ],
+}  # fmt: skip

@@ -1,0 +1,161 @@
+"""memcalc diff A B: two runs, what was set differently and how every memory number moved.
+
+A and B are run files (--save), estimates in JSON (--json), or a quoted `MODEL --option ...`.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.parse import Arguments, check_positionals, parse_arguments
+from memcalc.errors import ConfigError
+from memcalc.inputs.hf_files import read_limited
+from memcalc.output.deliver import deliver
+from memcalc.units import gib
+
+if TYPE_CHECKING:
+    from memcalc.output.console import Page
+
+_MAX_BYTES = 100 * 10**6
+_ASIDE = ("profile_hashes", "dims", "kernels", "traits")
+
+
+def run(arguments: Arguments) -> int:
+    """Write the differences; always 0."""
+    check_positionals(arguments)
+    first, second = (_load(text) for text in arguments.positionals)
+    settings = [
+        {"field": name, "a": old, "b": new}
+        for name, old, new in _moved(_settings(first), _settings(second))
+    ]
+    numbers = [
+        {"field": name, "a": old, "b": new, "delta": _delta(old, new)}
+        for name, old, new in _moved(_numbers(first), _numbers(second))
+    ]
+    plain = {"schema": 1, "a": arguments.positionals[0], "b": arguments.positionals[1],
+             "setup": settings, "memory": numbers}  # fmt: skip
+
+    def page(sheet: Page) -> None:
+        sheet.line(f"A: {plain['a']}")
+        sheet.line(f"B: {plain['b']}")
+        sheet.line()
+        if not settings and not numbers:
+            sheet.line("nothing moved")
+        if settings:
+            rows = [(str(s["field"]), _word(s["a"]), _word(s["b"])) for s in settings]
+            sheet.table(("Setting", "A", "B"), rows)
+        if numbers:
+            sheet.table(("Number", ">A", ">B", ">change"), [_row(n) for n in numbers])
+
+    used = _delta(*(_numbers(run).get("device_used_bytes") for run in (first, second)))
+    line = f"{len(settings)} settings and {len(numbers)} numbers moved; driver-used {used:+}" if (
+        isinstance(used, int)) else f"{len(settings)} settings and {len(numbers)} numbers moved"  # fmt: skip
+    deliver(arguments, lambda: plain, page, line)
+    return 0
+
+
+def _load(text: str) -> dict[str, Any]:
+    """The estimate in JSON form that a file or a quoted command stands for."""
+    lowered = text.lower()
+    if lowered.endswith(".json") and not text.startswith("-") and " --" not in text:
+        found = _read(text)
+        if found is not None:
+            return found
+    if lowered.endswith(".toml") and " --" not in text and _is_run_file(text):
+        return _estimate(["--config", text])
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(f"diff: got {text!r}; rule: closed quotes ({error})") from None
+    return _estimate(words)
+
+
+def _read(path: str) -> dict[str, Any] | None:
+    """An estimate from a JSON file; None for a config.json, which is a model."""
+    try:
+        found = json.loads(read_limited(Path(path), _MAX_BYTES))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        detail = " ".join(str(error).split())[:120]
+        raise ConfigError(f"diff: '{path}' is not valid JSON ({detail})") from None
+    if isinstance(found, dict) and "model_type" in found:
+        return None
+    parts = ("memory", "setup", "model")
+    if not isinstance(found, dict) or not all(isinstance(found.get(p), dict) for p in parts):
+        raise ConfigError(f"diff: '{path}' is no estimate; rule: what `estimate --json` writes")
+    if found.get("schema") != 1:
+        raise ConfigError(f"diff: '{path}' has schema {found.get('schema')!r}; rule: 1")
+    return found
+
+
+def _is_run_file(path: str) -> bool:
+    """Whether a TOML file has a run file's tables, rather than a model's."""
+    from memcalc.inputs.profiles import read_toml
+
+    return "config" not in read_toml(Path(path))
+
+
+def _estimate(words: list[str]) -> dict[str, Any]:
+    from memcalc.cli.estimate import estimate_dict
+    from memcalc.cli.request import request_of
+    from memcalc.engine.estimate import estimate
+
+    arguments = parse_arguments("estimate", words)
+    request = request_of(arguments)
+    device = request.device(arguments)
+    result = estimate(request.config, request.setup, gpu=device, kernels=request.kernels)
+    return estimate_dict(request, result)
+
+
+def _settings(run: Mapping[str, Any]) -> dict[str, Any]:
+    setup = {k: v for k, v in run["setup"].items() if k not in _ASIDE}
+    kernels = {"kernels": run["setup"].get("kernels", {})}
+    return dict(_flat({"name": run["model"].get("name"), **setup, **kernels}))
+
+
+def _numbers(run: Mapping[str, Any]) -> dict[str, Any]:
+    memory = {k: v for k, v in run["memory"].items() if k != "stages"}
+    return {
+        **dict(_flat(memory)),
+        "verdict": run.get("verdict"),
+        "parameters": run["model"].get("parameters"),
+        "executed_flops": (run.get("time") or {}).get("executed_flops"),
+    }
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _moved(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name in dict.fromkeys((*old, *new)):
+        if old.get(name) != new.get(name):
+            yield name, old.get(name), new.get(name)
+
+
+def _delta(old: Any, new: Any) -> Any:
+    numeric = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (old, new))
+    return new - old if numeric else None
+
+
+def _row(moved: dict[str, Any]) -> tuple[str, str, str, str]:
+    name, old, new, delta = (moved[key] for key in ("field", "a", "b", "delta"))
+    if delta is None:
+        return name, _word(old), _word(new), ""
+    if name in ("parameters", "executed_flops"):
+        return name, f"{old:,}", f"{new:,}", f"{delta:+,}"
+    sign = "+" if delta >= 0 else "-"
+    return name, gib(old), gib(new), f"{sign}{gib(abs(delta))}"
+
+
+def _word(value: Any) -> str:
+    return "-" if value is None else str(value)

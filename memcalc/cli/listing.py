@@ -1,0 +1,143 @@
+"""memcalc list [KIND]: the profiles of one kind in a table, or how many there are of each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.parse import Arguments, check_positionals
+from memcalc.errors import unknown
+from memcalc.output.deliver import deliver
+from memcalc.units import GIB
+
+if TYPE_CHECKING:
+    from memcalc.output.console import Page
+
+KINDS = ("models", "gpus", "stacks", "clusters", "calibrations")
+EMPTY = "none in this version"
+
+
+def run(arguments: Arguments) -> int:
+    """Write the list; always 0."""
+    check_positionals(arguments)
+    kind = _kind(arguments.positionals[0]) if arguments.positionals else None
+    rows = _ROWS[kind]() if kind in _ROWS else []
+    if kind is None:
+        rows = [{"name": name, "count": _count(name)} for name in KINDS]
+
+    def page(sheet: Page) -> None:
+        if rows:
+            cells = [[_cell(*item) for item in row.items()] for row in rows]
+            sheet.table(_columns(rows), cells)
+        else:
+            sheet.line(f"{kind}: {EMPTY}")
+        if kind is None:
+            sheet.line("memcalc list KIND names them, memcalc show NAME tells all of one")
+        elif any(str(row.get("usable_bytes_source", "")).startswith("label") for row in rows):
+            sheet.line("label: taken from the product's name, not read from a device")
+
+    plain = {"schema": 1, "kind": kind or "kinds", "count": len(rows), "entries": rows}
+    line = "\n".join(str(next(iter(row.values()))) for row in rows) or EMPTY
+    deliver(arguments, lambda: plain, page, line)
+    return 0
+
+
+def _kind(word: str) -> str:
+    lowered = word.lower()
+    found = lowered if lowered.endswith("s") else f"{lowered}s"
+    if found not in KINDS:
+        raise unknown("list", word, KINDS)
+    return found
+
+
+def _count(kind: str) -> int:
+    from memcalc.inputs.profiles import profile_names
+
+    return len(profile_names(kind)) if kind in _ROWS else 0
+
+
+def _columns(rows: list[dict[str, Any]]) -> list[str]:
+    return [f"{'>' * isinstance(v, (int, float))}{_SHORT.get(k, k)}" for k, v in rows[0].items()]
+
+
+#: JSON key -> column head; figures in base units are shown in the head's unit.
+_SHORT = {
+    "usable_bytes": "usable GiB", "usable_bytes_source": "known from",
+    "memory_bandwidth_bytes_per_s": "GB/s", "bf16_flops_per_s": "bf16 TF/s",
+    "verified_against": "checked against",
+}  # fmt: skip
+_SCALE = {
+    "usable_bytes": (GIB, ".1f"), "memory_bandwidth_bytes_per_s": (1e9, ",.0f"),
+    "bf16_flops_per_s": (1e12, ",.1f"),
+}  # fmt: skip
+
+
+def _cell(key: str, value: Any) -> str:
+    if value is None:
+        return "-"
+    if key in _SCALE:
+        unit, form = _SCALE[key]
+        return format(value / unit, form)
+    return f"{value:,}" if isinstance(value, int) else f"{value}"
+
+
+def _models() -> list[dict[str, Any]]:
+    from memcalc.inputs.profiles import load_profile, profile_names
+
+    rows = []
+    for name in profile_names("models"):
+        raw = load_profile("models", name)
+        config = raw.get("config", {})
+        row = {
+            "name": name,
+            "parameters": raw.get("parameters"),
+            "layers": _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
+            "hidden": _first(config, "hidden_size", "n_embd", "d_model"),
+            "heads": _first(config, "num_attention_heads", "n_head"),
+            "family": config.get("model_type"),
+        }
+        rows.append(row)
+    return rows
+
+
+def _first(config: dict[str, Any], *keys: str) -> Any:
+    return next((config[key] for key in keys if key in config), None)
+
+
+def _gpus() -> list[dict[str, Any]]:
+    from memcalc.inputs.hardware import read_gpu
+    from memcalc.inputs.profiles import find_profile, profile_names
+
+    rows = []
+    for name in profile_names("gpus"):
+        gpu = read_gpu(find_profile("gpus", name))
+        rows.append(
+            {
+                "name": name,
+                "usable_bytes": gpu.total_bytes,
+                "usable_bytes_source": gpu.total_bytes_source,
+                "memory_bandwidth_bytes_per_s": gpu.memory_bandwidth_bytes_per_s,
+                "bf16_flops_per_s": gpu.peak_flops_per_s.get("bf16"),
+                "architecture": gpu.architecture,
+            }
+        )
+    return rows
+
+
+def _stacks() -> list[dict[str, Any]]:
+    from memcalc.inputs.profiles import profile_names
+    from memcalc.inputs.stacks import load_stack
+    from memcalc.inputs.training import LATER_STACKS
+
+    known = [load_stack(name) for name in profile_names("stacks")]
+    rows = [
+        {"name": s.name, "description": s.description, "verified_against": s.verified_against}
+        for s in known
+    ]
+    later = [
+        {"name": name, "description": "not in this version", "verified_against": None}
+        for name in LATER_STACKS
+    ]
+    return rows + later
+
+
+_ROWS = {"models": _models, "gpus": _gpus, "stacks": _stacks}

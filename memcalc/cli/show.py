@@ -1,0 +1,156 @@
+"""memcalc show [KIND] NAME: every figure of one model, GPU or stack, with its source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.parse import Arguments, check_positionals
+from memcalc.errors import ConfigError, unknown
+from memcalc.output.deliver import deliver
+
+if TYPE_CHECKING:
+    from memcalc.output.console import Page
+
+KINDS = ("models", "gpus", "stacks")
+
+
+def run(arguments: Arguments) -> int:
+    """Write all figures of one profile; always 0."""
+    check_positionals(arguments)
+    *kinds, name = arguments.positionals
+    if kinds and (wanted := _kind(kinds[0])) not in KINDS:
+        raise ConfigError(f"show: {wanted}: none in this version; valid: {', '.join(KINDS)}")
+    kind, plain = _find(name, (_kind(kinds[0]),) if kinds else KINDS)
+    plain = {"schema": 1, "kind": kind, **plain}
+
+    def page(sheet: Page) -> None:
+        sheet.line(f"{kind[:-1]} {plain['name']}", "bold")
+        rows = list(_rows({k: v for k, v in plain.items() if k not in ("schema", "kind", "name")}))
+        sheet.table(("figure", "value", "source"), rows)
+        if any("not verified" in source for _, _, source in rows):
+            sheet.line("not verified: without a second source")
+
+    deliver(arguments, lambda: plain, page, f"{kind} {plain['name']}")
+    return 0
+
+
+def _kind(word: str) -> str:
+    lowered = word.lower()
+    found = lowered if lowered.endswith("s") else f"{lowered}s"
+    valid = (*KINDS, "clusters", "calibrations")
+    if found not in valid:
+        raise unknown("show", word, valid)
+    return found
+
+
+def _find(name: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+    readers = {"models": _model, "gpus": _gpu, "stacks": _stack}
+    errors: list[ConfigError] = []
+    for kind in kinds:
+        try:
+            return kind, readers[kind](name)
+        except ConfigError as error:
+            errors.append(error)
+    if len(errors) == 1 or _is_path(name):
+        raise errors[0]
+    from memcalc.inputs.profiles import profile_names
+
+    raise unknown("show", name, [stem for kind in kinds for stem in profile_names(kind)])
+
+
+def _is_path(name: str) -> bool:
+    try:
+        return Path(name).exists() or name[:1] in "./~"
+    except (OSError, ValueError):
+        return False
+
+
+def _model(name: str) -> dict[str, Any]:
+    from memcalc.inputs.models import load_model
+    from memcalc.inputs.profiles import find_profile, profile_hash, read_toml
+
+    config = load_model(name)
+    plain: dict[str, Any] = {"name": config.name}
+    try:
+        path = find_profile("models", name)
+    except ConfigError:
+        path = None
+    if path is not None and not _is_path(name):
+        raw = read_toml(path)
+        plain |= {
+            "aliases": raw.get("aliases", []),
+            "parameters": {
+                "value": raw.get("parameters"), "source": raw.get("parameters_source", "none"),
+            },
+            "profile_source": raw.get("source"),
+            "profile_hash": profile_hash(path),
+        }  # fmt: skip
+    return {**plain, "config": asdict(config)}
+
+
+def _gpu(name: str) -> dict[str, Any]:
+    from memcalc.inputs.hardware import context_bytes, cublas_workspace_bytes, load_gpu
+    from memcalc.inputs.profiles import find_profile, read_toml
+
+    gpu, notes = load_gpu(name)
+    is_file = name.lower().endswith(".toml")
+    raw = read_toml(Path(name) if is_file else find_profile("gpus", gpu.slug))
+    context, source, verified = context_bytes(gpu)
+    return {
+        **raw,
+        "name": gpu.name,
+        "usable_bytes": {"value": gpu.total_bytes, "source": gpu.total_bytes_source,
+                         "verified": gpu.total_bytes_source == "measured"},
+        "matmul_workspace_bytes": {"value": cublas_workspace_bytes(gpu),
+                                   "source": "PyTorch, CublasHandlePool.cpp", "verified": True},
+        "context_bytes": {"value": context, "source": source, "verified": verified},
+        "resolved": notes,
+        "profile_hash": gpu.profile_hash,
+    }  # fmt: skip
+
+
+def _stack(name: str) -> dict[str, Any]:
+    from memcalc.inputs.profiles import find_profile
+    from memcalc.inputs.stacks import load_stack
+
+    stack = load_stack(find_profile("stacks", name).stem)
+    return {
+        "name": stack.name,
+        "description": stack.description,
+        "verified_against": stack.verified_against,
+        "choices": {
+            key: {"value": value, "source": stack.sources[key]}
+            for key, value in stack.choices.items()
+        },
+        "profile_hash": stack.profile_hash,
+    }
+
+
+def _rows(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """(figure, value, source) of everything in a profile, nested tables by dotted names."""
+    for key, value in plain.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and "value" in value:
+            marks = [str(value.get("source", ""))]
+            if value.get("as_of"):
+                marks.append(f"as of {value['as_of']}")
+            if value.get("verified") is False:
+                marks.append("not verified")
+            yield name, _text(value["value"]), "; ".join(mark for mark in marks if mark)
+        elif isinstance(value, dict):
+            yield from _rows(value, f"{name}.")
+        elif value is not None and value not in ([], ()):
+            yield name, _text(value), ""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        words = [str(item) for item in value]
+        return ", ".join(words) if len(set(words)) > 1 or len(words) < 4 else (
+            f"{len(words)} x {words[0]}")  # fmt: skip
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,g}"

@@ -1,0 +1,69 @@
+"""list, show, doctor and explain."""
+
+from __future__ import annotations
+
+import pytest
+
+from memcalc.inputs.profiles import profile_names
+
+_KINDS = ("models", "gpus", "stacks", "clusters", "calibrations")
+
+
+@pytest.mark.parametrize("kind", _KINDS)
+def test_list_names_every_profile(memcalc, kind: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = memcalc("list", kind, "--json")
+    names = [entry["name"] for entry in outcome.json["entries"]]
+    if kind in ("clusters", "calibrations"):
+        assert names == [] and "none in this version" in memcalc("list", kind).out
+    else:
+        assert set(names) >= set(profile_names(kind))
+    text = memcalc("list", kind).out
+    assert all(name in text for name in names)
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_list_alone_counts_each_kind(memcalc) -> None:  # type: ignore[no-untyped-def]
+    counts = {entry["name"]: entry["count"] for entry in memcalc("list", "--json").json["entries"]}
+    assert tuple(counts) == _KINDS and counts["models"] == len(profile_names("models"))
+
+
+@pytest.mark.parametrize(
+    ("words", "kind", "key"),
+    [
+        (("llama-3.1-8b",), "models", "config"),
+        (("models", "gpt2"), "models", "parameters"),
+        (("h100",), "gpus", "usable_bytes"),
+        (("gpu", "4090"), "gpus", "memory_bandwidth_bytes_per_s"),
+        (("hf",), "stacks", "choices"),
+    ],
+)
+def test_show_finds_a_name_of_any_kind(memcalc, words, kind: str, key: str) -> None:  # type: ignore[no-untyped-def]
+    found = memcalc("show", *words, "--json").json
+    assert found["kind"] == kind and key in found
+    text = memcalc("show", *words).out
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_show_marks_figures_without_a_second_source(memcalc) -> None:  # type: ignore[no-untyped-def]
+    found = memcalc("show", "h100", "--json").json
+    assert found["tdp_w"]["source"] and found["nic_bytes_per_s"]["verified"] is False
+    assert "not verified" in memcalc("show", "h100").out
+
+
+def test_doctor_tells_packages_device_and_profiles(memcalc) -> None:  # type: ignore[no-untyped-def]
+    found = memcalc("doctor", "--json").json
+    assert found["packages"]["rich"] and found["profiles"]["gpus"] == len(profile_names("gpus"))
+    text = memcalc("doctor").out
+    assert "typer" in text and "calibration" in text and max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("model", ["gpt2", "mixtral-8x7b"])
+def test_explain_agrees_with_the_estimate(memcalc, model: str) -> None:  # type: ignore[no-untyped-def]
+    words = (model, "--seq", "64", "--json")
+    totals = {t["name"]: t["value"] for t in memcalc("explain", *words).json["totals"]}
+    found = memcalc("estimate", *words).json
+    assert totals["parameters"] == found["model"]["parameters"]
+    assert totals["saved for backward"] == found["memory"]["saved_for_backward_bytes"]
+    text = memcalc("explain", *words[:-1]).out
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"{totals['parameters']:,}" in text

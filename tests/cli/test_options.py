@@ -1,0 +1,93 @@
+"""The option table: every option is a setting, a command's own, or marked as of a later version."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from memcalc.cli import options
+from memcalc.cli.options import BY_NAME, COMMANDS, LATER_COMMANDS, OPTIONS, PANELS
+from memcalc.inputs import training
+from memcalc.inputs.training import TrainingSetup
+
+_NAMES = """
+seq micro-batch grad-accum global-batch batch context precision weights kv-cache optimizer
+optimizer-impl optimizer-dtype no-set-to-none grad-clip dropout recompute attention loss compile gpu
+gpu-memory reserve gpus gpus-per-node cluster tp pp cp ep vpp dp sp no-sp zero fsdp schedule offload
+peft lora-rank lora-targets lora-dropout lora-dtype rlhf engine stack calibration layers imbalance set
+config save json csv quiet ops timeline chart out device steps fix top price debug
+"""
+_CONTRACT = _NAMES.split()
+_SETTINGS = {f.name for f in fields(TrainingSetup)}
+#: Fields only --set reaches, or the second half of one option.
+_WITHOUT_OPTION = {"recompute_layers", "reentrant", "loss_chunks", "separate_labels"}
+#: Options that are no field of the training setup.
+_OF_COMMANDS = {
+    "gpu", "gpu-memory", "reserve", "set", "config", "save", "json", "csv", "quiet", "ops",
+    "timeline", "out", "debug",
+}  # fmt: skip
+
+
+def test_the_table_holds_every_option_of_the_contract() -> None:
+    assert {option.name for option in OPTIONS} == set(_CONTRACT)
+
+
+@pytest.mark.parametrize("name", _CONTRACT)
+def test_every_option_is_a_field_or_a_commands_own_or_later(name: str) -> None:
+    option = BY_NAME[name]
+    kinds = [bool(option.field), name in _OF_COMMANDS, option.later]
+    assert sum(kinds) == 1
+    assert not option.field or option.field in _SETTINGS
+    assert option.panel in PANELS and set(option.commands) <= set(COMMANDS)
+    assert option.help
+
+
+def test_every_training_field_has_an_option_or_is_reached_by_set() -> None:
+    reached = {option.field for option in OPTIONS if option.field}
+    assert reached | _WITHOUT_OPTION == _SETTINGS
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("precision", training.PRECISIONS),
+        ("optimizer", training.OPTIMIZERS),
+        ("optimizer-impl", training.OPTIMIZER_IMPLS),
+        ("attention", training.ATTENTIONS),
+        ("loss", training.LOSSES),
+    ],
+)
+def test_choices_are_those_of_the_library(name: str, valid: tuple[str, ...]) -> None:
+    assert BY_NAME[name].choices == valid
+
+
+@pytest.mark.parametrize("name", [option.name for option in OPTIONS if option.later])
+def test_a_later_option_is_refused_in_one_line(memcalc, name: str) -> None:  # type: ignore[no-untyped-def]
+    option = BY_NAME[name]
+    words = [option.flag] if option.kind == "flag" else [option.flag, "7"]
+    outcome = memcalc("estimate", "gpt2", *words)
+    if name == "no-sp":  # what a single GPU does anyway
+        assert outcome.status == 0
+        return
+    assert outcome.status == 2
+    assert "not in this version" in outcome.error and option.flag in outcome.error
+
+
+@pytest.mark.parametrize("name", [option.name for option in OPTIONS if option.harmless])
+def test_a_later_option_whose_value_changes_nothing_is_accepted(memcalc, name: str) -> None:  # type: ignore[no-untyped-def]
+    option = BY_NAME[name]
+    words = [option.flag] if option.kind == "flag" else [option.flag, option.harmless[0]]
+    assert memcalc("estimate", "gpt2", "--seq", "64", "--quiet", *words).status == 0
+
+
+@pytest.mark.parametrize("command", LATER_COMMANDS)
+def test_a_later_command_is_refused_whatever_follows(memcalc, command: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = memcalc(command, "llama-3.1-8b", "--anything", "--help")
+    assert outcome.status == 2
+    assert outcome.error.startswith(f"{command}: not in this version")
+
+
+def test_every_command_has_its_positional_arguments() -> None:
+    assert not set(COMMANDS) & set(LATER_COMMANDS)
+    assert set(options.POSITIONALS) == set(COMMANDS)
