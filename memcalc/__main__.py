@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         _drop_stdout()
         return _failed(error, f"output: {detail}{place}", 2, debug)
     except ModuleNotFoundError as error:
+        if (error.name or "memcalc").startswith("memcalc"):
+            return _failed(error, f"internal: {error}; --debug shows where", 1, debug)
         missing = f"{error.name} is not installed; rule: pip install {error.name}"
         return _failed(error, missing, 2, debug)
     except MemoryError as error:

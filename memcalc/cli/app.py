@@ -1,6 +1,7 @@
-"""The typer application: help pages and shell completion, made from the option table.
+"""The typer applications made from the option table: one command's reader, and all for help.
 
-Commands run through cli/parse.py, which starts faster; both read the same table.
+`command_app` reads one command's arguments, so only the options of the command asked for are built.
+`build_app` has every command, for help pages and shell completion.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
 import typer
 
 from memcalc.cli.options import COMMANDS, LATER_COMMANDS, PANELS, Option, options_of
+from memcalc.cli.parse import Arguments, put
 from memcalc.errors import ConfigError
 
 _EXAMPLES = {
@@ -67,7 +69,7 @@ def build_app() -> typer.Typer:
     )(_top)
     for command, (_, description) in COMMANDS.items():
         epilog = _epilog(_EXAMPLES[command])
-        app.command(command, help=description, epilog=epilog)(_callback(command))
+        app.command(command, help=description, epilog=epilog)(_callback(command, _positionals(command)))
     return app
 
 
@@ -80,34 +82,36 @@ def _epilog(examples: tuple[str, ...], last: str = "") -> str:
     return f"Examples:\n\n{shown}" + (f"\n\n{last}" if last else "")
 
 
-def _callback(command: str) -> Callable[..., None]:
-    """A function whose signature is the command's options; it runs the command."""
+def command_app(command: str) -> typer.Typer:
+    """A typer program of one command; called, it returns the command's Arguments."""
+    app = typer.Typer(
+        name=command, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
+    )
+    words = typer.Argument(metavar="")
+    app.command(command)(_callback(command, [("words", Annotated[list[str] | None, words], None)]))
+    return app
+
+
+def _callback(command: str, positionals: list[tuple[str, Any, Any]]) -> Callable[..., Arguments]:
+    """A function whose signature is the command's options; it returns what was given."""
     options = sorted(options_of(command), key=lambda option: PANELS.index(option.panel))
-    positionals = _positionals(command)
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
         for name, kind, default in [*positionals, *map(_parameter, options)]
     ]
 
-    def callback(**values: Any) -> None:
-        from memcalc.cli.run import run_command
-
-        words = [str(values[name]) for name, _, _ in positionals if values[name] is not None]
+    def callback(**values: Any) -> Arguments:
+        arguments = Arguments(command, list(values.get("words") or ()))
         for option in options:
-            words += _words(option, values[option.name.replace("-", "_")])
-        raise typer.Exit(run_command(command, words))
+            value = values[option.name.replace("-", "_")]
+            for one in value or () if option.kind == "many" else (value,):
+                if one is not None and one is not False:
+                    put(arguments.options, option, one)
+        return arguments
 
     callback.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     callback.__annotations__ = {p.name: p.annotation for p in parameters}
     return callback
-
-
-def _words(option: Option, value: Any) -> list[str]:
-    if option.kind == "many":
-        return [word for entry in value or () for word in (option.flag, entry)]
-    if option.kind == "flag":
-        return [option.flag] if value else []
-    return [] if value is None else [option.flag, value]
 
 
 def _positionals(command: str) -> list[tuple[str, Any, Any]]:

@@ -1,12 +1,12 @@
-"""argv to values: a plain reader of the option table, so that a command starts without a framework.
+"""argv to Arguments, read by typer from the option table; its errors become one line each.
 
-The help and the completion are typer's, made from the same table (cli/app.py). Every error is one
-line naming the option, and the nearest one where a name is not known.
+A line names the option and the rule, and the nearest option where a name is not known.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from memcalc.cli.options import BY_FLAG, POSITIONALS, Option, options_of
 from memcalc.errors import ConfigError, NotInThisVersionError, nearest
@@ -37,32 +37,31 @@ class Arguments:
 
 
 def parse_arguments(command: str, argv: list[str]) -> Arguments:
-    """Read what follows the command's name. Raises ConfigError; checked by cli/test_parse.py."""
-    arguments = Arguments(command, [])
-    position = 0
-    only_positionals = False
-    while position < len(argv):
-        word = argv[position]
-        position += 1
-        if only_positionals or word == "-" or not word.startswith("-"):
-            arguments.positionals.append(word)
-        elif word == "--":
-            only_positionals = True
-        else:
-            flag, equals, value = word.partition("=")
-            option = _option(command, flag)
-            if not option.takes_value:
-                if equals:
-                    raise ConfigError(f"{flag}: got {value!r}; rule: takes no value")
-                put(arguments.options, option, True)
-                continue
-            if not equals:
-                if position >= len(argv) or _is_flag(argv[position]):
-                    raise ConfigError(f"{flag}: got no value; rule: {flag} {option.metavar}")
-                value = argv[position]
-                position += 1
-            put(arguments.options, option, value)
-    return arguments
+    """Read what follows the command's name. Raises ConfigError; checked by cli/test_options.py."""
+    from memcalc.cli.app import command_app
+
+    program = command_app(command)
+    try:
+        found = program(args=argv, prog_name=f"memcalc {command}", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        raise _usage_error(command, error) from error
+    assert isinstance(found, Arguments)
+    return found
+
+
+def _usage_error(command: str, error: Any) -> ConfigError:
+    """What typer says of a command line, in one line of ours."""
+    kind, flag = type(error).__name__, str(getattr(error, "option_name", "") or "")
+    if kind == "NoSuchOption":
+        return _no_such_option(command, flag)
+    if kind == "BadOptionUsage" and flag:
+        option = BY_FLAG.get(flag)
+        if option is not None and option.takes_value:
+            return ConfigError(f"{flag}: got no value; rule: {flag} {option.metavar}")
+        return ConfigError(f"{flag}: got a value; rule: takes no value")
+    return ConfigError(f"{command}: {' '.join(str(error.format_message()).split())}")
 
 
 def check_positionals(arguments: Arguments, given_elsewhere: int = 0) -> None:
@@ -80,6 +79,8 @@ def check_positionals(arguments: Arguments, given_elsewhere: int = 0) -> None:
 
 def put(options: dict[str, Value], option: Option, value: str | bool) -> None:
     """Enter one value; repeated options collect, others keep the last. Later ones are refused."""
+    if isinstance(value, str) and value.partition("=")[0] in BY_FLAG:
+        raise ConfigError(f"{option.flag}: got no value; rule: {option.flag} {option.metavar}")
     if option.later:
         refuse(option, value)
     elif option.kind == "many":
@@ -98,21 +99,15 @@ def refuse(option: Option, value: str | bool) -> None:
         raise NotInThisVersionError(f"{option.flag}: {got}not in this version")
 
 
-def _is_flag(word: str) -> bool:
-    return word.partition("=")[0] in BY_FLAG
-
-
-def _option(command: str, flag: str) -> Option:
+def _no_such_option(command: str, flag: str) -> ConfigError:
     option = BY_FLAG.get(flag)
-    if option is not None and command in option.commands:
-        return option
     taken = [known.flag for known in options_of(command) if not known.later]
     if option is not None:
         said = "not in this version" if option.later else f"not an option of {command}"
-        raise ConfigError(f"{flag}: {said}; valid: {', '.join(_few(taken))}")
+        return ConfigError(f"{flag}: {said}; valid: {', '.join(_few(taken))}")
     close = nearest(flag, taken)
     rule = f"nearest: {', '.join(close)}" if close else f"see `memcalc {command} --help`"
-    raise ConfigError(f"option: got {flag!r}, not known; {rule}")
+    return ConfigError(f"option: got {flag!r}, not known; {rule}")
 
 
 def _few(names: list[str]) -> list[str]:

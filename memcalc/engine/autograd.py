@@ -14,9 +14,12 @@ from __future__ import annotations
 import heapq
 import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from memcalc.engine.tensors import Packing, Shape, Tape, Tensor
+from memcalc.engine.tensors import Shape, Tape, Tensor
+
+if TYPE_CHECKING:
+    from memcalc.engine.tensors import Packing
 
 Grads = list["Tensor | None"]
 #: (node, incoming gradients, unpacked saved tensors) -> a gradient for each input

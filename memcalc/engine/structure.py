@@ -25,7 +25,8 @@ TRACED = 3
 _MAX_PERIOD = 8
 
 
-class Run(NamedTuple):
+@dataclass(frozen=True)
+class Run:
     """A pattern of block kinds repeated `count` times."""
 
     pattern: tuple[BlockKind, ...]

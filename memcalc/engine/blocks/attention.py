@@ -32,14 +32,15 @@ HEADS_FIRST = (0, 2, 1, 3)
 
 def attention(build: Build, x: Tensor, context: Context) -> Tensor:
     """The attention module of the plain decoder: fused projection for GPT-2 style, else three."""
-    if build.config.fused_qkv:
-        query, key, value = _fused_projection(build, x)
-    else:
-        query, key, value = _projections(build, x)
+    project = _fused_projection if build.config.fused_qkv else _projections
+    query, key, value = project(build, x)
     if build.config.position_embedding == "rope":
         build.at("rope", "attention")
         query = rotate(build, permute(query, HEADS_FIRST), context)
         key = rotate(build, permute(key, HEADS_FIRST), context)
+    else:
+        query = permute(query, HEADS_FIRST)
+        key = permute(key, HEADS_FIRST)
     out = core(build, query, key, value, context)
     build.at("o_proj", "attention")
     merged = reshape(permute(out, HEADS_FIRST), (build["b"], build["s"], build["a"] * build["d"]))
@@ -79,8 +80,8 @@ def _fused_projection(build: Build, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     out = build.linear(x, "qkv_proj", (h, total), build.config.attention_bias)
     query, key, value = split(out, widths)
     del out
-    query = permute(reshape(query, (b, s, build["a"], build["d"])), HEADS_FIRST)
-    key = permute(reshape(key, (b, s, build["k"], build["d"])), HEADS_FIRST)
+    query = reshape(query, (b, s, build["a"], build["d"]))
+    key = reshape(key, (b, s, build["k"], build["d"]))
     value = permute(reshape(value, (b, s, build["k"], build["d"])), HEADS_FIRST)
     return query, key, value
 
