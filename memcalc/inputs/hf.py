@@ -54,6 +54,12 @@ _ENCODERS = """
 ENCODERS = frozenset(_ENCODERS.split())
 
 
+#: Families whose weights hold query, key and value as one matrix.
+FUSED_QKV = frozenset(
+    {"gpt2", "openai-gpt", "gpt_neox", "bloom", "falcon", "phi3", "chatglm", "baichuan"}
+)
+
+
 def model_from_config(config: dict[str, Any], name: str) -> ModelConfig:
     """The ModelConfig that a config.json describes, with a note for whatever is not priced.
 
@@ -73,6 +79,7 @@ def model_from_config(config: dict[str, Any], name: str) -> ModelConfig:
         return ModelConfig(
             name=name,
             model_type=fields.config["model_type"],
+            fused_qkv=fields.config["model_type"] in FUSED_QKV,
             dtype=_dtype(fields),
             notes=tuple(notes),
             **kwargs,
