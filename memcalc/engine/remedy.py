@@ -106,35 +106,44 @@ def remedies(
 def _combined(
     base: TrainingSetup, seq: int, tried: Callable[[TrainingSetup], Estimate]
 ) -> list[str]:
-    """No single change is enough: add them up, cheapest first, until the setup fits."""
-    labels: list[str] = []
-    current = base
-    best: Estimate | None = None
-    for label, change in _changes(base, seq):
-        result = tried(change(current))
-        if best is not None and _need(result) >= _need(best):
+    """No single change is enough: add them up, cheapest first, then drop what was not needed."""
+    taken: list[Change] = []
+    best = tried(base)
+    for change in _changes(base, seq):
+        result = tried(_applied(base, [*taken, change]))
+        if _need(result) >= _need(best):
             continue
-        current, best = change(current), result
-        labels.append(label.split(" (")[0])
+        taken, best = [*taken, change], result
+        if best.fits:
+            break
+    if not best.fits:
+        return [
+            f"no change on one GPU is enough: with {_labels(taken)} it still needs "
+            f"{gib(_need(best))}; shard the model over several GPUs"
+        ]
+    for change in reversed(taken[:-1]):
+        fewer = [kept for kept in taken if kept is not change]
+        result = tried(_applied(base, fewer))
         if result.fits:
-            return [_line(" ".join(_last_of_each(labels)), result)]
-    if best is None:
-        return ["nothing single-GPU is left to change: shard the model over several GPUs"]
-    return [
-        f"no change on one GPU is enough: with {' '.join(_last_of_each(labels))} it still needs "
-        f"{gib(_need(best))}; shard the model over several GPUs"
-    ]
+            taken, best = fewer, result
+    return [_line(_labels(taken), best)]
+
+
+def _applied(setup: TrainingSetup, changes: list[Change]) -> TrainingSetup:
+    for _, change in changes:
+        setup = change(setup)
+    return setup
+
+
+def _labels(changes: list[Change]) -> str:
+    """The options of several changes; of several values for one option the last."""
+    labels = [label.split(" (")[0] for label, _ in changes]
+    return " ".join({label.split()[0]: label for label in labels}.values())
 
 
 def _need(result: Estimate) -> int:
     """The least the process needs: what is allocated, and the context."""
     return result.memory.peak_allocated_bytes + result.memory.context_bytes
-
-
-def _last_of_each(labels: list[str]) -> list[str]:
-    """Of several values for one option the last."""
-    last = {label.split()[0]: label for label in labels}
-    return list(last.values())
 
 
 def _line(label: str, result: Estimate) -> str:

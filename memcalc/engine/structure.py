@@ -25,8 +25,7 @@ TRACED = 3
 _MAX_PERIOD = 8
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """A pattern of block kinds repeated `count` times."""
 
     pattern: tuple[BlockKind, ...]

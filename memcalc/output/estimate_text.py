@@ -9,7 +9,7 @@ from rich.text import Text
 
 from memcalc.engine.results import Estimate, MemoryEstimate
 from memcalc.output.console import Page
-from memcalc.units import gib, si
+from memcalc.units import count_text, gib, si
 
 #: Category -> (colour on a terminal, letter of the bar in a pipe).
 COLOURS = {
@@ -72,9 +72,9 @@ def _title(page: Page, result: Estimate, stated: dict[str, Any]) -> None:
     model, setup = result.model, result.setup
     active = ""
     if model.active_parameters != model.parameters:
-        active = f", {si(model.active_parameters)} active"
+        active = f", {count_text(model.active_parameters)} active"
     page.line(
-        f"{model.name}: {si(model.parameters)} parameters ({model.parameters:,}){active}, "
+        f"{model.name}: {count_text(model.parameters)} parameters ({model.parameters:,}){active}, "
         f"{model.num_hidden_layers} layers", "bold",
     )  # fmt: skip
     recompute = setup["recompute"]

@@ -55,6 +55,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     count_flops(x.tape, "forward", flops)
     if x.tape.record is not None:
         x.tape.record.input_shape = x.shape
+        x.tape.record.output_shape = (*x.shape[:-1], out_features)
         x.tape.record.gemms.append((rows.shape[0], out_features, rows.shape[1]))
     if node:
         node.meta = flops

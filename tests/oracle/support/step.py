@@ -80,6 +80,7 @@ def run_step(
         stack.enter_context(_without_data(where))
         stack.enter_context(tracker)
         first_initial = tracker.live_storages()
+        tracker.reset()
         step.run(quick and steps > 1)
         first_events = tracker.events
         for remaining in reversed(range(steps - 1)):
