@@ -81,8 +81,8 @@ def _attention(
     flops = attention_flops(query, key, value)
     order = _HEADS_INSIDE if "efficient" in name else query.order or (0, 1, 2, 3)
     shape = (b, a, s, value.shape[3])
-    raw, *rest = dispatched(tape, name, [(tuple(shape[i] for i in order), query.dtype), *extras])
-    count_flops(tape, "forward", flops)
+    made = (tuple(shape[i] for i in order), query.dtype)
+    raw, *rest = dispatched(tape, name, [made, *extras], flops)
     out = raw_permute(raw, tuple(order.index(i) for i in range(4)))
     del raw
     if node is None:

@@ -24,13 +24,19 @@ def count_flops(tape: Tape, kind: str, flops: Size) -> None:
         record.add_flops(kind, flops)
 
 
-def dispatched(tape: Tape, name: str, outputs: list[tuple[Shape, str]]) -> tuple[Tensor, ...]:
-    """Outputs of an operator selective checkpointing may keep: made, or taken from its cache."""
-    if tape.dispatch:
-        return tape.dispatch[-1].outputs(
-            name, lambda: tuple(tape.empty(name, shape, dtype) for shape, dtype in outputs)
-        )
-    return tuple(tape.empty(name, shape, dtype) for shape, dtype in outputs)
+def dispatched(
+    tape: Tape, name: str, outputs: list[tuple[Shape, str]], flops: Size
+) -> tuple[Tensor, ...]:
+    """Outputs of an operator selective checkpointing may keep: made, or taken from its cache.
+
+    Forward FLOPs are counted where they are made.
+    """
+
+    def compute() -> tuple[Tensor, ...]:
+        count_flops(tape, "forward", flops)
+        return tuple(tape.empty(name, shape, dtype) for shape, dtype in outputs)
+
+    return tape.dispatch[-1].outputs(name, compute) if tape.dispatch else compute()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -51,8 +57,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         node.save(weight if x.requires_grad else None, "dgrad")
     flops = rows.numel * out_features * 2
     name = "mm" if bias is None else "addmm"
-    (out,) = dispatched(x.tape, name, [((rows.shape[0], out_features), _out_dtype(x, weight))])
-    count_flops(x.tape, "forward", flops)
+    made = [((rows.shape[0], out_features), _out_dtype(x, weight))]
+    (out,) = dispatched(x.tape, name, made, flops)
     if x.tape.record is not None:
         x.tape.record.input_shape = x.shape
         x.tape.record.output_shape = (*x.shape[:-1], out_features)
@@ -113,8 +119,7 @@ def bmm(x: Tensor, y: Tensor) -> Tensor:
         node.save(x if y.requires_grad else None, "dgrad")
     flops = x.numel * y.shape[-1] * 2
     shape = (*x.shape[:-1], y.shape[-1])
-    (out,) = dispatched(x.tape, "bmm", [(shape, x.dtype)])
-    count_flops(x.tape, "forward", flops)
+    (out,) = dispatched(x.tape, "bmm", [(shape, x.dtype)], flops)
     if node:
         node.meta = flops
         return node.output(out)
