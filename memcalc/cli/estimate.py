@@ -78,9 +78,9 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
     def plain() -> dict[str, Any]:
         found = estimate_dict(request, result)
         if arguments.has("ops"):
-            from dataclasses import asdict
+            from memcalc.engine.explain import plain as as_json
 
-            found["ops"] = [asdict(row) for row in _ledger(request).rows]
+            found["ops"] = as_json(_ledger(request).rows)
         return found
 
     def page(sheet: Page) -> None:

@@ -8,7 +8,7 @@ Checked by: unit/test_explain.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from memcalc.engine.kernels import BlockKind
@@ -28,11 +28,16 @@ FLOP_KINDS = ("forward", "dgrad", "wgrad")
 
 @dataclass(frozen=True, slots=True)
 class Amount:
-    """A quantity with its formula: per layer in symbols and as an integer, and over all layers."""
+    """A quantity of an interior layer, in symbols and as an integer, and its total over all layers."""
 
-    formula: str
+    size: Size
     value: int
     total: int
+
+    @property
+    def formula(self) -> str:
+        """The quantity in symbols."""
+        return str(self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +92,21 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dicts for JSON."""
-        from dataclasses import asdict
+        found: dict[str, Any] = plain(self)
+        return {"schema": 1, **found}
 
-        return {"schema": 1, **asdict(self)}
+
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings and tuples as JSON sees them; an amount's size as its formula."""
+    if isinstance(value, Amount):
+        return {"formula": value.formula, "value": value.value, "total": value.total}
+    if is_dataclass(value):
+        return {spec.name: plain(getattr(value, spec.name)) for spec in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: plain(part) for name, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(part) for part in value]
+    return value
 
 
 @dataclass(slots=True)
@@ -186,7 +203,7 @@ class KeptSize:
 
 def _amount(sample: Size, everywhere: list[tuple[Size, int]], values: Mapping[str, int]) -> Amount:
     total = sum(size.value(values) * times for size, times in everywhere)
-    return Amount(str(sample), sample.value(values), total)
+    return Amount(sample, sample.value(values), total)
 
 
 def _row(
@@ -258,17 +275,17 @@ def _totals(rows: list[Row], values: Mapping[str, int]) -> tuple[Total, ...]:
 
 def _total(name: str, unit: str, rows: list[Row], pick: Any) -> Total:
     """layers x (sum over a kind's ops) + what happens once."""
-    symbols: dict[tuple[str, int], list[str]] = {}
+    symbols: dict[tuple[str, int], Size] = {}
     numbers: dict[tuple[str, int], int] = {}
     for row in rows:
         amount = pick(row)
         key = (row.kind, row.layers)
-        if amount.value:
-            symbols.setdefault(key, []).append(amount.formula)
+        symbols[key] = symbols.get(key, ZERO) + amount.size
         numbers[key] = numbers.get(key, 0) + amount.value
     formula = " + ".join(
-        f"{layers} x ({' + '.join(parts)})" if kind != "once" else " + ".join(parts)
-        for (kind, layers), parts in symbols.items()
+        str(size) if kind == "once" else f"{layers} x ({size})"
+        for (kind, layers), size in symbols.items()
+        if size is not ZERO
     )
     told = " + ".join(
         f"{layers} x {value:,}" if kind != "once" else f"{value:,}"
