@@ -12,9 +12,7 @@ from memcalc.inputs.training import TrainingSetup
 @pytest.mark.parametrize("stack", ["torch", "hf"])
 @pytest.mark.parametrize("name", profile_names("models"))
 def test_a_profile_estimates(name, stack):
-    result = estimate(
-        name, TrainingSetup(seq_len=64, stack=stack), allocator=False
-    )
+    result = estimate(name, TrainingSetup(seq_len=64, stack=stack), allocator=False)
     stated = read_toml(find_profile("models", name)).get("parameters")
     if stated is not None:
         assert result.model.parameters == stated

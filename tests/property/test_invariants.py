@@ -187,7 +187,10 @@ def test_states_are_bytes_per_parameter(model, setup):
     """Parameter, gradient, two states: 8 bytes in bf16, 16 with fp32 copies or under autocast."""
     states = memory(model, setup).states
     total = (
-        states.parameter_bytes + states.gradient_bytes + states.optimizer_bytes + states.master_bytes
+        states.parameter_bytes
+        + states.gradient_bytes
+        + states.optimizer_bytes
+        + states.master_bytes
     )
     per_parameter = {"bf16": 8, "bf16-mixed": 16, "fp32": 16, "bf16-master": 16}[setup.precision]
     assert total == per_parameter * states.parameters
@@ -200,7 +203,5 @@ def test_memory_is_linear_in_the_batch_within_a_phase(seq, model, setup):
     """Saved bytes are a polynomial of degree one in b from two sequences on."""
     if setup.loss == "chunked":
         setup = replace(setup, loss_chunks=1)
-    saved = [
-        memory(model, setup, seq_len=seq, micro_batch_size=b).saved_bytes for b in (2, 3, 4)
-    ]
+    saved = [memory(model, setup, seq_len=seq, micro_batch_size=b).saved_bytes for b in (2, 3, 4)]
     assert saved[2] - saved[1] == saved[1] - saved[0]

@@ -1,0 +1,119 @@
+"""The package's shape: which module may import which, and how long files and functions are."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "memcalc"
+FILES = sorted(PACKAGE.rglob("*.py"))
+#: Layers from the command line down; a module imports its own layer and those to its right.
+LAYERS = ("cli", "output", "engine", "inputs", "base")
+HEAVY = {"torch", "pandas", "numpy", "matplotlib", "transformers", "safetensors"}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def _ids(path: Path) -> str:
+    return str(path.relative_to(PACKAGE.parent))
+
+
+def _layer(path: Path) -> str | None:
+    """The layer of a file; None for the package's front doors, which may import anything."""
+    parts = path.relative_to(PACKAGE).parts
+    if parts in (("__init__.py",), ("__main__.py",)):
+        return None
+    return parts[0] if len(parts) > 1 else "base"
+
+
+def _imports(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def _is_for_types(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
+
+
+def _at_module_level(tree: ast.Module) -> Iterator[str]:
+    """Imports that run when the module is imported."""
+    for node in tree.body:
+        if not _is_for_types(node) and not isinstance(node, Function | ast.ClassDef):
+            yield from _imports(node)
+
+
+def _functions(tree: ast.AST) -> Iterator[Function]:
+    return (node for node in ast.walk(tree) if isinstance(node, Function))
+
+
+def _parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", FILES, ids=_ids)
+def test_imports_run_one_way(path):
+    layer = _layer(path)
+    if layer is None:
+        return
+    assert layer in LAYERS, f"{layer} is no layer"
+    allowed = {*LAYERS[LAYERS.index(layer) :]}
+    for name in _imports(_parsed(path)):
+        if not name.startswith("memcalc."):
+            continue
+        package = name.split(".")[1]
+        if (PACKAGE / package).is_dir():
+            assert package in allowed, f"{layer} imports {name}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_ids)
+def test_heavy_packages_are_imported_inside_functions_only(path):
+    loaded = {name.partition(".")[0] for name in _at_module_level(_parsed(path))}
+    assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize("path", FILES, ids=_ids)
+def test_only_measuring_code_ever_imports_torch(path):
+    """Nothing yet measures: `doctor` asks for torch's version without importing it for others."""
+    names = {name.partition(".")[0] for name in _imports(_parsed(path))}
+    assert "transformers" not in names
+    assert "torch" not in names or path.name == "doctor.py"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_ids)
+def test_files_are_short(path):
+    lines = len(path.read_text("utf-8").splitlines())
+    if path.name in ("__init__.py", "__main__.py"):
+        assert lines <= 300
+    else:
+        assert 25 <= lines <= 300
+
+
+@pytest.mark.parametrize("path", FILES, ids=_ids)
+def test_functions_are_short_and_take_few_parameters(path):
+    for function in _functions(_parsed(path)):
+        lines = (function.end_lineno or 0) - function.lineno + 1
+        args = function.args
+        names = [a.arg for a in (*args.posonlyargs, *args.args, *args.kwonlyargs)]
+        count = len([n for n in names if n not in ("self", "cls")])
+        where = f"{function.name}, line {function.lineno}"
+        assert lines <= 50, f"{where}: {lines} lines"
+        assert count <= 6 or _layer(path) == "cli", f"{where}: {count} parameters"
+
+
+@pytest.mark.parametrize("path", FILES, ids=_ids)
+def test_modules_and_public_functions_have_docstrings(path):
+    tree = _parsed(path)
+    text = path.read_text("utf-8")
+    if not text.strip():
+        return
+    assert ast.get_docstring(tree), "module"
+    for node in tree.body:
+        if isinstance(node, Function | ast.ClassDef) and not node.name.startswith("_"):
+            assert ast.get_docstring(node), node.name
