@@ -69,7 +69,9 @@ def build_app() -> typer.Typer:
     )(_top)
     for command, (_, description) in COMMANDS.items():
         epilog = _epilog(_EXAMPLES[command])
-        app.command(command, help=description, epilog=epilog)(_callback(command, _positionals(command)))
+        app.command(command, help=description, epilog=epilog)(
+            _callback(command, _positionals(command))
+        )
     return app
 
 

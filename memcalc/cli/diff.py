@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memcalc.cli.deliver import deliver
 from memcalc.cli.parse import Arguments, check_positionals, parse_arguments
 from memcalc.errors import ConfigError
 from memcalc.inputs.hf_files import read_limited
-from memcalc.output.deliver import deliver
 from memcalc.units import gib
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memcalc.cli.deliver import deliver
 from memcalc.cli.parse import Arguments, check_positionals
-from memcalc.output.deliver import deliver
 
 if TYPE_CHECKING:
     from memcalc.output.console import Page

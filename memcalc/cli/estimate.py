@@ -69,7 +69,7 @@ def _plan(request: Request) -> Plan:
 
 
 def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
-    from memcalc.output.deliver import deliver
+    from memcalc.cli.deliver import deliver
 
     if arguments.has("csv"):
         _csv(arguments, request, result)

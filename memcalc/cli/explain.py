@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memcalc.cli.deliver import deliver
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import request_of
 from memcalc.engine.explain import explain
-from memcalc.output.deliver import deliver
 from memcalc.output.files import put_notes
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memcalc.cli.deliver import deliver
 from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.errors import unknown
-from memcalc.output.deliver import deliver
 from memcalc.units import GIB
 
 if TYPE_CHECKING:

@@ -18,7 +18,11 @@ _MODULES = {
 
 
 def run_command(command: str, words: list[str]) -> int:
-    """Parse what follows the command and run it; returns the exit status."""
+    """Parse what follows the command and run it; returns the exit status.
+
+    Raises MemcalcError for bad input, which `__main__` prints in one line.
+    Checked by: cli/test_errors.py.
+    """
     arguments = parse_arguments(command, words)
     status: int = import_module(_MODULES[command]).run(arguments)
     return status

@@ -7,9 +7,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memcalc.cli.deliver import deliver
 from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.errors import ConfigError, unknown
-from memcalc.output.deliver import deliver
 
 if TYPE_CHECKING:
     from memcalc.output.console import Page

@@ -29,7 +29,7 @@ class Run(NamedTuple):
     """A pattern of block kinds repeated `count` times."""
 
     pattern: tuple[BlockKind, ...]
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls
 
     @property
     def traced(self) -> int:

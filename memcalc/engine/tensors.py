@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
         def pack(self, tensor: Tensor) -> Any: ...
 
-
     class Dispatch(Protocol):
         """Selective checkpointing's way into an operator: keep its outputs, or hand them out again."""
 
         def outputs(self, name: str, compute: Any) -> tuple[Tensor, ...]: ...
+
 
 Shape = tuple[Size, ...]
 ITEMSIZE: Final = {

@@ -67,7 +67,9 @@ def measured(layers: int, *injectors: object):
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3, 8])
-def test_a_buffer_held_during_blocks_raises_the_forward_peak_of_the_blocks_only(layers: int) -> None:
+def test_a_buffer_held_during_blocks_raises_the_forward_peak_of_the_blocks_only(
+    layers: int,
+) -> None:
     plain, gathered = measured(layers), measured(layers, Gather(MIB))
     assert gathered.saved_bytes == plain.saved_bytes
     assert gathered.phases["loss"].live_bytes == plain.phases["loss"].live_bytes

@@ -57,7 +57,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         node.save(weight if x.requires_grad else None, "dgrad")
     flops = rows.numel * out_features * 2
     name = "mm" if bias is None else "addmm"
-    made = [((rows.shape[0], out_features), _out_dtype(x, weight))]
+    made: list[tuple[Shape, str]] = [((rows.shape[0], out_features), _out_dtype(x, weight))]
     (out,) = dispatched(x.tape, name, made, flops)
     if x.tape.record is not None:
         x.tape.record.input_shape = x.shape

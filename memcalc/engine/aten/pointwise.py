@@ -29,9 +29,7 @@ def broadcast(x: Tensor, y: Tensor) -> tuple[Shape, tuple[int, ...] | None]:
         leader = x if wide else y
     other = y if leader is x else x
     if len(other.shape) == len(leader.shape) and other.shape != leader.shape:
-        shape = tuple(
-            o if d is ONE else d for d, o in zip(leader.shape, other.shape, strict=True)
-        )
+        shape = tuple(o if d is ONE else d for d, o in zip(leader.shape, other.shape, strict=True))
         return shape, leader.order if shape == leader.shape else None
     return leader.shape, leader.order
 

@@ -32,11 +32,13 @@ def _gate(build: Build, x: Tensor) -> Tensor:
 
 
 def up(build: Build, x: Tensor) -> Tensor:
+    """The projection to the MLP's width."""
     build.at("up_proj", "mlp")
     return build.linear(x, "up_proj", (build["h"], build["f"]), build.config.mlp_bias)
 
 
 def activated(build: Build, x: Tensor) -> Tensor:
+    """The activation, as one kernel or, for GPT-2's in transformers, as separate operators."""
     build.at("activation", "mlp")
     if build.kernels.traits.gelu_by_hand and build.config.hidden_act == "gelu_new":
         return gelu_by_hand(x)
@@ -71,5 +73,6 @@ def _gate_mul(build: Build, gate: Tensor, up: Tensor) -> Tensor:
 
 
 def down(build: Build, x: Tensor) -> Tensor:
+    """The projection back to the hidden size."""
     build.at("down_proj", "mlp")
     return build.linear(x, "down_proj", (build["f"], build["h"]), build.config.mlp_bias)
