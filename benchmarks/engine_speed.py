@@ -98,7 +98,7 @@ def cold_structures() -> dict[str, float]:
     times = {}
     for name, options in COLD.items():
         model = load_model(name.partition(",")[0])
-        plan = make_plan(resolve(TrainingSetup(seq_len=2048, **options), model), stack)
+        plan = make_plan(resolve(TrainingSetup(**options), model), stack)
         taken = []
         for _ in range(5):
             structure._CACHE.clear()

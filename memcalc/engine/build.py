@@ -73,6 +73,13 @@ class Build:
             known = self.casts[leaf.name] = to(leaf, self.kernels.compute_dtype)
         return known
 
+    def narrow(self, x: Tensor) -> Tensor:
+        """x as autocast hands it to a matmul; x itself without autocast.
+
+        PyTorch casts the arguments of a product from the last to the first.
+        """
+        return to(x, self.kernels.compute_dtype) if self.kernels.autocast else x
+
     def linear(self, x: Tensor, name: str, features: tuple[Size, Size], bias: bool) -> Tensor:
         """A linear layer (in, out) with its parameters `name.weight`, `name.bias`, autocast included.
 

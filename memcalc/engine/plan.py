@@ -107,6 +107,10 @@ def make_plan(
         hf=family_code,
         traits=traits_for(config.model_type) if family_code else Traits(),
     )
+    if family_code and precision.autocast and config.moe:
+        notes.append(
+            "stack hf: transformers' grouped expert products need 16-bit weights; use --precision bf16"
+        )
     values = dim_values(config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance)
     if precision.fp8_linear:
         notes.append("fp8-mixed: fp8 copies of both operands of each linear, not yet measured")

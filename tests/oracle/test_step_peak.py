@@ -118,6 +118,17 @@ def test_the_loop_follows_the_order_of_registration(impl):
     )
 
 
+@pytest.mark.parametrize("precision", ["bf16", "mixed", "fp32"])
+def test_peaks_of_llama_with_layer_norms(precision):
+    """Layer norms of q and k take bf16 under autocast and make fp32 of it."""
+    rng = random.Random(f"layer norm {precision}")
+    runs = []
+    for qk_norm in (True, True, False):
+        cfg = random_config(rng, family="llama", precision=precision, norm="layer")
+        runs.append((RefConfig(**vars(cfg) | {"qk_norm": qk_norm}), random_how(rng)))
+    _assert_equal(runs)
+
+
 @pytest.mark.parametrize("layers", [3, 4, 12, 40])
 def test_deep_models_repeat_their_interior(layers):
     rng = random.Random(f"deep {layers}")

@@ -114,10 +114,16 @@ def _with_rope(
     if build.kernels.attention != "eager":
         return fused_core(build, query, key, value, mask), None
     assert mask is not None
-    scores = matmul_heads(query, _broadcast(build, permute(key, (0, 1, 3, 2))))
+    scores = _product(build, query, permute(key, (0, 1, 3, 2)))
     scores = scale_in_place(scores)
     scores = softmax_last(add(scores, mask))
-    return matmul_heads(scores, _broadcast(build, value)), scores
+    return _product(build, scores, value), scores
+
+
+def _product(build: Build, x: Tensor, y: Tensor) -> Tensor:
+    """x @ y, y broadcast over the heads."""
+    y = build.narrow(y)
+    return matmul_heads(build.narrow(x), _broadcast(build, y))
 
 
 def _with_alibi(
@@ -127,7 +133,7 @@ def _with_alibi(
     build.at("attention", "attention")
     if build.kernels.attention != "eager":
         return fused_core(build, query, key, value, context[-1]), None, ()
-    product = matmul_heads(query, _broadcast(build, permute(key, (0, 1, 3, 2))))
+    product = _product(build, query, permute(key, (0, 1, 3, 2)))
     scores = to(product, "fp32")
     logits = add(scores, context[-2])
     logits = scale_in_place(logits)
@@ -136,5 +142,5 @@ def _with_alibi(
     del masked
     if build.kernels.use_dropout:
         weights = dropout(weights, build.config.attention_dropout)
-    out = matmul_heads(weights, _broadcast(build, value))
+    out = _product(build, weights, value)
     return out, weights, (product, scores, logits)

@@ -63,7 +63,7 @@ def _positions(build: Build) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     repeated = tape.empty("repeat", (ONE, rows, width), "fp32")
     index = tape.empty("repeat", (ONE, s, width), "int64")
     gathered = tape.empty("gather", (ONE, s, width), "fp32")
-    both = to(gathered, build.kernels.param_dtype)
+    both = to(gathered, build.kernels.compute_dtype)
     del gathered
     half = both.view_as((ONE, s, ONE, build["r/2"]), None, both.strides[:2] + (ONE, ONE))
     return repeated, index, half, half
@@ -88,10 +88,12 @@ def _rotate_every_two(build: Build, x: Tensor) -> Tensor:
 def _attend(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Attended:
     query = to(query, "fp32")
     key = to(key, "fp32")
-    weights = matmul_heads(query, permute(key, (0, 1, 3, 2)))
+    keys = build.narrow(permute(key, (0, 1, 3, 2)))
+    weights = matmul_heads(build.narrow(query), keys)
+    del keys
     weights = scale(weights, "div.Tensor")
     weights = add(weights, mask)
-    weights = softmax_last(weights)
+    weights = softmax_last(to(weights, "fp32") if build.kernels.autocast else weights)
     weights = to(weights, value.dtype)
     if build.kernels.use_dropout:
         weights = dropout(weights, build.config.attention_dropout)

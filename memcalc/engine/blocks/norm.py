@@ -20,17 +20,22 @@ def norm(build: Build, x: Tensor, op: str, width: Size | None = None) -> Tensor:
     weight = build.param(f"{op}.weight", (size,))
     if build.config.norm_type == "layernorm":
         bias = build.param(f"{op}.bias", (size,)) if build.config.norm_bias else None
-        return layer_norm(to(x, "fp32") if build.kernels.autocast else x, weight, bias)
+        return layer_norm(_as_cast(build, x), weight, bias)
     if build.config.norm_unit_offset:
         return _unit_offset(x, weight)
     kind = build.kernels.norm
     if kind == "fused":
-        return fused_rms_norm(x, weight)
+        return fused_rms_norm(_as_cast(build, x), weight)
     if kind == "decomposed":
-        return _decomposed(x, weight)
+        return _decomposed(_as_cast(build, x), weight)
     if build.kernels.traits.norm_casts_last:
         return _casting_last(x, weight)
     return _by_hand(x, weight)
+
+
+def _as_cast(build: Build, x: Tensor) -> Tensor:
+    """Autocast runs layer_norm and rms_norm, as operators of torch, on fp32 and returns fp32."""
+    return to(x, "fp32") if build.kernels.autocast else x
 
 
 def _unit_offset(x: Tensor, weight: Tensor) -> Tensor:

@@ -30,13 +30,23 @@ class EngineRecord:
 
 
 def trace_hf(
-    config: dict[str, Any], batch: int, seq: int, checkpoint: bool = False, attention: str = "flash"
+    config: dict[str, Any],
+    batch: int,
+    seq: int,
+    checkpoint: bool = False,
+    attention: str = "flash",
+    autocast: bool = False,
 ) -> EngineRecord:
-    """One micro-batch, forward and backward, in bf16 by the family's own code."""
+    """One micro-batch, forward and backward, by the family's own code: bf16, or bf16 autocast."""
     model = model_from_config(config, config["model_type"])
     values = dim_values(model, batch, seq)
     kernels = Kernels(
-        hf=True, attention=attention, loss="fp32", traits=traits_for(model.model_type)
+        hf=True,
+        attention=attention,
+        loss="fp32",
+        traits=traits_for(model.model_type),
+        param_dtype="fp32" if autocast else "bf16",
+        autocast=autocast,
     )
     tape = Tape()
     layers = [

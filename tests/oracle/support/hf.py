@@ -48,8 +48,12 @@ def run_hf(
     attention: str = "flash",
     experts: str | None = None,
     device: str | None = None,
+    autocast: bool = False,
 ) -> HfRecord:
     """Run a bf16 model in training mode with labels equal to the ids.
+
+    autocast: fp32 parameters under bf16 autocast instead, on fake cpu tensors (meta tensors ignore
+    it). The CPU's rules cast what CUDA's cast in these models; LayerNorm's input is fp32 either way.
 
     attention: "flash" calls aten's kernel and ignores masks, caps, sinks and windows; "eager" and
     "sdpa" are the family's own. experts: "grouped_mm" (the library's choice when None),
@@ -58,10 +62,11 @@ def run_hf(
     sdpa picks a flash kernel ("meta" takes it apart); None chooses "fake" for sdpa and "meta"
     otherwise.
     """
-    device = device or ("fake" if attention == "sdpa" else "meta")
+    device = device or ("fake" if attention == "sdpa" or autocast else "meta")
     config = as_config(config)
     config.use_cache = False
     where = "cpu" if device == "fake" else device
+    dtype = torch.float32 if autocast else torch.bfloat16
     implementation = _KERNEL_NAME if attention == "flash" else attention
     with ExitStack() as stack:
         stack.enter_context(_one_byte_dropout_masks())
@@ -71,7 +76,7 @@ def run_hf(
             stack.enter_context(FakeTensorMode())
         with torch.device(where):
             model = AutoModelForCausalLM.from_config(
-                config, attn_implementation=implementation, dtype=torch.bfloat16
+                config, attn_implementation=implementation, dtype=dtype
             )
             ids = torch.zeros(batch, seq, dtype=torch.long)
         if experts is not None:
@@ -84,7 +89,8 @@ def run_hf(
         tracker.track(model, ids)
         base, initial = tracker.live, tracker.live_storages()
         with tracker:
-            loss = model(input_ids=ids, labels=ids, use_cache=False).loss
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
             saved = tracker.live - base
             tracker.set_phase("backward")
             loss.backward()
@@ -120,6 +126,8 @@ def _kernel_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """aten flash, heads grouped by the kernel; narrow values (multi-head latent) are padded."""
+    if torch.is_autocast_enabled("cpu"):  # as CUDA's rules do for this kernel
+        query, key, value = (x.to(torch.bfloat16) for x in (query, key, value))
     width = value.shape[-1]
     if width < query.shape[-1]:
         value = F.pad(value, (0, query.shape[-1] - width))

@@ -40,10 +40,16 @@ class HandNorm(_Norm):
         return self.weight * x.to(dtype)
 
 
+def _as_autocast_casts(x: Tensor, weight: Tensor) -> Tensor:
+    """CUDA autocast runs rms_norm and layer_norm in fp32; elsewhere x has the weight's dtype."""
+    return x.to(weight.dtype)
+
+
 class DecomposedNorm(_Norm):
     """F.rms_norm where no fused kernel exists: torch takes it apart."""
 
     def normalise(self, x: Tensor) -> Tensor:
+        x = _as_autocast_casts(x, self.weight)
         return F.rms_norm(x, self.weight.shape, self.weight, _EPS)
 
 
@@ -65,7 +71,7 @@ class _FusedRMSNorm(torch.autograd.Function):
 
 class FusedNorm(_Norm):
     def normalise(self, x: Tensor) -> Tensor:
-        return _FusedRMSNorm.apply(x, self.weight)
+        return _FusedRMSNorm.apply(_as_autocast_casts(x, self.weight), self.weight)
 
 
 class LayerNorm(_Norm):
@@ -76,6 +82,7 @@ class LayerNorm(_Norm):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def normalise(self, x: Tensor) -> Tensor:
+        x = _as_autocast_casts(x, self.weight)
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias)
 
 
