@@ -7,7 +7,7 @@ Source: transformers 5.23, models/falcon/modeling_falcon.py. Checked by: oracle/
 
 from __future__ import annotations
 
-from memcalc.engine.aten.matmul import matmul_heads
+from memcalc.engine.aten.matmul import linear, matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, scale_in_place, softmax_last, to
 from memcalc.engine.aten.shape import (
     expand,
@@ -30,8 +30,15 @@ from memcalc.engine.tensors import Tensor
 def falcon_linear(
     build: Build, x: Tensor, name: str, features: tuple[Size, Size], bias: bool
 ) -> Tensor:
-    """x @ weight.T, then + bias as an operator of its own."""
-    out = build.linear(x, name, features, False)
+    """x @ weight.T, then + bias as an operator of its own.
+
+    Autocast's weight cache takes parameters only, not the transposed view this code multiplies by.
+    """
+    if build.kernels.autocast:
+        weight = to(build.param(f"{name}.weight", features[::-1]), build.kernels.compute_dtype)
+        out = linear(build.narrow(x), weight)
+    else:
+        out = build.linear(x, name, features, False)
     return add(out, build.param(f"{name}.bias", (features[1],))) if bias else out
 
 
