@@ -53,7 +53,9 @@ def seconds(call: Callable[[], object]) -> float:
 
 def start_up() -> dict[str, Any]:
     """Whole processes: the command, and the empty program beside it."""
-    command = [sys.executable, "-m", "memcalc", "estimate", MODEL, "--gpu", GPU, "--json"]
+    script = Path(sys.executable).with_name("memcalc")
+    program = [str(script)] if script.exists() else [sys.executable, "-m", "memcalc"]
+    command = [*program, "estimate", MODEL, "--gpu", GPU, "--json"]
     with tempfile.TemporaryDirectory() as folder:
         empty = Path(folder) / "empty.py"
         empty.write_text(EMPTY, "utf-8")
