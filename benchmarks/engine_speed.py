@@ -69,6 +69,7 @@ def start_up() -> dict[str, Any]:
     medians = {name: statistics.median(taken) for name, taken in samples.items()}
     return {
         **{f"{name}_median_s": value for name, value in medians.items()},
+        "ratio": medians["estimate"] / medians["empty_typer"],
         "difference_s": medians["estimate"] - medians["empty_typer"],
         "samples_s": samples,
     }

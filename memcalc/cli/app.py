@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
@@ -70,7 +70,7 @@ def build_app() -> typer.Typer:
     for command, (_, description) in COMMANDS.items():
         epilog = _epilog(_EXAMPLES[command])
         app.command(command, help=description, epilog=epilog)(
-            _callback(command, _positionals(command))
+            _callback(command, _positionals(command), options_of(command))
         )
     return app
 
@@ -84,19 +84,31 @@ def _epilog(examples: tuple[str, ...], last: str = "") -> str:
     return f"Examples:\n\n{shown}" + (f"\n\n{last}" if last else "")
 
 
-def command_app(command: str) -> typer.Typer:
-    """A typer program of one command; called, it returns the command's Arguments."""
+def command_app(command: str, given: frozenset[str] = frozenset()) -> typer.Typer:
+    """A typer program of one command; called, it returns the command's Arguments.
+
+    given: the flags on the command line. Options of later versions, only there to be refused, are
+    built when one of them is among these: they would be half of all options.
+    """
     app = typer.Typer(
         name=command, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
     )
     words = typer.Argument(metavar="")
-    app.command(command)(_callback(command, [("words", Annotated[list[str] | None, words], None)]))
+    positionals = [("words", Annotated[list[str] | None, words], None)]
+    options = [o for o in options_of(command) if not o.later or not given.isdisjoint(_flags(o))]
+    app.command(command)(_callback(command, positionals, options))
     return app
 
 
-def _callback(command: str, positionals: list[tuple[str, Any, Any]]) -> Callable[..., Arguments]:
-    """A function whose signature is the command's options; it returns what was given."""
-    options = sorted(options_of(command), key=lambda option: PANELS.index(option.panel))
+def _flags(option: Option) -> tuple[str, ...]:
+    return (option.flag, *option.flags)
+
+
+def _callback(
+    command: str, positionals: list[tuple[str, Any, Any]], taken: Iterable[Option]
+) -> Callable[..., Arguments]:
+    """A function whose signature is the given options; it returns what was given."""
+    options = sorted(taken, key=lambda option: PANELS.index(option.panel))
     parameters = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
         for name, kind, default in [*positionals, *map(_parameter, options)]
@@ -141,7 +153,7 @@ def _parameter(option: Option) -> tuple[str, Any, Any]:
         "help": text, "rich_help_panel": option.panel, "hidden": option.later,
         "show_default": False,
     }  # fmt: skip
-    flags = (option.flag, *option.flags)
+    flags = _flags(option)
     name = option.name.replace("-", "_")
     if option.kind == "flag":
         return name, Annotated[bool, typer.Option(*flags, **common)], False

@@ -40,7 +40,7 @@ def parse_arguments(command: str, argv: list[str]) -> Arguments:
     """Read what follows the command's name. Raises ConfigError; checked by cli/test_options.py."""
     from memcalc.cli.app import command_app
 
-    program = command_app(command)
+    program = command_app(command, frozenset(word.partition("=")[0] for word in argv))
     try:
         found = program(args=argv, prog_name=f"memcalc {command}", standalone_mode=False)
     except Exception as error:

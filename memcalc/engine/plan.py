@@ -78,21 +78,13 @@ def make_plan(
     resolved: ResolvedSetup, stack: Stack, overrides: Mapping[str, Any] | None = None
 ) -> Plan:
     """The plan of a setup on a stack; overrides are `kernels.*` values set by hand."""
-    setup = resolved.setup
+    setup, config = resolved.setup, resolved.config
     precision = PRECISIONS[setup.precision]
     choices = {**stack.choices, **_checked(overrides or {})}
-    notes: list[str] = []
-    config = resolved.config
     family_code = bool(choices.pop("family_code", False))
     wanted = setup.attention if "attention" not in (overrides or {}) else choices["attention"]
     kernel, note = _attention(config, wanted, family_code)
-    if note:
-        notes.append(note)
     loss = setup.loss or choices["loss"]
-    if loss == "fused":
-        notes.append("loss fused: priced as chunked with gradients made in forward, a closed form")
-    if family_code and loss not in ("fp32", choices["loss"]):
-        notes.append(f"loss {loss} has no effect: stack {stack.name} runs the family's own loss")
     kernels = Kernels(
         param_dtype=precision.param_dtype,
         compute_dtype=precision.compute_dtype,
@@ -107,24 +99,39 @@ def make_plan(
         hf=family_code,
         traits=traits_for(config.model_type) if family_code else Traits(),
     )
-    if family_code and precision.autocast and config.moe:
-        notes.append(
-            "stack hf: transformers' grouped expert products need 16-bit weights; use --precision bf16"
-        )
     values = dim_values(config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance)
-    if precision.fp8_linear:
-        notes.append("fp8-mixed: fp8 copies of both operands of each linear, not yet measured")
-    plan = OptimizerPlan(
+    optimizer = OptimizerPlan(
         name=setup.optimizer,
         impl=resolved.optimizer_impl,
         state_dtype=setup.optimizer_dtype,
         master=precision.master,
         grad_clip=setup.grad_clip,
     )
+    notes = ([note] if note else []) + _notes(config, kernels, choices["loss"])
     return Plan(
-        resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), plan,
+        resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), optimizer,
         tuple(notes),
     )  # fmt: skip
+
+
+def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
+    """What a reader must know of the choices: closed forms, and what the stack does not do."""
+    said = {
+        "loss fused: gradients made in forward, chunk by chunk; a closed form": (
+            kernels.loss == "fused" and not kernels.hf
+        ),
+        f"loss {kernels.loss} has no effect: the stack runs the family's own loss": (
+            kernels.hf and kernels.loss != stack_loss
+        ),
+        "recompute selective has no effect: the family's code has no such checkpoint": (
+            kernels.hf and kernels.selective
+        ),
+        "transformers' grouped expert products need 16-bit weights; use --precision bf16": (
+            kernels.hf and kernels.autocast and config.moe is not None
+        ),
+        "fp8-mixed: fp8 copies of both operands of each linear; a closed form": kernels.fp8_linear,
+    }
+    return [note for note, applies in said.items() if applies]
 
 
 def _chunks(tokens: int, wanted: int) -> int:

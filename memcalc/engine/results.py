@@ -7,8 +7,8 @@ rename.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 SCHEMA = 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelSummary:
+class ModelSummary(NamedTuple):
     """The model an estimate is for; active_parameters act on one token (experts not chosen left out)."""
 
     name: str
@@ -28,8 +27,7 @@ class ModelSummary:
     parameter_tensors: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Breakdown:
+class Breakdown(NamedTuple):
     """Categories alive at the peak; they sum to peak_allocated_bytes.
 
     optimizer includes master copies. rounding: what the allocator adds to the tensors' own bytes.
@@ -48,11 +46,10 @@ class Breakdown:
     @property
     def total_bytes(self) -> int:
         """The sum of all categories."""
-        return sum(asdict(self).values())
+        return sum(self)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MemoryEstimate:
+class MemoryEstimate(NamedTuple):
     """Memory of one GPU over a training step, in bytes.
 
     peak_requested: sum of tensor bytes. peak_allocated: torch.cuda.max_memory_allocated.
@@ -83,12 +80,11 @@ class MemoryEstimate:
 
     def to_dict(self) -> dict[str, Any]:
         """The contract's `memory` object; `stages` holds the one stage there is."""
-        plain = asdict(self)
+        plain = {**self._asdict(), "breakdown": self.breakdown._asdict()}
         return {**plain, "stages": [plain]}
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimeEstimate:
+class TimeEstimate(NamedTuple):
     """Time and FLOPs of a step. Times are unknown (None) in this version; FLOPs are exact."""
 
     model_flops_per_token: float
@@ -132,10 +128,10 @@ class Estimate:
         return {
             "schema": SCHEMA,
             "memcalc": __version__,
-            "model": asdict(self.model),
+            "model": self.model._asdict(),
             "setup": dict(self.setup),
             "memory": self.memory.to_dict(),
-            "time": asdict(self.time),
+            "time": self.time._asdict(),
             "fits": self.fits,
             "verdict": self.verdict,
             "assumptions": list(self.assumptions),

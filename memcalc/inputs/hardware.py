@@ -266,12 +266,15 @@ def _shipped(name: str) -> Gpu:
 def load_gpu(name: str) -> tuple[Gpu, list[str]]:
     """The device a spelling means (`h100`, `A100-80G`, `4090`, `my_gpu.toml`), and notes.
 
-    Form factor unsaid: SXM. Memory size unsaid: the largest. Notes say so where there was a choice.
+    A profile's own name means that profile. In any other spelling, form factor unsaid: SXM; memory size
+    unsaid: the largest. Notes say so where there was a choice.
     Raises ConfigError naming the nearest name when nothing fits. Checked by: unit/test_hardware.py.
     """
     if isinstance(name, str) and name.lower().endswith(".toml"):
         return read_gpu(Path(name)), []
     profiles.check_name("gpu", name)
+    if (profiles.profiles_dir() / "gpus" / f"{name}.toml").is_file():
+        return _shipped(name), []
     stem, notes = _resolve(name)
     if stem is None:
         return _shipped(name), []

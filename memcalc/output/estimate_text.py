@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
@@ -111,7 +110,7 @@ def _numbers(page: Page, memory: MemoryEstimate) -> None:
 
 
 def _breakdown(page: Page, memory: MemoryEstimate) -> None:
-    parts = {name: size for name, size in asdict(memory.breakdown).items() if size}
+    parts = {name: size for name, size in memory.breakdown._asdict().items() if size}
     total = memory.peak_allocated_bytes
     page.console.print(_bar(parts, total, page))
     rows = []
