@@ -1,6 +1,7 @@
 """The typer applications made from the option table: one command's reader, and all for help.
 
-`command_app` reads one command's arguments, so only the options of the command asked for are built.
+`parse_arguments` reads one command's arguments (`command_app`), so only the options of the command
+asked for are built; what typer says of bad ones becomes one line, with the nearest option.
 `build_app` has every command, for help pages and shell completion.
 """
 
@@ -17,9 +18,9 @@ if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
 
 import typer
 
-from memcalc.cli.options import COMMANDS, LATER_COMMANDS, PANELS, Option, options_of
+from memcalc.cli.options import BY_FLAG, COMMANDS, LATER_COMMANDS, PANELS, Option, options_of
 from memcalc.cli.parse import Arguments, put
-from memcalc.errors import ConfigError
+from memcalc.errors import ConfigError, nearest
 
 _EXAMPLES = {
     "estimate": (
@@ -82,6 +83,32 @@ def _top(version: bool = typer.Option(False, "--version", help="Show the version
 def _epilog(examples: tuple[str, ...], last: str = "") -> str:
     shown = "\n\n".join(f"  {example}" for example in examples)
     return f"Examples:\n\n{shown}" + (f"\n\n{last}" if last else "")
+
+
+def parse_arguments(command: str, argv: list[str]) -> Arguments:
+    """Read what follows the command's name. Raises ConfigError; checked by cli/test_options.py."""
+    program = command_app(command, frozenset(word.partition("=")[0] for word in argv))
+    try:
+        found = program(args=argv, prog_name=f"memcalc {command}", standalone_mode=False)
+    except Exception as error:
+        if not hasattr(error, "format_message"):
+            raise
+        raise _usage_error(command, error) from error
+    assert isinstance(found, Arguments)
+    return found
+
+
+def _usage_error(command: str, error: Any) -> ConfigError:
+    """What typer says of a command line, in one line of ours."""
+    kind, flag = type(error).__name__, str(getattr(error, "option_name", "") or "")
+    if kind == "NoSuchOption":
+        return _no_such_option(command, flag)
+    if kind == "BadOptionUsage" and flag:
+        option = BY_FLAG.get(flag)
+        if option is not None and option.takes_value:
+            return ConfigError(f"{flag}: got no value; rule: {flag} {option.metavar}")
+        return ConfigError(f"{flag}: got a value; rule: takes no value")
+    return ConfigError(f"{command}: {' '.join(str(error.format_message()).split())}")
 
 
 def command_app(command: str, given: frozenset[str] = frozenset()) -> typer.Typer:
@@ -193,3 +220,18 @@ _COMPLETE: dict[str, Callable[..., list[str]]] = {
         if word.startswith(incomplete)
     ],
 }  # fmt: skip
+
+
+def _no_such_option(command: str, flag: str) -> ConfigError:
+    option = BY_FLAG.get(flag)
+    taken = [known.flag for known in options_of(command) if not known.later]
+    if option is not None:
+        said = "not in this version" if option.later else f"not an option of {command}"
+        return ConfigError(f"{flag}: {said}; valid: {', '.join(_few(taken))}")
+    close = nearest(flag, taken)
+    rule = f"nearest: {', '.join(close)}" if close else f"see `memcalc {command} --help`"
+    return ConfigError(f"option: got {flag!r}, not known; {rule}")
+
+
+def _few(names: list[str]) -> list[str]:
+    return names if len(names) <= 8 else [*names[:8], "..."]

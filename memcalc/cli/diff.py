@@ -11,8 +11,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memcalc.cli.app import parse_arguments
 from memcalc.cli.deliver import deliver
-from memcalc.cli.parse import Arguments, check_positionals, parse_arguments
+from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.errors import ConfigError
 from memcalc.inputs.hf_files import read_limited
 from memcalc.units import gib

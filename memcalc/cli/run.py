@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from memcalc.cli.parse import parse_arguments
+from memcalc.cli.app import parse_arguments
 
 #: Command -> module with `run(arguments) -> int`.
 _MODULES = {

@@ -70,7 +70,7 @@ def test_completion_knows_commands_models_and_gpus(line: str, word: str, expecte
 
 
 def test_typer_reads_a_command_into_arguments() -> None:
-    from memcalc.cli.parse import parse_arguments
+    from memcalc.cli.app import parse_arguments
 
     read = parse_arguments("estimate", ["gpt2", "--seq", "64", "--set", "a.b=1", "--set", "c.d=2"])
     assert read.positionals == ["gpt2"] and not read.wants_json
