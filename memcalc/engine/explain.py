@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from memcalc.engine.kernels import BlockKind
-from memcalc.engine.ledger import OpRecord
+from memcalc.engine.microprogram import micro_programs
 from memcalc.engine.plan import Plan, make_plan
 from memcalc.engine.sizes import ZERO, Size
 from memcalc.engine.states import multiplicity
@@ -67,6 +67,7 @@ class Row:
     flops: Mapping[str, Amount]
     traffic: Mapping[str, Amount]
     gemms: tuple[tuple[str, str, str], ...]
+    programs: Mapping[str, tuple[str, ...]]  # micro-programs, forward and backward
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,12 +245,12 @@ def _row(
             d: amount({b: r.traffic.get(d, ZERO) for b, r in records.items()})
             for d in ("forward", "backward")
         },
-        gemms=_gemms(sample),
+        gemms=tuple((str(m), str(n), str(k)) for m, n, k in sample.gemms),
+        programs={
+            d: micro_programs(structure).get((sample_block, op, d), ())
+            for d in ("forward", "backward")
+        },
     )
-
-
-def _gemms(record: OpRecord) -> tuple[tuple[str, str, str], ...]:
-    return tuple((str(m), str(n), str(k)) for m, n, k in record.gemms)
 
 
 def _sum(sizes: Any) -> Size:

@@ -108,6 +108,8 @@ def make_plan(
         grad_clip=setup.grad_clip,
     )
     notes = ([note] if note else []) + _notes(config, kernels, choices["loss"])
+    if setup.optimizer_dtype and not precision.master:
+        notes.append(f"optimizer states in {setup.optimizer_dtype}: a closed form")
     return Plan(
         resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), optimizer,
         tuple(notes),
@@ -128,6 +130,9 @@ def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
         ),
         "transformers' grouped expert products need 16-bit weights; use --precision bf16": (
             kernels.hf and kernels.autocast and config.moe is not None
+        ),
+        "fp16-mixed: the gradient scaler's three scalars are left out": (
+            kernels.compute_dtype == "fp16"
         ),
         "fp8-mixed: fp8 copies of both operands of each linear; a closed form": kernels.fp8_linear,
     }

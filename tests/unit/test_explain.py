@@ -51,3 +51,14 @@ def test_an_explanation_becomes_json() -> None:
 
     text = json.dumps(explain("gpt2", TrainingSetup(seq_len=64)).to_dict())
     assert json.loads(text)["schema"] == 1
+
+
+def test_a_micro_program_says_what_lives_when() -> None:
+    setup = TrainingSetup(precision="bf16", seq_len=64, micro_batch_size=2)
+    rows = {row.op: row for row in explain("llama-3.1-8b", setup).rows}
+    assert rows["o_proj"].programs["forward"][0] == "+mm:2 b s h"
+    assert rows["down_proj"].programs["backward"][:2] == ("+mm:2 h f", "+mm:2 b s f")
+    hand = explain("llama-3.1-8b", setup, {"norm": "hand"}).rows
+    program = next(row for row in hand if row.op == "mlp_norm").programs["forward"]
+    assert program[:2] == ("+_to_copy:4 b s h", "+pow.Tensor_Scalar:4 b s h")
+    assert "-pow.Tensor_Scalar" in program

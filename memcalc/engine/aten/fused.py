@@ -32,6 +32,8 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """
     b, a, s, _ = query.shape
     rng: list[tuple[Shape, str]] = [((number(2),), "int64"), ((ONE,), "int64")]
+    if query.tape.device == "cpu":  # the CPU's flash kernel has no dropout and keeps no RNG state
+        rng = []
     return _attention(
         "_scaled_dot_product_flash_attention", query, key, value, [((b, a, s), "fp32"), *rng]
     )

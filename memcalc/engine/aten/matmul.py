@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcalc.engine.aten.shape import flatten_tokens, raw_permute, raw_reshape, reshape
+from memcalc.engine.aten.shape import flatten_tokens, reshape
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.sizes import Size, product
 from memcalc.engine.tensors import Shape, Tape, Tensor
@@ -175,9 +175,3 @@ def matmul_heads(x: Tensor, y: Tensor) -> Tensor:
         reshape(y, (n, *y.shape[2:])),
     )
     return reshape(folded, (*x.shape[:3], y.shape[-1]))
-
-
-__all__ = [
-    "baddbmm", "bmm", "count_flops", "dispatched", "linear", "matmul_heads", "raw_permute",
-    "raw_reshape",
-]  # fmt: skip

@@ -230,9 +230,11 @@ def softmax_last(x: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """Dropout as CUDA's native kernel does it: keeps a mask of one byte an element."""
+    """Dropout: CUDA's kernel keeps a mask of one byte an element, a CPU a mask in x's dtype."""
     if p == 0:
         return x
+    if x.tape.device == "cpu":
+        return mul(x, out_like("bernoulli", x))
     node = node_for(_dropout_backward, x)
     out = out_like("native_dropout", x)
     mask = out_like("native_dropout", x, "bool")
@@ -251,6 +253,3 @@ def _dropout_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
 def constant(tape: Tape, name: str, shape: Shape, dtype: str) -> Tensor:
     """A tensor without gradient made during the step (tables, masks)."""
     return tape.empty(name, shape, dtype)
-
-
-__all__ = [name for name in dir() if not name.startswith("_") and name != "product"]
