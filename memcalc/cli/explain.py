@@ -20,9 +20,11 @@ def run(arguments: Arguments) -> int:
     found = explain(request.config, request.setup, request.kernels)
 
     def page(sheet: Page) -> None:
-        from memcalc.output.explain_text import explain_page
+        from memcalc.output.explain_text import explain_page, programs
 
         explain_page(sheet, found)
+        if arguments.has("ops"):
+            programs(sheet, found)
 
     line = "; ".join(f"{total.name} {total.value} {total.unit}" for total in found.totals)
     deliver(arguments, found.to_dict, page, line)

@@ -57,6 +57,16 @@ def _kept(page: Page, found: Explanation) -> None:
         page.table(("op", "made by", "for", "bytes", ">size"), rows, "Tensors saved for backward")
 
 
+def programs(page: Page, found: Explanation) -> None:
+    """Each op's micro-program: + allocates (what made it: its bytes), - frees."""
+    page.line("What each op allocates (+) and frees (-), in order", "bold")
+    for row in found.rows:
+        for direction, steps in row.programs.items():
+            if steps:
+                page.line(f"{row.op}, {direction}: {', '.join(steps)}")
+    page.line()
+
+
 def _count(value: int) -> str:
     return f"{value:,}" if value else "-"
 
