@@ -22,7 +22,7 @@ from tests.oracle.support.reference import RefConfig
 from tests.oracle.support.step import saved_bytes
 
 NORMS = (("llama", "hand"), ("llama", "decomposed"), ("llama", "fused"), ("gpt2", "layer"))
-ATTENTIONS = ("flash", "efficient", "eager")
+ATTENTIONS = ("flash", "efficient", "cudnn", "eager")
 LOSSES = ("plain", "fp32", "chunked")
 
 

@@ -1,4 +1,4 @@
-"""Attention cores: flash and efficient kernels called directly, and the eager products."""
+"""Attention cores: flash, cuDNN and efficient kernels called directly, and the eager products."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ _aten = torch.ops.aten
 
 def flash(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
     return _aten._scaled_dot_product_flash_attention(q, k, v, dropout, True)[0]
+
+
+def cudnn(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    return _aten._scaled_dot_product_cudnn_attention(q, k, v, None, True, dropout, True)[0]
 
 
 def efficient(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
@@ -48,4 +52,4 @@ def causal_mask(s: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     return torch.full((s, s), lowest, dtype=dtype, device=device).triu(1)[None, None]
 
 
-CORES = {"flash": flash, "efficient": efficient, "eager": eager}
+CORES = {"flash": flash, "cudnn": cudnn, "efficient": efficient, "eager": eager}

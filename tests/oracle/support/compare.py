@@ -170,7 +170,7 @@ def random_config(rng: random.Random, **fixed: Any) -> RefConfig:
         "f": rng.choice([32, 176, 640]),
         "precision": rng.choice(["bf16", "mixed", "fp32"]),
         "norm": "layer" if gpt2 else rng.choice(["hand", "decomposed", "fused"]),
-        "attention": rng.choice(["flash", "efficient", "eager"]),
+        "attention": rng.choice(["flash", "efficient", "cudnn", "eager"]),
         "loss": rng.choice(["plain", "fp32", "chunked"]),
         "loss_chunks": rng.choice([1, 2, 3, 4, 8]),
         "recompute": rng.choice(RECOMPUTES),

@@ -47,7 +47,7 @@ class RefConfig:
     f: int = 176
     precision: str = "bf16"  # bf16 | mixed (fp32 parameters under CUDA autocast) | fp32
     norm: str = "hand"  # hand | decomposed | fused | layer; gpt2 always layer
-    attention: str = "flash"  # flash | efficient | eager
+    attention: str = "flash"  # flash | efficient | cudnn | eager
     loss: str = "plain"  # plain | fp32 | chunked
     loss_chunks: int = 4
     chunk_upcast: bool = True  # chunked: logits.float() inside each chunk
@@ -273,6 +273,7 @@ _ATTENTION_KERNELS = frozenset(
     {
         _aten._scaled_dot_product_flash_attention.default,
         _aten._scaled_dot_product_efficient_attention.default,
+        _aten._scaled_dot_product_cudnn_attention.default,
     }
 )
 _MATMULS = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default})
