@@ -91,6 +91,9 @@ def remedies(
     )
 
     def tried(changed: TrainingSetup) -> Estimate:
+        quick = estimate(config, changed, gpu=device, kernels=kernels, allocator=False)
+        if not quick.fits:  # what is allocated is too much already
+            return quick
         return estimate(config, changed, gpu=device, kernels=kernels)
 
     lines: list[str] = []
