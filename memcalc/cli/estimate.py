@@ -44,8 +44,13 @@ def estimated(request: Request, device: Device) -> Estimate:
 
 def estimate_dict(request: Request, result: Estimate) -> dict[str, Any]:
     """The JSON object, with the model as stated and what --set changed."""
+    from memcalc.inputs.models import model_hash
+
     plain = result.to_dict()
-    plain["setup"] = {"model": request.model_name, **plain["setup"], "set": dict(request.stated)}
+    setup = plain["setup"]
+    hashes = {"model": model_hash(request.model_name), **setup["profile_hashes"]}
+    stated = {"set": dict(request.stated), "profile_hashes": hashes}
+    plain["setup"] = {"model": request.model_name, **setup, **stated}
     return plain
 
 

@@ -9,7 +9,6 @@ import dataclasses
 import tomllib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from memcalc.errors import ConfigError
 from memcalc.inputs.hf import load_config, model_from_config
@@ -18,8 +17,8 @@ from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.model_toml import model_from_profile
 from memcalc.inputs.profiles import (
     find_profile,
-    load_profile,
     normal_name,
+    profile_hash,
     profiles_dir,
     read_toml,
 )
@@ -62,23 +61,34 @@ class _UnknownName(ConfigError):
 @lru_cache(maxsize=128)
 def _shipped(name: str) -> ModelConfig:
     """A shipped profile's model; those files do not change while a process runs."""
-    return model_from_profile(_profile(name))
+    return model_from_profile(read_toml(_profile(name)))
 
 
-def _profile(name: str) -> dict[str, Any]:
+def model_hash(name_or_path: str) -> str | None:
+    """Hash of the file a MODEL is read from, profile or config; None where it cannot be told."""
+    path = Path(name_or_path).expanduser()
+    if _is_model_path(path, name_or_path):
+        file = path / "config.json" if path.is_dir() else path
+        return profile_hash(file) if file.suffix in (".json", ".toml") else None
+    try:
+        return profile_hash(_profile(name_or_path))
+    except ConfigError:
+        return None
+
+
+@lru_cache(maxsize=128)
+def _profile(name: str) -> Path:
     """The profile of a name. A Hub id is tried under its last part first, to open one file only."""
     stem = name.rsplit("/", 1)[-1]
     if "/" in name and stem:
         file = profiles_dir() / "models" / f"{normal_name(stem)}.toml"
-        found = load_profile("models", normal_name(stem)) if _exists(file) else {}
-        aliases = found.get("aliases")
+        aliases = read_toml(file).get("aliases") if _exists(file) else None
         if isinstance(aliases, list) and normal_name(name) in map(normal_name, map(str, aliases)):
-            return found
+            return file
     try:
-        path = find_profile("models", name)
+        return find_profile("models", name)
     except ConfigError as error:
         raise _UnknownName(str(error)) from None
-    return read_toml(path)
 
 
 def _exists(path: Path) -> bool:
