@@ -15,9 +15,10 @@ from memcalc.engine.build import Build
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.ledger import OpRecord
-from memcalc.engine.sizes import Size
+from memcalc.engine.sizes import ONE, Size
 from memcalc.engine.tensors import Label, Tape, Tensor
 from memcalc.engine.trace import micro_batch
+from memcalc.errors import MemcalcError
 from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
 
 #: Repetitions of a run that are traced; with more, the second stands for all interior ones.
@@ -170,12 +171,22 @@ def structure_of(
 
 def trace_structure(config: ModelConfig, key: StructureKey) -> Structure:
     """Trace the structure of a key; config is any model with the key's architecture."""
+    _check_reference_counting()
     runs = tuple(Run(pattern, count) for pattern, count in key.runs)
     tape = Tape(device=key.kernels.device)
     build = Build(tape, config, key.kernels, dict(key.dims), injectors=key.injectors)
     layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
     micro_batch(build, layers, key.has_gradients)
     return _freeze(tape, runs)
+
+
+def _check_reference_counting() -> None:
+    """Lifetimes are those of Python's reference counts; an interpreter without them cannot trace."""
+    tape = Tape()
+    tensor = tape.empty("probe", (ONE,), "uint8")
+    del tensor
+    if tape.events != [0, ~0]:
+        raise MemcalcError("python: this interpreter frees objects late; rule: CPython")
 
 
 def _freeze(tape: Tape, runs: tuple[Run, ...]) -> Structure:
