@@ -21,7 +21,7 @@ from memcalc.engine.timeline import Instant, Measured, measure, size_values
 CATEGORIES = (
     "parameters", "gradients", "optimizer", "activations", "loss", "temporary", "buffers",
 )  # fmt: skip
-_BUFFER_OPS = frozenset({"rope_tables", "causal_mask", "alibi", "position_ids"})
+_BUFFER_OPS = frozenset({"rope_tables", "relative_table", "causal_mask", "alibi", "position_ids"})
 _LOSS_OPS = frozenset({"lm_head", "loss"})
 
 

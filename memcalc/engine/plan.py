@@ -155,6 +155,8 @@ def _attention(config: ModelConfig, wanted: str, family_code: bool) -> tuple[str
         return wanted, ""
     if config.attn_logit_softcapping:
         return "eager", f"attention: eager, not {wanted}: no kernel of PyTorch caps scores"
+    if config.position_embedding == "relative":
+        return "eager", f"attention: eager, not {wanted}: no kernel takes relative positions"
     if config.attention_sinks:
         return "eager", f"attention: eager, not {wanted}: no kernel of PyTorch has sinks"
     if config.position_embedding == "alibi" and wanted != "efficient":

@@ -19,7 +19,7 @@ MAX_LAYERS = 4096
 
 NormType = Literal["rmsnorm", "layernorm"]
 NormPlacement = Literal["pre", "post", "sandwich", "post-residual"]
-Position = Literal["rope", "learned", "alibi", "none"]
+Position = Literal["rope", "learned", "alibi", "relative", "none"]
 QkNorm = Literal["none", "head", "full"]
 LayerType = Literal["full", "sliding"]
 Scoring = Literal["softmax", "sigmoid", "softmax-of-chosen"]
@@ -196,7 +196,9 @@ class ModelConfig:
             "norm_placement", self.norm_placement, ("pre", "post", "sandwich", "post-residual")
         )
         check_choice(
-            "position_embedding", self.position_embedding, ("rope", "learned", "alibi", "none")
+            "position_embedding",
+            self.position_embedding,
+            ("rope", "learned", "alibi", "relative", "none"),
         )
         check_choice("qk_norm", self.qk_norm, ("none", "head", "full"))
         self._check_heads()

@@ -19,3 +19,32 @@ def test_a_profile_estimates(name, stack):
     assert result.memory.peak_requested_bytes > 16 * result.model.parameters
     assert result.memory.breakdown.total_bytes == result.memory.peak_allocated_bytes
     assert result.time.executed_flops > 0
+
+
+def _published() -> list[tuple[str, str]]:
+    profiles = {name: read_toml(find_profile("models", name)) for name in profile_names("models")}
+    return [
+        (n, p["published_parameters"]) for n, p in profiles.items() if "published_parameters" in p
+    ]
+
+
+@pytest.mark.parametrize(("name", "digits"), _published())
+def test_where_only_digits_are_published_the_count_has_them(name, digits):
+    """Rounded or cut: PaLM's 540.356 B is printed as 540.35 B."""
+    number, unit = digits[:-1], {"M": 1e6, "B": 1e9, "T": 1e12}[digits[-1]]
+    decimals = len(number.partition(".")[2])
+    counted = estimate(name, TrainingSetup(seq_len=64), allocator=False).model.parameters
+    assert abs(counted / unit - float(number)) < 10**-decimals
+
+
+@pytest.mark.parametrize("recompute", ["none", "selective", "sac", "full"])
+@pytest.mark.parametrize("precision", ["bf16", "bf16-mixed", "fp32"])
+def test_relative_positions_run_and_leave_only_gradients(precision, recompute):
+    """No code to compare with: every mode runs, says it is eager, and forgets nothing."""
+    setup = TrainingSetup(seq_len=96, precision=precision, recompute=recompute, num_layers=4)
+    result = estimate("chinchilla-70b", setup)
+    assert any("eager" in note for note in result.notes)
+    assert result.memory.breakdown.total_bytes == result.memory.peak_allocated_bytes
+    plain = estimate("chinchilla-70b", TrainingSetup(seq_len=96, precision=precision, num_layers=4))
+    assert result.memory.saved_for_backward_bytes <= plain.memory.saved_for_backward_bytes
+    assert result.time.executed_flops >= plain.time.executed_flops

@@ -65,7 +65,8 @@ def test_shapes_of_the_models_published_only_as_papers() -> None:
     assert (gpt3.num_hidden_layers, gpt3.num_attention_heads, gpt3.head_dim) == (96, 96, 128)
     assert palm.num_key_value_heads == 1 and palm.parallel_block and palm.tie_word_embeddings
     assert load_model("mt-nlg-530b").num_hidden_layers == 105
-    assert any("relative position" in note for note in load_model("chinchilla-70b").notes)
+    assert not palm.norm_bias
+    assert load_model("chinchilla-70b").position_embedding == "relative"
 
 
 def test_published_nulls_reach_the_importer() -> None:

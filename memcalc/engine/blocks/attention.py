@@ -22,6 +22,7 @@ from memcalc.engine.aten.shape import (
 )
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.norm import norm
+from memcalc.engine.blocks.relative import relative_scores
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
 from memcalc.engine.sizes import ONE
@@ -112,7 +113,8 @@ def core(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Conte
         if mask is None or build.kernels.attention != "eager":
             return fused_core(build, q, k, v, mask)
         dtype = build.kernels.compute_dtype
-        return _eager(build, to(q, dtype), to(k, dtype), to(v, dtype), mask)
+        with build.autocast():
+            return _eager(build, to(q, dtype), to(k, dtype), to(v, dtype), context)
 
     if build.kernels.selective:
         return checkpoint(attend, query, key, value)
@@ -130,15 +132,18 @@ def fused_core(build: Build, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Non
     return efficient_attention(q, repeat_heads(build, k), repeat_heads(build, v), bias)
 
 
-def _eager(build: Build, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def _eager(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Context) -> Tensor:
     """Scores in full (b, a, s_q, s_kv), softmax in fp32, every step a tensor of its own."""
     keys, values = repeat_kv(build, key), repeat_kv(build, value)
-    weights = scale(matmul_heads(query, permute(keys, (0, 1, 3, 2))))
+    if build.config.position_embedding == "relative":
+        weights = scale(relative_scores(build, query, keys, context[0]))
+    else:
+        weights = scale(matmul_heads(query, permute(keys, (0, 1, 3, 2))))
     if build.config.attn_logit_softcapping is not None:
         weights = scale(weights, "div.Tensor")
         weights = tanh(weights)
         weights = scale(weights)
-    weights = add(weights, mask)
+    weights = add(weights, context[-1])
     if build.config.attention_sinks:
         weights = _softmax_with_sinks(build, weights)
     else:

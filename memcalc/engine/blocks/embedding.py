@@ -5,6 +5,7 @@ from __future__ import annotations
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import add, constant, dropout, scale
 from memcalc.engine.blocks.norm import norm
+from memcalc.engine.blocks.relative import distance_table
 from memcalc.engine.build import Build
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
@@ -38,7 +39,9 @@ def embed(build: Build, ids: Tensor) -> Tensor:
 
 
 def tables(build: Build) -> Context:
-    """cos and sin of the rotary embedding, (s, d) each, in the compute dtype."""
+    """cos and sin of the rotary embedding, (s, d) each, or the sinusoids of relative positions."""
+    if build.config.position_embedding == "relative":
+        return (distance_table(build),)
     if build.config.position_embedding != "rope":
         return ()
     build.at("rope_tables", "embedding")
