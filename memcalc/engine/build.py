@@ -51,6 +51,10 @@ class Build:
             record.params[name] = leaf.numel
         return leaf
 
+    def declare(self, name: str, shape: Shape) -> None:
+        """Register a parameter before its use, where a model's code registers it earlier."""
+        self.tape.leaf(f"layers.{self.tape.block}.{name}", shape, self.kernels.param_dtype)
+
     @contextmanager
     def autocast(self) -> Iterator[None]:
         """CUDA autocast's weight cache: casts of parameters live until the outermost scope ends."""

@@ -14,7 +14,7 @@ from memcalc.engine.kernels import Traits
 _LLAMA: Final = Traits(gelu_by_hand=True)
 _TRAITS: Final[dict[str, Traits]] = {
     "qwen3": Traits(qk_norm_at="heads"),
-    "qwen3_moe": Traits(qk_norm_at="heads"),
+    "qwen3_moe": Traits(qk_norm_at="heads", experts_first=True),
     "gemma3_text": Traits(qk_norm_at="transposed"),
     "olmo2": Traits(norm_casts_last=True, tables="fp32"),
     "phi3": Traits(qkv="slices", rope="cat_both", fused_gate_up=True, keeps_undropped=True),
@@ -40,7 +40,8 @@ _TRAITS: Final[dict[str, Traits]] = {
     "bloom": Traits(start="bloom", block="bloom"),
     "falcon": Traits(start="falcon", block="falcon"),
     "gpt_oss": Traits(norm_casts_last=True, rope="halves", tables="half"),
-    "deepseek_v2": Traits(tables="complex"),
+    "deepseek_v2": Traits(tables="complex", experts_first=True),
+    "deepseek_v3": Traits(gelu_by_hand=True, experts_first=True),
     "chatglm": Traits(qkv="split", fused_gate_up=True, repeats_kv=True),
     "baichuan": Traits(qkv="split"),
 }

@@ -25,6 +25,7 @@ class Traits(NamedTuple):
     drop_inside: bool = False  # residual dropout while attention still holds q, k, v (GPT-2)
     upcast_softmax: bool = True  # eager attention's softmax in fp32
     norm_casts_last: bool = False  # weight times fp32, then the cast (OLMo-2)
+    experts_first: bool = False  # the experts are registered before their router
     fused_gate_up: bool = False  # one weight for gate and up (Phi-3)
     gelu_by_hand: bool = False  # gelu_new as separate operators
     inline_mlp: bool = False  # the MLP written out in the block: its input goes early (OPT)

@@ -95,7 +95,7 @@ def states(
     for leaf in structure.leaves:
         times = weights[block_of(leaf)]
         numel = leaf.numel.value(values)
-        is_expert = ".experts." in leaf.name
+        is_expert = ".expert_" in leaf.name  # routed ones; shared experts act on every token
         elements += times * numel
         active += times * (leaf.numel.value(per_token) if is_expert else numel)
         tensors += times

@@ -48,3 +48,19 @@ def test_relative_positions_run_and_leave_only_gradients(precision, recompute):
     plain = estimate("chinchilla-70b", TrainingSetup(seq_len=96, precision=precision, num_layers=4))
     assert result.memory.saved_for_backward_bytes <= plain.memory.saved_for_backward_bytes
     assert result.time.executed_flops >= plain.time.executed_flops
+
+
+@pytest.mark.parametrize("stack", ["torch", "hf"])
+@pytest.mark.parametrize(
+    ("name", "active"),
+    [
+        ("mixtral-8x7b", 12_879_925_248),  # arXiv:2401.04088 says 12.9 B
+        ("qwen3-30b-a3b", 3_353_032_704),  # its card says 3.3 B
+        ("deepseek-v3", 37_552_282_624),  # arXiv:2412.19437 says 37 B
+        ("llama-3.1-8b", 8_030_261_248),  # dense: all
+    ],
+)
+def test_active_parameters_leave_out_the_experts_not_chosen(name, active, stack):
+    model = estimate(name, TrainingSetup(seq_len=64, stack=stack), allocator=False).model
+    assert model.active_parameters == active
+    assert (model.active_parameters < model.parameters) == (name != "llama-3.1-8b")

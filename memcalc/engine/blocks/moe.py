@@ -37,13 +37,15 @@ from memcalc.engine.blocks.mlp import activate
 from memcalc.engine.blocks.router import route
 from memcalc.engine.build import Build
 from memcalc.engine.sizes import ONE, Size
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.tensors import Shape, Tensor
+from memcalc.inputs.model import MoeConfig
 
 
 def moe(build: Build, x: Tensor) -> tuple[Tensor, Tensor]:
     """The mixture MLP of x (b, s, h), shared experts included, and the experts' weights (T, t)."""
     config = build.config.moe
     assert config is not None
+    _declare(build, config)
     tokens = _flat(build, x)
     if config.shared_expert_gate:
         out, weights = _gated_shared(build, tokens)
@@ -55,6 +57,20 @@ def moe(build: Build, x: Tensor) -> tuple[Tensor, Tensor]:
     if not config.shared_intermediate_size:
         return out, weights
     return _joined(build, out, _shared(build, x)), weights
+
+
+def _declare(build: Build, config: MoeConfig) -> None:
+    """Router and experts in the order their modules are made, which a looping optimizer follows."""
+    e, h, m = build["E"], build["h"], build["m"]
+    router: list[tuple[str, Shape]] = [("router.weight", (e, h))]
+    router += [("router.bias", (e,))] if config.router_bias else []
+    stacked: list[tuple[str, Shape]] = []
+    for op, o, i in (("expert_gate_up", m * 2, h), ("expert_down", h, m)):
+        stacked.append((f"{op}.weight", (e, o, i)))
+        stacked += [(f"{op}.bias", (e, o))] if config.expert_bias else []
+    first = build.kernels.traits.experts_first
+    for name, shape in [*stacked, *router] if first else [*router, *stacked]:
+        build.declare(name, shape)
 
 
 def _flat(build: Build, x: Tensor) -> Tensor:
