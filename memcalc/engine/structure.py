@@ -77,11 +77,6 @@ class Structure:
     block_flops: dict[int, dict[str, Size]]
     cache: dict[object, object] = field(default_factory=dict)  # what others derive from it
 
-    def traced_block(self, run: int, repetition: int, position: int) -> int:
-        """Index of a block among the traced ones."""
-        before = sum(r.traced * len(r.pattern) for r in self.runs[:run])
-        return before + repetition * len(self.runs[run].pattern) + position
-
 
 def find_runs(kinds: tuple[BlockKind, ...]) -> tuple[Run, ...]:
     """Cut a list of block kinds into runs of repeated patterns, longest coverage first."""

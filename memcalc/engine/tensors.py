@@ -250,11 +250,6 @@ class Tensor:
         """Number of elements."""
         return product(self.shape)
 
-    @property
-    def nbytes(self) -> Size:
-        """Bytes of the elements (not of the storage, which a slice shares)."""
-        return _bytes(self.shape, self.dtype)
-
 
 _STRIDES: Final[dict[tuple[Shape, tuple[int, ...] | None], Shape]] = {}
 
