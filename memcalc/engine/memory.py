@@ -52,6 +52,11 @@ class OptimizerTrace(NamedTuple):
     names: tuple[str, ...]
     ops: tuple[str, ...]
 
+    def sizes(self, values: Mapping[str, int]) -> list[int]:
+        """The bytes of each allocation."""
+        unique = [size.value(values) for size in self.unique_sizes]
+        return [unique[i] for i in self.size_index]
+
 
 def optimizer_trace(
     structure: Structure, runs: tuple[Run, ...], plan: OptimizerPlan, values: Mapping[str, int]
@@ -124,16 +129,16 @@ def _static_breakdown(held: States, inputs: int) -> dict[str, int]:
 
 
 def _optimizer_peak(trace: OptimizerTrace, plan: Plan) -> Instant:
-    unique = [size.value(plan.values) for size in trace.unique_sizes]
+    sizes = trace.sizes(plan.values)
     live = best = 0
     where = -1
     for event in trace.events:
         if event >= 0:
-            live += unique[trace.size_index[event]]
+            live += sizes[event]
             if live > best:
                 best, where = live, event
         else:
-            live -= unique[trace.size_index[~event]]
+            live -= sizes[~event]
     name, op = ("", "optimizer") if where < 0 else (trace.names[where], trace.ops[where])
     return Instant(best, "optimizer", op, -1, name, False, where)
 

@@ -100,8 +100,7 @@ def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list
                 stream.allocate(product(shape).value(plan.values) * ITEMSIZE[dtype])
 
     def optimizer_step(stream: Stream) -> None:
-        unique = [size.value(plan.values) for size in trace.unique_sizes]
-        stream.splice(trace.events, [unique[i] for i in trace.size_index])
+        stream.splice(trace.events, trace.sizes(plan.values))
         if plan.resolved.setup.set_to_none:
             stream.events += [~i for i in gradients]
             gradients.clear()

@@ -58,9 +58,9 @@ def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> T
         for leaf in tape.leaves.values():
             leaf.grad = tape.external(leaf.shape, leaf.dtype)
     backward(scalar, seed)
+    del scalar, seed
     enter_phase(build.hooks, "end")
     tape.mark("end", -1)
-    del scalar, seed
     return tape
 
 

@@ -91,23 +91,19 @@ def _micro_batch(
             del alive[storage]
         size = sizes[traced] if event >= 0 else -sizes[traced]
         out.add(phase, written.layers[storage], names[traced], size)
-    made: list[tuple[int, tuple[str, str, str], int]] = []
-    for storage in alive:
-        layer, traced = written.layers[storage], written.traced[storage]
-        if names[traced][2] == "gradients":
-            made.append((layer, names[traced], sizes[traced]))
-        else:  # the loss itself, dropped when backward returns
-            out.add(phase, layer, names[traced], -sizes[traced])
-    return made
+    return [
+        (written.layers[storage], names[written.traced[storage]], sizes[written.traced[storage]])
+        for storage in alive
+    ]
 
 
 def _optimizer(out: _Recorder, plan: Plan) -> None:
     structure, runs = plan.structure(plan.keeps_gradients)
     trace = optimizer_trace(structure, runs, plan.optimizer, plan.values)
-    unique = [size.value(plan.values) for size in trace.unique_sizes]
+    sizes = trace.sizes(plan.values)
     for event in trace.events:
         storage = event if event >= 0 else ~event
-        size = unique[trace.size_index[storage]]
+        size = sizes[storage]
         names = (trace.ops[storage], trace.names[storage], "temporary")
         out.add("optimizer", -1, names, size if event >= 0 else -size)
 
