@@ -21,6 +21,7 @@ import typer
 from memcalc.cli.options import BY_FLAG, COMMANDS, LATER_COMMANDS, PANELS, Option, options_of
 from memcalc.cli.parse import Arguments, put
 from memcalc.errors import ConfigError, nearest
+from memcalc.inputs.training import RECOMPUTE
 
 _EXAMPLES = {
     "estimate": (
@@ -216,8 +217,7 @@ _COMPLETE: dict[str, Callable[..., list[str]]] = {
     "gpu": _from_profiles("gpus"),
     "stack": _from_profiles("stacks"),
     "recompute": lambda incomplete="": [
-        word for word in ("none", "selective", "sac", "sac-attention", "full")
-        if word.startswith(incomplete)
+        word for word in RECOMPUTE if word.startswith(incomplete)
     ],
 }  # fmt: skip
 

@@ -64,13 +64,9 @@ def _check_outputs(arguments: Arguments) -> None:
 
 
 def _plan(request: Request) -> Plan:
-    from memcalc.engine.plan import make_plan
-    from memcalc.inputs.stacks import load_stack
-    from memcalc.inputs.training import resolve
+    from memcalc.engine.plan import plan_of
 
-    setup = request.setup
-    resolved = resolve(setup, request.config)
-    return make_plan(resolved, load_stack(setup.stack), request.kernels)
+    return plan_of(request.config, request.setup, request.kernels)
 
 
 def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:

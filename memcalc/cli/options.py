@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from memcalc.inputs.training import ATTENTIONS, LOSSES, OPTIMIZER_IMPLS, OPTIMIZERS, PRECISIONS
+
 SETUP: Final = ("estimate", "explain")
 ESTIMATE: Final = ("estimate",)
 EVERY: Final = ("estimate", "explain", "list", "show", "doctor", "diff")
@@ -50,9 +52,6 @@ _METAVARS: Final = {
     "recompute": "NAME", "many": "FIELD=VALUE",
 }  # fmt: skip
 
-_PRECISIONS = ("fp32", "tf32", "fp16-mixed", "bf16-mixed", "bf16", "bf16-master", "fp8-mixed")
-_OPTIMIZERS = ("adamw", "adamw-8bit", "sgd", "momentum", "adafactor", "lion", "muon", "none")
-
 _NOW: Final = (
     Option("layers", "count", "Model", "Only the first N blocks", "all", "num_layers"),
     Option("imbalance", "number", "Model", "Tokens of the busiest expert over the mean", "1",
@@ -68,11 +67,11 @@ _NOW: Final = (
     Option("global-batch", "count", "Training", "Sequences of an optimizer step",
            "micro-batch x grad-accum", "global_batch"),
     Option("precision", "text", "Training", "Dtypes of parameters and matmuls", "bf16-mixed",
-           "precision", choices=_PRECISIONS),
+           "precision", choices=PRECISIONS),
     Option("optimizer", "text", "Training", "Optimizer", "adamw", "optimizer",
-           choices=_OPTIMIZERS),
+           choices=OPTIMIZERS),
     Option("optimizer-impl", "text", "Training", "How torch.optim steps", "foreach",
-           "optimizer_impl", choices=("foreach", "fused", "loop")),
+           "optimizer_impl", choices=OPTIMIZER_IMPLS),
     Option("optimizer-dtype", "text", "Training", "Dtype of optimizer states",
            "the parameters' own", "optimizer_dtype", choices=("fp32", "bf16")),
     Option("no-set-to-none", "flag", "Training", "Gradients stay allocated between steps", "",
@@ -83,9 +82,9 @@ _NOW: Final = (
            "What backward computes again: none, selective, sac, sac-attention, full, full:N "
            "(the first N blocks)", "none", "recompute"),
     Option("attention", "text", "Training", "Attention kernel", "flash", "attention",
-           choices=("eager", "flash", "efficient", "cudnn")),
+           choices=ATTENTIONS),
     Option("loss", "text", "Training", "Loss code", "the stack's", "loss",
-           choices=("plain", "fp32", "chunked", "fused")),
+           choices=LOSSES),
     Option("stack", "name", "Training", "Whose training code runs: torch, hf", "torch", "stack"),
     Option("gpu", "name", "Hardware", "GPU, in any usual spelling; without one no verdict", "none",
            commands=ESTIMATE),

@@ -12,7 +12,7 @@ from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
-from memcalc.inputs.training import TrainingSetup
+from memcalc.inputs.training import RECOMPUTE, TrainingSetup
 from memcalc.units import parse_count, parse_memory
 
 if TYPE_CHECKING:
@@ -103,9 +103,8 @@ def typed(option: Option, value: object) -> Any:
 def _recompute(text: str) -> tuple[str, int | None]:
     """`full:4` as ("full", 4)."""
     word, colon, blocks = text.partition(":")
-    valid = ("none", "selective", "sac", "sac-attention", "full")
-    if word not in valid:
-        raise unknown(BY_NAME["recompute"].flag, word, [*valid, "full:N"])
+    if word not in RECOMPUTE:
+        raise unknown(BY_NAME["recompute"].flag, word, [*RECOMPUTE, "full:N"])
     if not colon:
         return word, None
     if word != "full":

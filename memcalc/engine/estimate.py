@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from memcalc.engine.allocator import AllocatorResult, simulate
 from memcalc.engine.flops import step_flops
 from memcalc.engine.memory import StepMemory, step_memory
-from memcalc.engine.plan import Plan, make_plan
+from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.program import Stream, training_program
 from memcalc.engine.results import (
     Breakdown,
@@ -23,7 +23,7 @@ from memcalc.inputs.hardware import Gpu, context_bytes, cublas_workspace_bytes, 
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
 from memcalc.inputs.stacks import Stack, load_stack
-from memcalc.inputs.training import TrainingSetup, resolve
+from memcalc.inputs.training import TrainingSetup
 from memcalc.units import MIB
 
 #: What needs more on one GPU is a typing error; the allocator's addresses end at 2^53.
@@ -93,7 +93,7 @@ def estimate(
     setup = setup or TrainingSetup()
     stack = load_stack(setup.stack)
     device = gpu if isinstance(gpu, Device) else device_of(gpu)
-    plan = make_plan(resolve(setup, config), stack, kernels)
+    plan = plan_of(config, setup, kernels)
     return _estimate(plan, stack, device, allocator)
 
 

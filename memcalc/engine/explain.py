@@ -13,15 +13,14 @@ from typing import Any
 
 from memcalc.engine.kernels import BlockKind
 from memcalc.engine.microprogram import micro_programs
-from memcalc.engine.plan import Plan, make_plan
+from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.sizes import ZERO, Size
 from memcalc.engine.states import multiplicity
 from memcalc.engine.structure import Run, Structure
 from memcalc.engine.tensors import Shape
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
-from memcalc.inputs.stacks import load_stack
-from memcalc.inputs.training import TrainingSetup, resolve
+from memcalc.inputs.training import TrainingSetup
 
 FLOP_KINDS = ("forward", "dgrad", "wgrad")
 
@@ -127,9 +126,7 @@ def explain(
 ) -> Explanation:
     """The ledger of a model in a setup, as `memcalc explain` prints it."""
     config = load_model(model) if isinstance(model, str) else model
-    setup = setup or TrainingSetup()
-    plan = make_plan(resolve(setup, config), load_stack(setup.stack), kernels)
-    return explain_plan(plan)
+    return explain_plan(plan_of(config, setup or TrainingSetup(), kernels))
 
 
 def explain_plan(plan: Plan) -> Explanation:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from memcalc.engine.aten.pointwise import add, dropout
 from memcalc.engine.blocks.attention import attention
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_block import hf_block
@@ -10,6 +9,7 @@ from memcalc.engine.blocks.mla import mla
 from memcalc.engine.blocks.mlp import mlp
 from memcalc.engine.blocks.moe import moe
 from memcalc.engine.blocks.norm import norm
+from memcalc.engine.blocks.residual import drop, residual
 from memcalc.engine.build import Build
 from memcalc.engine.tensors import Tensor
 
@@ -70,18 +70,3 @@ def feed(build: Build, x: Tensor) -> Tensor:
 
 def _mlp(build: Build, x: Tensor) -> Tensor:
     return moe(build, x)[0] if build.kind.sparse else mlp(build, x)
-
-
-def drop(build: Build, x: Tensor, op: str) -> Tensor:
-    """Dropout on a branch, where the model has it."""
-    p = build.config.residual_dropout
-    if not p or not build.kernels.use_dropout:
-        return x
-    build.at(op, "residual")
-    return dropout(x, p)
-
-
-def residual(build: Build, x: Tensor, branch: Tensor, op: str) -> Tensor:
-    """x + branch: keeps nothing."""
-    build.at(op, "residual")
-    return add(x, branch)

@@ -15,8 +15,8 @@ from memcalc.engine.optimizer import OptimizerPlan
 from memcalc.engine.sizes import Size
 from memcalc.engine.structure import Run, Structure, structure_of
 from memcalc.inputs.model import ModelConfig, check_choice
-from memcalc.inputs.stacks import Stack
-from memcalc.inputs.training import ATTENTIONS, LOSSES, ResolvedSetup
+from memcalc.inputs.stacks import Stack, load_stack
+from memcalc.inputs.training import ATTENTIONS, LOSSES, ResolvedSetup, TrainingSetup, resolve
 
 
 class Precision(NamedTuple):
@@ -114,6 +114,13 @@ def make_plan(
         resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), optimizer,
         tuple(notes),
     )  # fmt: skip
+
+
+def plan_of(
+    config: ModelConfig, setup: TrainingSetup, overrides: Mapping[str, Any] | None = None
+) -> Plan:
+    """The plan of a model in a setup, on the setup's own stack."""
+    return make_plan(resolve(setup, config), load_stack(setup.stack), overrides)
 
 
 def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Operators of latent attention and interleaved layouts: strided slices, padding, filled slices.
+"""Operators of latent attention and interleaved layouts: padding, filled slices, complex rotation.
 
 Source: tools/autograd/derivatives.yaml and torch/csrc/autograd/functions/tensor.cpp (CopySlices) of
 PyTorch 2.13.
@@ -10,32 +10,15 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.engine.aten.pointwise import broadcast, out_like
+from memcalc.engine.aten.shape import narrow
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.sizes import Size
 from memcalc.engine.tensors import Shape, Tensor
 
 
-def every_second(x: Tensor, half: Size) -> Tensor:
-    """x[..., 0::2] or x[..., 1::2], of width half: a view; backward fills zeros of x's shape."""
-    node = node_for(_slice_backward, x)
-    strides = (*x.strides[:-1], x.strides[-1] * 2)
-    out = x.view_as((*x.shape[:-1], half), x.order, strides)
-    return node.output(out) if node else out
-
-
 def cut(x: Tensor, size: Size) -> Tensor:
-    """x[..., a : a + size]: x itself when that is all of it; backward as of `every_second`."""
-    if x.shape[-1] is size:
-        return x
-    node = node_for(_slice_backward, x)
-    out = x.view_as((*x.shape[:-1], size), x.order, x.strides)
-    return node.output(out) if node else out
-
-
-def _slice_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    gradient = grads[0]
-    assert gradient is not None
-    return [gradient.tape.empty("slice_backward", node.inputs[0][0], gradient.dtype)]
+    """x[..., a : a + size]: x itself when that is all of it."""
+    return x if x.shape[-1] is size else narrow(x, size)
 
 
 def subtract(x: Tensor, y: Tensor) -> Tensor:

@@ -215,14 +215,3 @@ def _clamp_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     out = out_like("where.self", gradient)
     del zero, masks
     return [out]
-
-
-def add_in_place(x: Tensor, y: Tensor) -> Tensor:
-    """x.add_(y) of equal shapes: no bytes."""
-    node = node_for(_add_in_place_backward, x, y)
-    out = x.detach()
-    return node.output(out) if node else out
-
-
-def _add_in_place_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    return [grads[0], grads[0]]

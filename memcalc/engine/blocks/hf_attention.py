@@ -15,6 +15,7 @@ from memcalc.engine.aten.shape import cat, contiguous, narrow, permute, reshape,
 from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core, repeat_kv
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.norm import norm
+from memcalc.engine.blocks.residual import drop
 from memcalc.engine.blocks.sinks import rotate_halves, sink_attention
 from memcalc.engine.build import Build
 from memcalc.engine.sizes import ZERO, Size
@@ -37,17 +38,8 @@ def interface_attention(build: Build, x: Tensor, context: Context) -> Attended:
     out = contiguous(reshape(out, (build["b"], build["s"], width)))
     out = build.linear(out, "o_proj", (width, build["h"]), build.config.attention_output_bias)
     if build.kernels.traits.drop_inside:
-        out = residual_dropout(build, out, "attn_dropout")
+        out = drop(build, out, "attn_dropout")
     return out, weights
-
-
-def residual_dropout(build: Build, x: Tensor, op: str) -> Tensor:
-    """Dropout on a branch, where the model has it."""
-    p = build.config.residual_dropout
-    if not p or not build.kernels.use_dropout:
-        return x
-    build.at(op, "residual")
-    return dropout(x, p)
 
 
 def _heads(build: Build, x: Tensor, heads: Size) -> Tensor:

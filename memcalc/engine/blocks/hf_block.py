@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from memcalc.engine.aten.pointwise import add, add_in_place
 from memcalc.engine.blocks.embedding import Context
-from memcalc.engine.blocks.hf_attention import Attended, interface_attention, residual_dropout
+from memcalc.engine.blocks.hf_attention import Attended, interface_attention
 from memcalc.engine.blocks.hf_bloom import bloom_attention, bloom_mlp
 from memcalc.engine.blocks.hf_falcon import dropout_add, falcon_attention, falcon_mlp
 from memcalc.engine.blocks.hf_gptj import gptj_attention
@@ -15,6 +15,7 @@ from memcalc.engine.blocks.mla import mla
 from memcalc.engine.blocks.mlp import activated, down, mlp, up
 from memcalc.engine.blocks.moe import moe
 from memcalc.engine.blocks.norm import norm
+from memcalc.engine.blocks.residual import drop
 from memcalc.engine.build import Build
 from memcalc.engine.tensors import Tensor
 
@@ -40,7 +41,7 @@ def sequential(build: Build, x: Tensor, context: Context) -> Tensor:
     if after:
         hidden = norm(build, hidden, "post_attn_norm")
     if not build.kernels.traits.keeps_undropped:
-        hidden = residual_dropout(build, hidden, "attn_dropout")
+        hidden = drop(build, hidden, "attn_dropout")
     hidden = _sum(build, x, hidden, "attn")
     if placement == "post-residual":
         hidden = norm(build, hidden, "attn_norm")
@@ -61,7 +62,7 @@ def sequential(build: Build, x: Tensor, context: Context) -> Tensor:
     if after:
         hidden = norm(build, hidden, "post_mlp_norm")
     if not build.kernels.traits.keeps_undropped:
-        hidden = residual_dropout(build, hidden, "mlp_dropout")
+        hidden = drop(build, hidden, "mlp_dropout")
     hidden = _sum(build, x, hidden, "mlp")
     return norm(build, hidden, "mlp_norm") if placement == "post-residual" else hidden
 
@@ -69,7 +70,7 @@ def sequential(build: Build, x: Tensor, context: Context) -> Tensor:
 def _sum(build: Build, x: Tensor, branch: Tensor, part: str) -> Tensor:
     """x + branch; Phi-3 drops inside the sum, so the branch before dropout lives until then."""
     if build.kernels.traits.keeps_undropped:
-        dropped = residual_dropout(build, branch, f"{part}_dropout")
+        dropped = drop(build, branch, f"{part}_dropout")
         build.at(f"{part}_residual", "residual")
         return add(x, dropped)
     build.at(f"{part}_residual", "residual")
@@ -90,7 +91,7 @@ def gpt2(build: Build, x: Tensor, context: Context) -> Tensor:
 def dropped_mlp(build: Build, x: Tensor) -> Tensor:
     """An MLP module with dropout at its end."""
     out = mlp(build, x)
-    return residual_dropout(build, out, "mlp_dropout")
+    return drop(build, out, "mlp_dropout")
 
 
 def openai_gpt(build: Build, x: Tensor, context: Context) -> Tensor:
@@ -104,14 +105,14 @@ def openai_gpt(build: Build, x: Tensor, context: Context) -> Tensor:
 def gpt_neox(build: Build, x: Tensor, context: Context) -> Tensor:
     """Attention and MLP side by side, a norm each; or one after the other."""
     attended, _weights = attend(build, norm(build, x, "attn_norm"), context)
-    attended = residual_dropout(build, attended, "attn_dropout")
+    attended = drop(build, attended, "attn_dropout")
     if not build.config.parallel_block:
         attended = _sum(build, attended, x, "attn")
         fed = mlp(build, norm(build, attended, "mlp_norm"))
-        fed = residual_dropout(build, fed, "mlp_dropout")
+        fed = drop(build, fed, "mlp_dropout")
         return _sum(build, fed, attended, "mlp")
     fed = mlp(build, norm(build, x, "mlp_norm"))
-    fed = residual_dropout(build, fed, "mlp_dropout")
+    fed = drop(build, fed, "mlp_dropout")
     return parallel_sum(build, fed, attended, x)
 
 

@@ -22,6 +22,8 @@ from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, rotate_pair
 from memcalc.engine.blocks.mlp import activated
+from memcalc.engine.blocks.residual import drop
+from memcalc.engine.blocks.residual import residual as sum_residual
 from memcalc.engine.build import Build
 from memcalc.engine.sizes import ONE, Size, number
 from memcalc.engine.tensors import Tensor
@@ -44,12 +46,8 @@ def falcon_linear(
 
 def dropout_add(build: Build, x: Tensor, residual: Tensor, p: float, part: str) -> Tensor:
     """residual + dropout(x)."""
-    out = x
-    if p and build.kernels.use_dropout:
-        build.at(f"{part}_dropout", "residual")
-        out = dropout(x, p)
-    build.at(f"{part}_residual", "residual")
-    return add(residual, out)
+    out = drop(build, x, f"{part}_dropout", p)
+    return sum_residual(build, residual, out, f"{part}_residual")
 
 
 def falcon_mlp(build: Build, x: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from memcalc.engine.aten.shape import (
 )
 from memcalc.engine.blocks.attention import HEADS_FIRST
 from memcalc.engine.blocks.embedding import Context
-from memcalc.engine.blocks.hf_attention import Attended, cut_rotated, residual_dropout
+from memcalc.engine.blocks.hf_attention import Attended, cut_rotated
+from memcalc.engine.blocks.residual import drop
 from memcalc.engine.build import Build
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
@@ -45,7 +46,7 @@ def gptj_attention(build: Build, x: Tensor, context: Context) -> Attended:
     out = reshape(contiguous(permute(out, HEADS_FIRST)), (build["b"], build["s"], width))
     build.at("o_proj", "attention")
     out = build.linear(out, "o_proj", (width, build["h"]), build.config.attention_output_bias)
-    out = residual_dropout(build, out, "attn_dropout")
+    out = drop(build, out, "attn_dropout")
     return out, weights
 
 

@@ -14,14 +14,21 @@ from memcalc.engine.aten.latent import (
     as_complex,
     as_real,
     cut,
-    every_second,
     fill,
     pad_last,
     rotate_complex,
     subtract,
 )
 from memcalc.engine.aten.pointwise import add, constant, mul, neg, to
-from memcalc.engine.aten.shape import cat, contiguous, expand, permute, reshape, split
+from memcalc.engine.aten.shape import (
+    cat,
+    contiguous,
+    every_second,
+    expand,
+    permute,
+    reshape,
+    split,
+)
 from memcalc.engine.blocks.attention import HEADS_FIRST, core
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, kernel

@@ -13,9 +13,9 @@ Checked by: oracle/test_hf_moe.py, oracle/test_sparse_blocks.py.
 
 from __future__ import annotations
 
-from memcalc.engine.aten.latent import every_second
 from memcalc.engine.aten.pointwise import (
     add,
+    add_in_place,
     constant,
     mul,
     scale,
@@ -23,7 +23,6 @@ from memcalc.engine.aten.pointwise import (
     to,
 )
 from memcalc.engine.aten.routing import (
-    add_in_place,
     clamp,
     grouped_mm,
     index_add,
@@ -32,7 +31,7 @@ from memcalc.engine.aten.routing import (
     sum_dim,
     take_rows,
 )
-from memcalc.engine.aten.shape import reshape, split, unsqueeze
+from memcalc.engine.aten.shape import every_second, reshape, split, unsqueeze
 from memcalc.engine.blocks.mlp import activate
 from memcalc.engine.blocks.router import route
 from memcalc.engine.build import Build
