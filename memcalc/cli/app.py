@@ -31,6 +31,15 @@ _EXAMPLES = {
         "memcalc estimate gpt2 --timeline step.csv --save run.toml",
     ),
     "explain": ("memcalc explain llama-3.2-1b", "memcalc explain gpt2 --stack hf --json"),
+    "verify": (
+        "memcalc verify llama-3.2-1b --layers 4",
+        "memcalc verify gpt2 --device cpu --seq 128 --chart memory.png",
+    ),
+    "measure": (
+        "memcalc measure llama-3.1-8b --layers 8 --seq 8k --profile",
+        "torchrun --nproc-per-node 8 -m memcalc measure llama-3.1-8b --fsdp",
+    ),
+    "calibrate": ("memcalc calibrate", "memcalc calibrate --out my-card.toml"),
     "list": ("memcalc list", "memcalc list gpus"),
     "show": ("memcalc show h100", "memcalc show models llama-3.1-8b --json"),
     "doctor": ("memcalc doctor",),

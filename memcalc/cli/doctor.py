@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 PACKAGES = ("typer", "rich", "numpy", "pandas", "matplotlib", "torch", "transformers")
 _NEEDED_FOR = {
-    "torch": "measuring and verifying (later versions)",
+    "torch": "measure, verify, calibrate",
     "transformers": "comparing with Hugging Face code (tests)",
 }
 

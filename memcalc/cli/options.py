@@ -11,10 +11,14 @@ from typing import Final, NamedTuple
 
 from memcalc.inputs.training import ATTENTIONS, LOSSES, OPTIMIZER_IMPLS, OPTIMIZERS, PRECISIONS
 
-SETUP: Final = ("estimate", "explain")
+SETUP: Final = ("estimate", "explain", "measure", "verify")
 ESTIMATE: Final = ("estimate",)
-EVERY: Final = ("estimate", "explain", "list", "show", "doctor", "diff")
-PANELS: Final = ("Model", "Training", "Parallelism", "Hardware", "Output")
+MEASURE: Final = ("measure", "verify")
+ON_DEVICE: Final = ("measure", "verify", "calibrate")
+EVERY: Final = (
+    "estimate", "explain", "measure", "verify", "calibrate", "list", "show", "doctor", "diff",
+)  # fmt: skip
+PANELS: Final = ("Model", "Training", "Parallelism", "Hardware", "Measuring", "Output")
 
 
 class Option(NamedTuple):
@@ -31,6 +35,7 @@ class Option(NamedTuple):
     flags: tuple[str, ...] = ()  # beside --name
     later: bool = False
     harmless: tuple[str, ...] = ()  # of a later option: values that change nothing
+    now: tuple[str, ...] = ()  # of a later option: commands that already take it
 
     @property
     def flag(self) -> str:
@@ -91,6 +96,21 @@ _NOW: Final = (
     Option("gpu-memory", "memory", "Hardware", "Memory the driver gives, as 79.2GiB",
            "the profile's", commands=ESTIMATE),
     Option("reserve", "memory", "Hardware", "Memory to leave free", "0GiB", commands=ESTIMATE),
+    Option("device", "text", "Measuring", "cuda, cuda:1 or cpu", "cuda where there is one",
+           commands=ON_DEVICE),
+    Option("steps", "count", "Measuring", "Timed optimizer steps", "20; 5 on a CPU",
+           commands=MEASURE),
+    Option("warmup", "count", "Measuring", "Steps before them", "10; 2 on a CPU",
+           commands=MEASURE),
+    Option("threads", "count", "Measuring", "CPU threads", "torch's", commands=ON_DEVICE),
+    Option("reference", "number", "Measuring",
+           "Tokens/s of a run to hold the throughput against", "none", commands=MEASURE),
+    Option("profile", "flag", "Measuring",
+           "Profile one more step: shares of tensor-core kernels, idle time, communication",
+           commands=("measure",)),
+    Option("records", "file", "Measuring", "Append the record there (JSON lines)",
+           "records.jsonl in the user's data directory", commands=MEASURE),
+    Option("no-record", "flag", "Measuring", "Keep no record", commands=MEASURE),
     Option("config", "file", "Output", "Read options from a run file (TOML)"),
     Option("save", "file", "Output", "Write the options given to a run file"),
     Option("json", "flag", "Output", "One JSON object on stdout", commands=EVERY),
@@ -100,6 +120,9 @@ _NOW: Final = (
            "Add the ledger, an op a row (explain: what each op allocates and frees)"),
     Option("timeline", "file", "Output",
            "Write every allocation and release of a step (.csv or .json)", commands=ESTIMATE),
+    Option("chart", "file", "Output",
+           "Draw memory over the step, predicted and measured (.png, .svg or .pdf)",
+           commands=("verify",)),
     Option("out", "file", "Output", "Write the result there: JSON if it ends in .json, else text",
            commands=EVERY, flags=("-o",)),
     Option("debug", "flag", "Output", "Show the traceback of an error", commands=EVERY),
@@ -111,21 +134,31 @@ def _later(name: str, panel: str, harmless: str = "", kind: str = "text") -> Opt
                   harmless=tuple(harmless.split()))  # fmt: skip
 
 
+def _measured(name: str, kind: str, said: str, harmless: str = "") -> Option:
+    """A parallel option that estimates refuse and `measure` takes under torchrun."""
+    return Option(name, kind, "Parallelism", said, commands=("estimate", "measure"), later=True,
+                  harmless=tuple(harmless.split()), now=("measure",))  # fmt: skip
+
+
 _LATER: Final = (
+    _measured("tp", "count", "Ranks a layer is split over, under torchrun", "1"),
+    _measured("pp", "count", "Pipeline stages, under torchrun", "1"),
+    _measured("dp", "count", "Data-parallel ranks, under torchrun", "1"),
     *(_later(name, "Parallelism", "1")
-      for name in ("tp", "pp", "cp", "ep", "vpp", "dp", "gpus", "gpus-per-node")),
+      for name in ("cp", "ep", "vpp", "gpus", "gpus-per-node")),
     _later("zero", "Parallelism", "0"),
-    _later("schedule", "Parallelism", "1f1b"),
+    _measured("schedule", "text", "Pipeline schedule: gpipe, 1f1b", "1f1b"),
     _later("offload", "Parallelism", "none"),
     _later("cluster", "Hardware"),
     _later("calibration", "Hardware", "default"),
-    *(_later(name, "Parallelism", kind="flag") for name in ("sp", "fsdp")),
+    _measured("sp", "flag", "Sequence parallelism beside tensor parallelism"),
+    _measured("fsdp", "flag", "Shard parameters over the data-parallel ranks (FSDP2)"),
     _later("no-sp", "Parallelism", "true", "flag"),
     _later("compile", "Training", kind="flag"),
     *(_later(name, "Training") for name in (
         "peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "rlhf", "engine",
         "weights", "kv-cache", "batch", "context")),
-    *(_later(name, "Output") for name in ("chart", "device", "steps", "fix", "top")),
+    *(_later(name, "Output") for name in ("fix", "top")),
     _later("price", "Output", kind="flag"),
 )  # fmt: skip
 
@@ -137,6 +170,9 @@ BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *
 COMMANDS: Final = {
     "estimate": ("MODEL", "Memory of a training step: what it needs, where it peaks, if it fits"),
     "explain": ("MODEL", "The ledger behind an estimate, with every formula"),
+    "verify": ("MODEL", "Run real steps and hold the estimate against them"),
+    "measure": ("MODEL", "Run real steps: memory, tokens/s, utilisation"),
+    "calibrate": ("", "Micro-benchmarks of this device, into a calibration profile"),
     "list": ("[KIND]", "Known models, gpus, stacks, clusters, calibrations"),
     "show": ("[KIND] NAME", "Every figure of one model, GPU or stack, with its source"),
     "doctor": ("", "What is installed, which device"),
@@ -144,15 +180,19 @@ COMMANDS: Final = {
 }
 #: (fewest, most) positional arguments.
 POSITIONALS: Final = {
-    "estimate": (1, 1), "explain": (1, 1), "list": (0, 1), "show": (1, 2), "doctor": (0, 0),
-    "diff": (2, 2),
+    "estimate": (1, 1), "explain": (1, 1), "verify": (1, 1), "measure": (1, 1),
+    "calibrate": (0, 0), "list": (0, 1), "show": (1, 2), "doctor": (0, 0), "diff": (2, 2),
 }  # fmt: skip
 LATER_COMMANDS: Final = (
     "infer", "solve", "search", "advise", "compare", "chart", "report", "train-time", "mfu",
-    "verify", "measure", "calibrate", "accuracy", "export", "import",
+    "accuracy", "export", "import",
 )  # fmt: skip
 
 
 def options_of(command: str) -> list[Option]:
     """The options a command takes, those of later versions included."""
-    return [option for option in OPTIONS if command in option.commands]
+    return [
+        option._replace(later=False) if command in option.now else option
+        for option in OPTIONS
+        if command in option.commands
+    ]

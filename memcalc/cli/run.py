@@ -10,6 +10,9 @@ from memcalc.cli.app import parse_arguments
 _MODULES = {
     "estimate": "memcalc.cli.estimate",
     "explain": "memcalc.cli.explain",
+    "measure": "memcalc.cli.measure",
+    "verify": "memcalc.cli.verify",
+    "calibrate": "memcalc.cli.calibrate",
     "list": "memcalc.cli.listing",
     "show": "memcalc.cli.show",
     "doctor": "memcalc.cli.doctor",

@@ -17,6 +17,7 @@ optimizer-impl optimizer-dtype no-set-to-none grad-clip dropout recompute attent
 gpu-memory reserve gpus gpus-per-node cluster tp pp cp ep vpp dp sp no-sp zero fsdp schedule offload
 peft lora-rank lora-targets lora-dropout lora-dtype rlhf engine stack calibration layers imbalance set
 config save json csv quiet ops timeline chart out device steps fix top price debug
+warmup threads reference profile records no-record
 """
 _CONTRACT = _NAMES.split()
 _SETTINGS = {f.name for f in fields(TrainingSetup)}
@@ -25,7 +26,8 @@ _WITHOUT_OPTION = {"recompute_layers", "reentrant", "loss_chunks", "separate_lab
 #: Options that are no field of the training setup.
 _OF_COMMANDS = {
     "gpu", "gpu-memory", "reserve", "set", "config", "save", "json", "csv", "quiet", "ops",
-    "timeline", "out", "debug",
+    "timeline", "out", "debug", "chart", "device", "steps", "warmup", "threads", "reference",
+    "profile", "records", "no-record",
 }  # fmt: skip
 
 
