@@ -13,19 +13,17 @@ from hypothesis import strategies as st
 
 from memcalc.engine.allocator import AllocatorResult, simulate
 from memcalc.engine.program import training_program
+from memcalc.harness.tracker import Alloc
 from tests.oracle.support.compare import How, plan_of, random_config, random_extras, random_how
 from tests.oracle.support.reference import RefConfig
 from tests.oracle.support.step import run_step
-from tests.oracle.support.tracker import Alloc
 
 GB = 10**9
 
 
 def torch_stream(cfg: RefConfig, how: How) -> tuple[list[int], list[int]]:
     """The tracker's events of two whole steps in the simulator's form."""
-    record = run_step(
-        cfg, optimizer=how.optimizer, impl=how.impl, accum=how.accum, set_to_none=how.set_to_none
-    )
+    record = run_step(cfg, how)
     events: list[int] = []
     sizes: list[int] = []
     block_of: dict[int, int] = {}

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from memcalc.harness.tracker import Alloc
 from tests.oracle.support.engine import EngineRecord, trace_hf
 from tests.oracle.support.hf import HfRecord, run_hf
 from tests.oracle.support.tiny import TINY, attention_of
-from tests.oracle.support.tracker import Alloc
 
 FAMILIES = ("mixtral", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v3", "gpt_oss")
 #: Changes that take another path: family, changed keys, sequences, attention.

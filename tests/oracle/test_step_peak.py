@@ -95,7 +95,7 @@ def test_peaks_with_clipped_gradients(optimizer):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "momentum", "adafactor", "muon"])
 def test_peaks_with_fp32_master_copies(optimizer):
-    """bf16-master: copies stepped, gradients cast all at once (tests/oracle/support/optimizers.py)."""
+    """bf16-master: copies stepped, gradients cast all at once (memcalc/harness/optimizers.py)."""
     rng = random.Random(f"master {optimizer}")
     fixed: dict[str, Any] = {"optimizer": optimizer, "master": True}
     impls = ("foreach", "loop") if optimizer in ("adafactor", "momentum") else IMPLS
@@ -140,7 +140,7 @@ def test_deep_models_repeat_their_interior(layers):
 def test_a_step_after_empty_gradients_is_the_second_step(optimizer):
     """The shortcut the other tests take (`quick`) changes nothing the second step shows."""
     cfg = RefConfig(recompute="sac", precision="mixed")
-    short, whole = (run_step(cfg, optimizer=optimizer, quick=quick) for quick in (True, False))
+    short, whole = (run_step(cfg, How(optimizer=optimizer), quick=quick) for quick in (True, False))
     assert (short.phase_peaks, short.live_before, short.saved) == (
         whole.phase_peaks,
         whole.live_before,

@@ -9,11 +9,11 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from memcalc.harness.tracker import StorageTracker
 from tests.oracle.support.hf import run_hf
-from tests.oracle.support.reference import RefConfig, build
+from tests.oracle.support.reference import How, RefConfig, build
 from tests.oracle.support.step import run_step
 from tests.oracle.support.tiny import TINY, attention_of
-from tests.oracle.support.tracker import StorageTracker
 
 
 def _saved_per_block(cfg: RefConfig) -> int:
@@ -54,7 +54,7 @@ def test_the_tracker_agrees_with_memtracker(recompute):
 
 @pytest.mark.parametrize("recompute", ["none", "full", "sac", "selective", "reentrant"])
 def test_the_events_rebuild_the_peak(recompute):
-    record = run_step(RefConfig(recompute=recompute), accum=2)
+    record = run_step(RefConfig(recompute=recompute), How(accum=2))
     alive = {alloc.storage: alloc.nbytes for alloc in record.initial}
     assert sum(alive.values()) == record.live_before
     peak = 0
@@ -73,14 +73,6 @@ def test_backward_events_carry_the_operator_of_their_forward():
     assert {"loss", "lm_head", "final_norm", "1/down_proj", "0/rope", "embedding"} <= names
 
 
-class _Uncast(RefConfig):
-    """The same dtypes, without the reference's own casts."""
-
-    @property
-    def mixed(self) -> bool:
-        return False
-
-
 @pytest.mark.parametrize("norm", ["hand", "decomposed"])
 @pytest.mark.parametrize("recompute", ["none", "full", "sac", "selective", "reentrant"])
 def test_explicit_casts_do_what_autocast_does(norm, recompute):
@@ -88,7 +80,7 @@ def test_explicit_casts_do_what_autocast_does(norm, recompute):
 
     def allocations(cfg: RefConfig, autocast: bool) -> list[tuple[int, str, str]]:
         with FakeTensorMode():
-            model = build(cfg, "cpu")
+            model = build(cfg, "cpu", casts=not autocast)
             ids = torch.zeros(cfg.b, cfg.s, dtype=torch.long)
             tracker = StorageTracker("cpu")
             tracker.track(model, ids)
@@ -99,8 +91,8 @@ def test_explicit_casts_do_what_autocast_does(norm, recompute):
                 loss.backward()
         return [(e.nbytes, e.aten, e.where) for e in tracker.events if e.kind == "alloc"]
 
-    options = {"precision": "mixed", "norm": norm, "recompute": recompute, "loss": "fp32"}
-    assert allocations(RefConfig(**options), False) == allocations(_Uncast(**options), True)
+    cfg = RefConfig(precision="mixed", norm=norm, recompute=recompute, loss="fp32")
+    assert allocations(cfg, False) == allocations(cfg, True)
 
 
 @pytest.mark.parametrize("checkpoint", [False, True])

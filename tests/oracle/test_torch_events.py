@@ -14,6 +14,7 @@ import pytest
 
 from memcalc.engine.program import expanded
 from memcalc.engine.timeline import size_values
+from memcalc.harness.tracker import Alloc, Event
 from tests.oracle.support.compare import (
     RECOMPUTES,
     How,
@@ -24,7 +25,6 @@ from tests.oracle.support.compare import (
     said,
 )
 from tests.oracle.support.reference import RefConfig
-from tests.oracle.support.tracker import Alloc, Event
 
 _BEFORE_THE_BLOCKS = {"rope_tables", "causal_mask"}
 Row = tuple[int, str, str, tuple[int, ...]]  # bytes, phase, where, sorted bytes freed after it

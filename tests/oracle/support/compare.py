@@ -1,119 +1,33 @@
 """The engine asked the way a user asks it, for the model a reference decoder is.
 
-`plan_of` turns a RefConfig and the options of `run_step` into ModelConfig, TrainingSetup and a plan,
-so the comparison covers the product's own path; `random_config` draws reference models.
+`random_config` draws models, `step_differences` says where engine and PyTorch disagree on a step.
 """
 
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from memcalc.engine.memory import StepMemory, step_memory
-from memcalc.engine.plan import Plan, make_plan
 from memcalc.engine.timeline import Instant
-from memcalc.inputs.model import ModelConfig
-from memcalc.inputs.stacks import load_stack
-from memcalc.inputs.training import TrainingSetup, resolve
-from tests.oracle.support.reference import RefConfig
+from tests.oracle.support.reference import DEFAULT, How, RefConfig, plan_of
 from tests.oracle.support.step import StepRecord, run_step
 
-_PRECISIONS = {"bf16": "bf16", "mixed": "bf16-mixed", "fp32": "fp32"}
 PHASES = ("forward", "loss", "backward", "optimizer")
 RECOMPUTES = ("none", "selective", "sac", "sac-attention", "full", "full:N", "reentrant")
 IMPLS = ("foreach", "fused", "loop")
 
 
-@dataclass(frozen=True)
-class How:
-    """How a step runs beside the model itself: the options of `run_step`, fewer than it has."""
-
-    optimizer: str = "adamw"
-    impl: str = "foreach"
-    accum: int = 1
-    set_to_none: bool = True
-    grad_clip: bool = False
-    master: bool = False  # precision bf16-master; the model's is bf16
-
-
-def model_of(cfg: RefConfig) -> ModelConfig:
-    """The reference decoder in the words of a config."""
-    gpt2 = cfg.is_gpt2
-    return ModelConfig(
-        name="reference",
-        model_type="gpt2" if gpt2 else "llama",
-        vocab_size=cfg.V,
-        hidden_size=cfg.h,
-        intermediate_size=cfg.f,
-        num_hidden_layers=cfg.L,
-        num_attention_heads=cfg.a,
-        num_key_value_heads=cfg.a if gpt2 else cfg.k,
-        head_dim=cfg.h // cfg.a if gpt2 else cfg.d,
-        max_position_embeddings=max(cfg.s, cfg.max_positions),
-        tie_word_embeddings=cfg.tied,
-        hidden_act="gelu_new" if gpt2 else "silu",
-        gated_mlp=not gpt2,
-        norm_type="layernorm" if gpt2 or cfg.norm == "layer" else "rmsnorm",
-        qk_norm="head" if cfg.qk_norm else "none",
-        position_embedding="learned" if gpt2 else "rope",
-        num_position_rows=cfg.max_positions if gpt2 else 0,
-        fused_qkv=gpt2,
-        attention_bias=gpt2 or cfg.attention_bias or cfg.qkv_bias,
-        attention_output_bias=gpt2 or cfg.attention_bias,
-        mlp_bias=gpt2 or cfg.mlp_bias,
-        attention_dropout=cfg.attention_dropout,
-        residual_dropout=cfg.dropout,
-        embedding_dropout=cfg.dropout if gpt2 else 0.0,
-    )
-
-
-def setup_of(cfg: RefConfig, how: How = How()) -> TrainingSetup:
-    """The setup a user would state for it."""
-    recompute, _, layers = cfg.recompute.partition(":")
-    reentrant = recompute == "reentrant"
-    return TrainingSetup(
-        seq_len=cfg.s,
-        micro_batch_size=cfg.b,
-        grad_accum_steps=how.accum,
-        precision="bf16-master" if how.master else _PRECISIONS[cfg.precision],
-        optimizer=how.optimizer,
-        optimizer_impl=how.impl,
-        set_to_none=how.set_to_none,
-        grad_clip=how.grad_clip,
-        recompute="full" if reentrant else recompute,
-        recompute_layers=int(layers) if layers else None,
-        reentrant=reentrant,
-        attention=cfg.attention,
-        loss=cfg.loss,
-        loss_chunks=cfg.loss_chunks,
-    )
-
-
-def plan_of(cfg: RefConfig, how: How = How()) -> Plan:
-    """The engine's plan for a reference model."""
-    norm = {} if cfg.norm == "layer" or cfg.is_gpt2 else {"norm": cfg.norm}
-    return make_plan(resolve(setup_of(cfg, how), model_of(cfg)), load_stack("torch"), norm)
-
-
-def memory_of(cfg: RefConfig, how: How = How()) -> StepMemory:
+def memory_of(cfg: RefConfig, how: How = DEFAULT) -> StepMemory:
     """The engine's memory of one step of a reference model."""
     return step_memory(plan_of(cfg, how))
 
 
-def record_of(cfg: RefConfig, how: How = How()) -> StepRecord:
+def record_of(cfg: RefConfig, how: How = DEFAULT) -> StepRecord:
     """The same step run by PyTorch."""
-    return run_step(
-        cfg,
-        optimizer=how.optimizer,
-        impl=how.impl,
-        accum=how.accum,
-        set_to_none=how.set_to_none,
-        grad_clip=1.0 if how.grad_clip else None,
-        device="fake" if how.optimizer in ("sgd", "momentum") and how.impl == "fused" else "meta",
-        quick=True,
-        master=how.master,
-    )
+    fake = how.optimizer in ("sgd", "momentum") and how.impl == "fused"
+    return run_step(cfg, how, device="fake" if fake else "meta", quick=True)
 
 
 def place(instant: Instant) -> str:
@@ -121,7 +35,7 @@ def place(instant: Instant) -> str:
     return instant.op if instant.layer < 0 else f"{instant.layer}/{instant.op}"
 
 
-def step_differences(cfg: RefConfig, how: How = How()) -> dict[str, tuple[Any, Any]]:
+def step_differences(cfg: RefConfig, how: How = DEFAULT) -> dict[str, tuple[Any, Any]]:
     """What the engine and PyTorch say differently of a step: {name: (engine, PyTorch)}.
 
     Bytes of each phase, of the step, saved for backward, of the parameters, and where each peaks.

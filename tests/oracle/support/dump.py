@@ -10,15 +10,14 @@ star marks each new maximum.
 
 from __future__ import annotations
 
-import inspect
 import sys
 from dataclasses import fields
 from itertools import takewhile
 from typing import Any
 
-from tests.oracle.support.reference import RefConfig
+from memcalc.harness.tracker import Alloc, Event
+from tests.oracle.support.reference import How, RefConfig
 from tests.oracle.support.step import run_step
-from tests.oracle.support.tracker import Alloc, Event
 
 
 def _value(text: str) -> Any:
@@ -74,11 +73,11 @@ def main(arguments: list[str]) -> None:
     names = {field.name for field in fields(RefConfig)}
     shape: dict[str, Any] = {"k": 4, "f": 256} if target == "gpt2" else {}
     shape |= {k: v for k, v in options.items() if k in names}
-    unknown = options.keys() - names - inspect.signature(run_step).parameters.keys()
+    unknown = options.keys() - names - {field.name for field in fields(How)}
     if unknown:
         raise SystemExit(f"unknown options: {', '.join(sorted(unknown))}")
     how = {k: v for k, v in options.items() if k not in names}
-    step = run_step(RefConfig(family=target, **shape), **how)
+    step = run_step(RefConfig(family=target, **shape), How(**how))
     events = step.events
     if not whole_step:
         events = list(takewhile(lambda event: not _of_optimizer(event), events))

@@ -1,8 +1,8 @@
-"""Reference decoders in plain PyTorch: what the engine's ledgers claim to describe.
+"""Small models in few words, and the harness's decoder built for them on tensors without data.
 
-Locals live as in ordinary model code, for they are part of the timeline: the attention module
-holds q, k, v and its output until it returns, the MLP is one expression, a block rebinds x twice.
-Each step of the ledger runs inside an `op` context of the same name.
+The decoder under test is the product's own (memcalc/harness), built from the product's own plan. On
+"meta" tensors it takes CUDA's paths; CUDA's fused RMSNorm kernel exists nowhere else and has a
+stand-in that allocates and saves what the kernel does.
 
 Letters: b sequences, s positions, V vocabulary, h hidden, L blocks, a query heads, k key/value
 heads, d head width, f MLP width.
@@ -11,24 +11,19 @@ heads, d head width, f MLP width.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.utils.checkpoint import (
-    CheckpointPolicy,
-    checkpoint,
-    create_selective_checkpoint_contexts,
-)
+from torch import Tensor
 
-from tests.oracle.support.attention import CORES, causal_mask
-from tests.oracle.support.autocast import Linear, autocast_scope, linear
-from tests.oracle.support.norms import NORMS
-from tests.oracle.support.tracker import enter_loss, layer, op
+from memcalc.engine.plan import Plan, make_plan
+from memcalc.harness import decoder, norms
+from memcalc.harness.decoder import Decoder
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.stacks import load_stack
+from memcalc.inputs.training import TrainingSetup, resolve
 
-_aten = torch.ops.aten
+_PRECISIONS = {"bf16": "bf16", "mixed": "bf16-mixed", "fp32": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,6 @@ class RefConfig:
     attention: str = "flash"  # flash | efficient | cudnn | eager
     loss: str = "plain"  # plain | fp32 | chunked
     loss_chunks: int = 4
-    chunk_upcast: bool = True  # chunked: logits.float() inside each chunk
     recompute: str = "none"  # none | full | full:N | sac | sac-attention | selective | reentrant
     attention_bias: bool = False  # llama: q, k, v and o; gpt2 always
     qkv_bias: bool = False  # llama: q, k, v only, as Qwen2
@@ -62,351 +56,106 @@ class RefConfig:
     max_positions: int = 1024  # gpt2's learned positions
 
     @property
-    def mixed(self) -> bool:
-        return self.precision == "mixed"
-
-    @property
-    def param_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
-
-    @property
-    def compute_dtype(self) -> torch.dtype:
-        return torch.float32 if self.precision == "fp32" else torch.bfloat16
-
-    @property
     def is_gpt2(self) -> bool:
         return self.family == "gpt2"
 
-    def norm_module(self, width: int, name: str) -> nn.Module:
-        return NORMS["layer" if self.is_gpt2 else self.norm](width, name)
 
-
-# Small steps of a block ------------------------------------------------------------------------
-
-
-def _dropout(x: Tensor, p: float, name: str) -> Tensor:
-    """Dropout with CUDA's one-byte mask; the plain function keeps a wider one elsewhere."""
-    if not p:
-        return x
-    with op(name):
-        return _aten.native_dropout(x, p, True)[0]
-
-
-def _add(x: Tensor, branch: Tensor, name: str) -> Tensor:
-    with op(name):
-        return x + branch
-
-
-def _multiply(gate: Tensor, up: Tensor) -> Tensor:
-    with op("gate_mul"):
-        return gate * up
-
-
-def _silu(x: Tensor) -> Tensor:
-    with op("activation"):
-        return F.silu(x)
-
-
-def _gelu(x: Tensor) -> Tensor:
-    with op("activation"):
-        return F.gelu(x, approximate="tanh")
-
-
-def _rotate_half(x: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return torch.cat((-second, first), -1)
-
-
-def _apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return x * cos + _rotate_half(x) * sin
-
-
-def _rope_tables(s: int, d: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    """cos and sin, (s, d) each in the compute dtype; the angles are fp32."""
-    exponents = torch.arange(0, d, 2, dtype=torch.float32, device=device) / d
-    positions = torch.arange(s, dtype=torch.float32, device=device)
-    angles = torch.outer(positions, 1.0 / 10000.0**exponents)
-    angles = torch.cat((angles, angles), -1)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-class _NamedLinear(Linear):
-    """A linear whose whole call is one operator."""
-
-    def __init__(self, cfg: RefConfig, n_in: int, n_out: int, bias: bool, name: str) -> None:
-        super().__init__(n_in, n_out, bias, cfg.mixed)
-        self.name = name
-
-    def forward(self, x: Tensor) -> Tensor:
-        with op(self.name):
-            return super().forward(x)
-
-
-# Attention and MLP -----------------------------------------------------------------------------
-
-
-class _Core(nn.Module):
-    """The attention core, in a checkpoint of its own under selective recomputation."""
-
-    def __init__(self, cfg: RefConfig) -> None:
-        super().__init__()
-        self.core, self.dropout = CORES[cfg.attention], cfg.attention_dropout
-        self.dtype = cfg.compute_dtype
-        self.recomputed = cfg.recompute == "selective"
-        self.index = 0  # set by the block: recomputation runs outside the block's scope
-
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        if self.recomputed:
-            return checkpoint(self._attend, q, k, v, mask, use_reentrant=False)
-        return self._attend(q, k, v, mask)
-
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        # Autocast gives every attention kernel bf16; a cast happens only after a norm of q and k.
-        with layer(self.index), op("attention"):
-            q, k, v = q.to(self.dtype), k.to(self.dtype), v.to(self.dtype)
-            return self.core(q, k, v, mask, self.dropout)
-
-
-class LlamaAttention(nn.Module):
-    def __init__(self, cfg: RefConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
-        bias, input_bias = cfg.attention_bias, cfg.attention_bias or cfg.qkv_bias
-        width, kv_width = cfg.a * cfg.d, cfg.k * cfg.d
-        self.q_proj = Linear(cfg.h, width, input_bias, cfg.mixed)
-        self.k_proj = Linear(cfg.h, kv_width, input_bias, cfg.mixed)
-        self.v_proj = Linear(cfg.h, kv_width, input_bias, cfg.mixed)
-        self.o_proj = Linear(width, cfg.h, bias, cfg.mixed)
-        if cfg.qk_norm:
-            self.q_norm = cfg.norm_module(cfg.d, "q_norm")
-            self.k_norm = cfg.norm_module(cfg.d, "k_norm")
-        self.core = _Core(cfg)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        b, s, _ = x.shape
-        cfg = self.cfg
-        with op("q_proj"):
-            q = self.q_proj(x).view(b, s, cfg.a, cfg.d)
-        with op("k_proj"):
-            k = self.k_proj(x).view(b, s, cfg.k, cfg.d)
-        with op("v_proj"):
-            v = self.v_proj(x).view(b, s, cfg.k, cfg.d).transpose(1, 2)
-        if cfg.qk_norm:
-            q = self.q_norm(q)
-            k = self.k_norm(k)
-        with op("rope"):
-            q = _apply_rope(q.transpose(1, 2), cos, sin)
-            k = _apply_rope(k.transpose(1, 2), cos, sin)
-        out = self.core(q, k, v, mask)
-        with op("o_proj"):
-            return self.o_proj(out.transpose(1, 2).reshape(b, s, -1))
-
-
-class GPT2Attention(nn.Module):
-    def __init__(self, cfg: RefConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.qkv_proj = Linear(cfg.h, 3 * cfg.h, True, cfg.mixed)
-        self.o_proj = Linear(cfg.h, cfg.h, True, cfg.mixed)
-        self.core = _Core(cfg)
-
-    def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        b, s, h = x.shape
-        heads = (b, s, self.cfg.a, h // self.cfg.a)
-        with op("qkv_proj"):
-            q, k, v = self.qkv_proj(x).split(h, -1)
-            q = q.view(heads).transpose(1, 2)
-            k = k.view(heads).transpose(1, 2)
-            v = v.view(heads).transpose(1, 2)
-        out = self.core(q, k, v, mask)
-        with op("o_proj"):
-            return self.o_proj(out.transpose(1, 2).reshape(b, s, h))
-
-
-class LlamaMLP(nn.Module):
-    def __init__(self, cfg: RefConfig) -> None:
-        super().__init__()
-        self.gate_proj = _NamedLinear(cfg, cfg.h, cfg.f, cfg.mlp_bias, "gate_proj")
-        self.up_proj = _NamedLinear(cfg, cfg.h, cfg.f, cfg.mlp_bias, "up_proj")
-        self.down_proj = _NamedLinear(cfg, cfg.f, cfg.h, cfg.mlp_bias, "down_proj")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_multiply(_silu(self.gate_proj(x)), self.up_proj(x)))
-
-
-class GPT2MLP(nn.Module):
-    def __init__(self, cfg: RefConfig) -> None:
-        super().__init__()
-        self.up_proj = _NamedLinear(cfg, cfg.h, cfg.f, True, "up_proj")
-        self.down_proj = _NamedLinear(cfg, cfg.f, cfg.h, True, "down_proj")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(_gelu(self.up_proj(x)))
-
-
-class Block(nn.Module):
-    def __init__(self, cfg: RefConfig, index: int) -> None:
-        super().__init__()
-        self.index, self.p, self.mixed = index, cfg.dropout, cfg.mixed
-        self.attn_norm = cfg.norm_module(cfg.h, "attn_norm")
-        self.attn = GPT2Attention(cfg) if cfg.is_gpt2 else LlamaAttention(cfg)
-        self.attn.core.index = index
-        self.mlp_norm = cfg.norm_module(cfg.h, "mlp_norm")
-        self.mlp = GPT2MLP(cfg) if cfg.is_gpt2 else LlamaMLP(cfg)
-
-    def forward(self, x: Tensor, *context: Tensor | None) -> Tensor:
-        """context: what attention reads beside x, that is cos, sin (llama) and the mask."""
-        with layer(self.index), autocast_scope(self.mixed):
-            x = _add(
-                x,
-                _dropout(self.attn(self.attn_norm(x), *context), self.p, "attn_dropout"),
-                "attn_residual",
-            )
-            return _add(
-                x, _dropout(self.mlp(self.mlp_norm(x)), self.p, "mlp_dropout"), "mlp_residual"
-            )
-
-
-# Recomputation ---------------------------------------------------------------------------------
-
-_ATTENTION_KERNELS = frozenset(
-    {
-        _aten._scaled_dot_product_flash_attention.default,
-        _aten._scaled_dot_product_efficient_attention.default,
-        _aten._scaled_dot_product_cudnn_attention.default,
-    }
-)
-_MATMULS = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default})
-_KEPT = {"sac": _ATTENTION_KERNELS | _MATMULS, "sac-attention": _ATTENTION_KERNELS}
-
-
-def _keep(kept: frozenset[Any], ctx: Any, func: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if func in kept else CheckpointPolicy.PREFER_RECOMPUTE
-
-
-def _run_block(block: Block, index: int, recompute: str, *args: Tensor | None) -> Tensor:
-    if recompute in _KEPT:
-        contexts = partial(create_selective_checkpoint_contexts, partial(_keep, _KEPT[recompute]))
-        return checkpoint(block, *args, use_reentrant=False, context_fn=contexts)
-    if recompute == "reentrant":
-        return checkpoint(block, *args, use_reentrant=True)
-    first = int(recompute.partition(":")[2] or index + 1) if recompute.startswith("full") else 0
-    if index < first:
-        return checkpoint(block, *args, use_reentrant=False)
-    return block(*args)
-
-
-# Loss and model --------------------------------------------------------------------------------
-
-
-def _cross_entropy(
-    logits: Tensor, labels: Tensor, upcast: bool, mixed: bool, reduction: str
-) -> Tensor:
-    """Cross entropy of (tokens, V) logits.
-
-    Under CUDA autocast F.cross_entropy asks log_softmax for its input's dtype, so the log
-    probabilities stay bf16, and the likelihood is then an fp32 operator on a cast of them.
-    """
-    with op("loss"):
-        if upcast:
-            return F.cross_entropy(logits.float(), labels, reduction=reduction)
-        if mixed:
-            log_probs = F.log_softmax(logits, -1, dtype=logits.dtype)
-            return F.nll_loss(log_probs.float(), labels, reduction=reduction)
-        return F.cross_entropy(logits, labels, reduction=reduction)
-
-
-class Decoder(nn.Module):
-    """Token ids and labels in, mean loss out."""
-
-    def __init__(self, cfg: RefConfig) -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.embedding = nn.Embedding(cfg.V, cfg.h)
-        if cfg.is_gpt2:
-            self.positions = nn.Embedding(cfg.max_positions, cfg.h)
-        self.layers = nn.ModuleList(Block(cfg, i) for i in range(cfg.L))
-        self.final_norm = cfg.norm_module(cfg.h, "final_norm")
-        if not cfg.tied:
-            self.lm_head = Linear(cfg.h, cfg.V, False, cfg.mixed)  # registered last, as usual
-
-    @property
-    def head_weight(self) -> Tensor:
-        return self.embedding.weight if self.cfg.tied else self.lm_head.weight
-
-    def forward(self, ids: Tensor, labels: Tensor) -> Tensor:
-        with autocast_scope(self.cfg.mixed):
-            return self._loss(ids, labels)
-
-    def _loss(self, ids: Tensor, labels: Tensor) -> Tensor:
-        x = self._embed(ids)
-        context = self._context(ids)
-        for index, block in enumerate(self.layers):
-            x = _run_block(block, index, self.cfg.recompute, x, *context)
-        if self.cfg.loss == "chunked":
-            return self._chunked_loss(self.final_norm(x), labels)
-        logits = self._logits(self.final_norm(x))
-        enter_loss()
-        return _cross_entropy(
-            logits.view(-1, self.cfg.V),
-            labels.view(-1),
-            self.cfg.loss == "fp32",
-            self.cfg.mixed,
-            "mean",
-        )
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        with op("embedding"):
-            x = self.embedding(ids)
-        if self.cfg.is_gpt2:
-            with op("position_embedding"):
-                x = x + self.positions(torch.arange(ids.shape[1], device=ids.device))
-            x = _dropout(x, self.cfg.dropout, "embedding_dropout")
-        return x
-
-    def _context(self, ids: Tensor) -> tuple[Tensor | None, ...]:
-        cfg, mask = self.cfg, None
-        tables: tuple[Tensor, ...] = ()
-        if not cfg.is_gpt2:
-            with op("rope_tables"):
-                tables = _rope_tables(ids.shape[1], cfg.d, cfg.compute_dtype, ids.device)
-        if cfg.attention == "eager":
-            with op("causal_mask"):
-                mask = causal_mask(ids.shape[1], cfg.compute_dtype, ids.device)
-        return (*tables, mask)
-
-    def _logits(self, hidden: Tensor) -> Tensor:
-        with op("lm_head"):
-            return linear(hidden, self.head_weight, None, self.cfg.mixed)
-
-    def _chunked_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        """Head and loss of one chunk of tokens at a time, recomputed in backward."""
-        enter_loss()
-        cfg = self.cfg
-        labels = labels.view(-1)
-        total = None
-        with op("loss"):
-            pieces = hidden.view(-1, cfg.h).chunk(cfg.loss_chunks)
-        parts = zip(pieces, labels.chunk(cfg.loss_chunks), strict=True)
-        for hidden_part, labels_part in parts:
-            part = checkpoint(self._part_loss, hidden_part, labels_part, use_reentrant=False)
-            with op("loss"):
-                total = part if total is None else total + part
-        with op("loss"):
-            return total / labels.numel()
-
-    def _part_loss(self, hidden: Tensor, labels: Tensor) -> Tensor:
-        with autocast_scope(self.cfg.mixed):
-            logits = self._logits(hidden)
-            return _cross_entropy(logits, labels, self.cfg.chunk_upcast, self.cfg.mixed, "sum")
-
-
-def build(cfg: RefConfig, device: str) -> Decoder:
-    """The decoder in its parameters' dtype; inside FakeTensorMode, "cpu" gives fake tensors."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(cfg.param_dtype)
-    try:
-        with torch.device(device):
-            return Decoder(cfg)
-    finally:
-        torch.set_default_dtype(before)
+@dataclass(frozen=True)
+class How:
+    """How a step runs beside the model itself: the options of `run_step`, fewer than it has."""
+
+    optimizer: str = "adamw"
+    impl: str = "foreach"
+    accum: int = 1
+    set_to_none: bool = True
+    grad_clip: bool = False
+    master: bool = False  # precision bf16-master; the model's is bf16
+
+
+DEFAULT = How()
+
+
+def model_of(cfg: RefConfig) -> ModelConfig:
+    """The reference decoder in the words of a config."""
+    gpt2 = cfg.is_gpt2
+    return ModelConfig(
+        name="reference",
+        model_type="gpt2" if gpt2 else "llama",
+        vocab_size=cfg.V,
+        hidden_size=cfg.h,
+        intermediate_size=cfg.f,
+        num_hidden_layers=cfg.L,
+        num_attention_heads=cfg.a,
+        num_key_value_heads=cfg.a if gpt2 else cfg.k,
+        head_dim=cfg.h // cfg.a if gpt2 else cfg.d,
+        max_position_embeddings=max(cfg.s, cfg.max_positions),
+        tie_word_embeddings=cfg.tied,
+        hidden_act="gelu_new" if gpt2 else "silu",
+        gated_mlp=not gpt2,
+        norm_type="layernorm" if gpt2 or cfg.norm == "layer" else "rmsnorm",
+        qk_norm="head" if cfg.qk_norm else "none",
+        position_embedding="learned" if gpt2 else "rope",
+        num_position_rows=cfg.max_positions if gpt2 else 0,
+        fused_qkv=gpt2,
+        attention_bias=gpt2 or cfg.attention_bias or cfg.qkv_bias,
+        attention_output_bias=gpt2 or cfg.attention_bias,
+        mlp_bias=gpt2 or cfg.mlp_bias,
+        attention_dropout=cfg.attention_dropout,
+        residual_dropout=cfg.dropout,
+        embedding_dropout=cfg.dropout if gpt2 else 0.0,
+    )
+
+
+def setup_of(cfg: RefConfig, how: How = DEFAULT) -> TrainingSetup:
+    """The setup a user would state for it."""
+    recompute, _, layers = cfg.recompute.partition(":")
+    reentrant = recompute == "reentrant"
+    return TrainingSetup(
+        seq_len=cfg.s,
+        micro_batch_size=cfg.b,
+        grad_accum_steps=how.accum,
+        precision="bf16-master" if how.master else _PRECISIONS[cfg.precision],
+        optimizer=how.optimizer,
+        optimizer_impl=how.impl,
+        set_to_none=how.set_to_none,
+        grad_clip=how.grad_clip,
+        recompute="full" if reentrant else recompute,
+        recompute_layers=int(layers) if layers else None,
+        reentrant=reentrant,
+        attention=cfg.attention,
+        loss=cfg.loss,
+        loss_chunks=cfg.loss_chunks,
+    )
+
+
+def plan_of(cfg: RefConfig, how: How = DEFAULT) -> Plan:
+    """The engine's plan for a reference model."""
+    norm = {} if cfg.norm == "layer" or cfg.is_gpt2 else {"norm": cfg.norm}
+    return make_plan(resolve(setup_of(cfg, how), model_of(cfg)), load_stack("torch"), norm)
+
+
+class _FusedRMSNorm(torch.autograd.Function):
+    """What CUDA's kernel allocates and saves (aten._fused_rms_norm is decomposed off CUDA)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        out = torch.empty_like(x)
+        rstd = torch.empty((*x.shape[:-1], 1), dtype=torch.float32, device=x.device)
+        ctx.save_for_backward(x, weight, rstd)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, _rstd = ctx.saved_tensors
+        return torch.empty_like(x), torch.empty_like(weight), None
+
+
+norms.fused_rms_norm = _FusedRMSNorm.apply
+
+
+def build(cfg: RefConfig, device: str, how: How = DEFAULT, casts: bool = True) -> Decoder:
+    """The decoder; inside FakeTensorMode "cpu" gives fake tensors. casts: its own autocast."""
+    plan = plan_of(cfg, how)
+    if not casts:
+        plan = plan._replace(kernels=plan.kernels._replace(autocast=False))
+    return decoder.build(plan, device, seed=None)

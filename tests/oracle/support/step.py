@@ -1,20 +1,19 @@
-"""Whole training steps of a reference decoder under the tracker."""
+"""Whole training steps of the harness's decoder under the tracker, on tensors without data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 from unittest import mock
 
 import torch
-from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.oracle.support.optimizers import MasterWeights, make_optimizers
-from tests.oracle.support.reference import RefConfig, build
-from tests.oracle.support.tracker import Alloc, Event, Peak, StorageTracker, op
+from memcalc.harness.optimizers import MasterWeights
+from memcalc.harness.step import OnPhase, TrainingStep
+from memcalc.harness.tracker import Alloc, Event, Peak, StorageTracker
+from tests.oracle.support.reference import DEFAULT, How, RefConfig, build, plan_of
 
 
 @dataclass(frozen=True)
@@ -42,21 +41,17 @@ class StepRecord:
 
 def run_step(
     cfg: RefConfig,
-    optimizer: str = "adamw",
-    impl: str = "foreach",
-    accum: int = 1,
-    set_to_none: bool = True,
+    how: How = DEFAULT,
+    *,
     steps: int = 2,
     device: str = "meta",
-    grad_clip: float | None = None,
     separate_labels: bool = False,
     quick: bool = False,
-    master: bool = False,
 ) -> StepRecord:
     """Run `steps` optimizer steps and record the last.
 
     quick: earlier steps update on empty gradients, without a forward and backward; the states they
-    leave are the same. master: fp32 copies of the parameters are what the optimizer updates.
+    leave are the same.
 
     device: "meta", where LayerNorm keeps fp32 statistics and Adam's `step` scalars of foreach and
     loop stay on the host, both as on CUDA; or "fake", fake tensors on cpu (needed for fused SGD).
@@ -65,33 +60,26 @@ def run_step(
         if device == "fake":
             stack.enter_context(FakeTensorMode())
         where = "cpu" if device == "fake" else device
-        model = build(cfg, where)
-        ids = torch.zeros(cfg.b, cfg.s, dtype=torch.long, device=where)
-        labels = torch.zeros_like(ids) if separate_labels else ids
+        step = _Step(plan_of(cfg, how), where)
+        if separate_labels:
+            step.labels = step.ids.clone()
         tracker = StorageTracker(where)
-        tracker.track(model, ids, labels)
-        optimizers: list[Any]
-        if master:
-            optimizers = [MasterWeights(model, optimizer, impl)]
-            tracker.track(list(optimizers[0].copies.values()))
-        else:
-            optimizers = list(make_optimizers(dict(model.named_parameters()), optimizer, impl))
-        step = _Step(model, optimizers, ids, labels, tracker, accum, set_to_none, grad_clip)
+        tracker.track(step.model, step.ids, step.labels, _copies(step))
         stack.enter_context(_without_data(where))
         stack.enter_context(tracker)
         first_initial = tracker.live_storages()
         tracker.reset()
-        step.run(quick and steps > 1)
+        step.record(tracker, quick and steps > 1)
         first_events = tracker.events
         for remaining in reversed(range(steps - 1)):
             tracker.reset()
             initial, live_before = tracker.live_storages(), tracker.live
-            step.run(quick and remaining > 0)
+            step.record(tracker, quick and remaining > 0)
     if steps == 1:
         initial, live_before = first_initial, sum(alloc.nbytes for alloc in first_initial)
     return StepRecord(
-        params=sum(p.numel() for p in model.parameters()),
-        param_bytes=sum(p.nbytes for p in model.parameters()),
+        params=sum(p.numel() for p in step.model.parameters()),
+        param_bytes=sum(p.nbytes for p in step.model.parameters()),
         peak=tracker.peak,
         peak_at=tracker.peak_at,
         phase_peaks=tracker.phase_peaks,
@@ -118,44 +106,39 @@ def saved_bytes(cfg: RefConfig) -> int:
     return saved
 
 
-@dataclass
-class _Step:
-    model: nn.Module
-    optimizers: list[Any]
-    ids: torch.Tensor
-    labels: torch.Tensor
-    tracker: StorageTracker
-    accum: int
-    set_to_none: bool
-    grad_clip: float | None
-    saved: int = 0
+def _copies(step: TrainingStep) -> list[torch.Tensor]:
+    """fp32 master copies, where the optimizer keeps them."""
+    masters = [o for o in step.optimizers if isinstance(o, MasterWeights)]
+    return [copy for master in masters for copy in master.copies.values()]
 
-    def run(self, on_empty_gradients: bool = False) -> None:
-        if on_empty_gradients:
-            for parameter in self.model.parameters():
-                parameter.grad = torch.empty_like(parameter)
-        else:
-            for _ in range(self.accum):
-                self._micro_batch()
-        self.tracker.set_phase("optimizer")
-        if self.grad_clip is not None:
-            with op("grad_clip"):
-                nn.utils.clip_grad_norm_(self.model.parameters(), self.grad_clip)
-        with op("optimizer"):
-            for optimizer in self.optimizers:
-                optimizer.step()
-        self.tracker.set_phase("zero_grad")
-        with op("zero_grad"):
-            for optimizer in self.optimizers:
-                optimizer.zero_grad(set_to_none=self.set_to_none)
 
-    def _micro_batch(self) -> None:
-        self.tracker.set_phase("forward")
-        before = self.tracker.live
-        loss = self.model(self.ids, self.labels)
-        self.saved = self.tracker.live - before
-        self.tracker.set_phase("backward")
-        loss.backward()
+class _Step(TrainingStep):
+    """The product's step, told to the tracker; on empty gradients where only states matter."""
+
+    saved = 0
+    on_empty_gradients = False
+
+    def record(self, tracker: StorageTracker, on_empty_gradients: bool) -> None:
+        before = 0
+
+        def on_phase(name: str) -> None:
+            nonlocal before
+            if name == "forward":
+                before = tracker.live
+            elif name == "backward":
+                self.saved = tracker.live - before
+            if tracker.phase != name:
+                tracker.set_phase(name)
+
+        self.on_empty_gradients = on_empty_gradients
+        self.run(on_phase)
+
+    def micro_batch(self, on_phase: OnPhase, keep_loss: bool) -> None:
+        if not self.on_empty_gradients:
+            super().micro_batch(on_phase, keep_loss)
+            return
+        for parameter in self.model.parameters():
+            parameter.grad = torch.empty_like(parameter)
 
 
 @contextmanager

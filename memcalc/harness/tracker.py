@@ -3,18 +3,14 @@
 `StorageTracker` is a dispatch mode. It registers each storage when an operator first returns it and
 hears of its end through a weak reference, so views cost nothing and frees come in their true order.
 Three labels go with each allocation: the aten operator, the phase of the step (`set_phase`) and
-`where`, the ledger operator at work, such as "3/gate_proj" or "final_norm".
-
-In the forward pass `where` comes from the `layer` and `op` contexts the reference modules open.
-In the backward pass it comes from the autograd node that runs: nodes carry the sequence number of
-their forward operator, and the contexts note which numbers are theirs. A context that is open
-wins, which is what labels recomputed operators.
+`where`, the ledger operator at work, such as "3/gate_proj" or "final_norm" (harness/scopes.py).
+Scratch that a kernel takes and returns inside one operator is not seen.
+Checked by: oracle/test_support.py.
 """
 
 from __future__ import annotations
 
 import weakref
-from bisect import bisect_right
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -23,79 +19,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
-#: Nodes that accumulate into leaves carry the largest number, not that of a forward operator.
-_LARGEST_SEQUENCE_NR = 1 << 62
-OUTSIDE = ""
-
-
-class _Scopes:
-    """Which operator is at work, and which autograd sequence numbers belong to which operator."""
-
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.open: list[str] = []
-        self.layer: str | None = None
-        self._starts: list[int] = []
-        self._names: list[str] = []
-
-    def mark(self) -> None:
-        """From the next sequence number on, nodes belong to the innermost open operator."""
-        self._starts.append(torch.autograd._get_sequence_nr())
-        self._names.append(self.open[-1] if self.open else OUTSIDE)
-
-    def of_node(self, sequence_nr: int) -> str:
-        position = bisect_right(self._starts, sequence_nr) - 1
-        return self._names[position] if position >= 0 else OUTSIDE
-
-
-_scopes = _Scopes()
-_active: list[StorageTracker] = []
-
-
-class op:
-    """Context: the ledger operator `name` runs, inside the current layer if one is open."""
-
-    __slots__ = ("name",)
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        layer = _scopes.layer
-        _scopes.open.append(self.name if layer is None else f"{layer}/{self.name}")
-        _scopes.mark()
-
-    def __exit__(self, *exc: object) -> None:
-        _scopes.open.pop()
-        _scopes.mark()
-
-
-class layer:
-    """Context: operators opened inside belong to block `index`."""
-
-    __slots__ = ("index", "outer")
-
-    def __init__(self, index: int | str) -> None:
-        self.index = str(index)
-
-    def __enter__(self) -> None:
-        self.outer = _scopes.layer
-        _scopes.layer = self.index
-
-    def __exit__(self, *exc: object) -> None:
-        _scopes.layer = self.outer
-
-
-def enter_loss() -> None:
-    """Move active trackers from phase "forward" to "loss"; in backward (recompute) do nothing."""
-    for tracker in _active:
-        if tracker.phase == "forward":
-            tracker.set_phase("loss")
+from memcalc.harness.scopes import LARGEST_SEQUENCE_NR, OUTSIDE, scopes, unwatch, watch
 
 
 class Alloc(NamedTuple):
+    """A storage comes into being: its number, bytes, and the operator, phase and place it is of."""
+
     kind: str  # "alloc"
     storage: int
     nbytes: int
@@ -105,6 +34,8 @@ class Alloc(NamedTuple):
 
 
 class Free(NamedTuple):
+    """A storage ends."""
+
     kind: str  # "free"
     storage: int
     nbytes: int
@@ -114,19 +45,21 @@ Event = Alloc | Free
 
 
 class Peak(NamedTuple):
+    """The most bytes alive in a phase, and where that was."""
+
     nbytes: int = 0
     aten: str = ""
     where: str = OUTSIDE
 
 
-class StorageTracker(TorchDispatchMode):
+class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of storages alive on one kind of device.
 
     device: count only tensors on this device type ("meta" leaves out the host); None: all.
     """
 
     def __init__(self, device: str | None = None) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.device = device
         self.live = 0
         self.phase = "forward"
@@ -137,18 +70,17 @@ class StorageTracker(TorchDispatchMode):
         self._last_where = OUTSIDE
 
     def __enter__(self) -> StorageTracker:
-        if not _active:
-            _scopes.reset()
-        _active.append(self)
-        super().__enter__()
+        watch(self)
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
-        super().__exit__(*exc)
-        _active.remove(self)
+        super().__exit__(*exc)  # type: ignore[no-untyped-call]
+        unwatch(self)
 
     @property
     def peak(self) -> int:
+        """The most bytes alive in any phase."""
         return max((peak.nbytes for peak in self.phase_peaks.values()), default=0)
 
     @property
@@ -158,6 +90,7 @@ class StorageTracker(TorchDispatchMode):
         return phase, peak.aten, peak.where
 
     def set_phase(self, name: str) -> None:
+        """Enter a phase: what is allocated from now on counts to its peak."""
         self.phase = name
 
     def reset(self) -> None:
@@ -197,12 +130,12 @@ class StorageTracker(TorchDispatchMode):
         return result
 
     def _where(self) -> str:
-        if _scopes.open:
-            where = _scopes.open[-1]
+        if scopes.open:
+            where = scopes.open[-1]
         elif (node := torch._C._current_autograd_node()) is None:
             where = "optimizer" if self.phase == "optimizer" else self._last_where
-        elif (sequence_nr := node._sequence_nr()) < _LARGEST_SEQUENCE_NR:
-            where = _scopes.of_node(sequence_nr)
+        elif (sequence_nr := node._sequence_nr()) < LARGEST_SEQUENCE_NR:
+            where = scopes.of_node(sequence_nr)
         else:
             where = self._last_where
         self._last_where = where
