@@ -16,6 +16,9 @@ from memcalc.engine.sizes import Size
 from memcalc.engine.tensors import Shape, Tape, Tensor
 from memcalc.inputs.model import ModelConfig
 
+#: Linears of the blocks that fp8 recipes leave in 16 bit; so is everything outside the blocks.
+_NOT_FP8 = frozenset({"router", "shared_expert_gate"})
+
 
 @dataclass(eq=False)
 class Build:
@@ -97,6 +100,6 @@ class Build:
         b = None if b is None else self.cast_param(b)
         weight = self.cast_param(weight)
         narrow = to(x, self.kernels.compute_dtype)
-        if self.kernels.fp8_linear and b is None:
+        if self.kernels.fp8_linear and b is None and self.tape.block >= 0 and name not in _NOT_FP8:
             return fp8_linear(narrow, weight)
         return linear(narrow, weight, b)

@@ -126,7 +126,7 @@ def plan_of(
 def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
     """What a reader must know of the choices: closed forms, and what the stack does not do."""
     said = {
-        "loss fused: gradients made in forward, chunk by chunk; a closed form": (
+        "loss fused: gradients made in forward, chunk by chunk, as memcalc's decoder does it": (
             kernels.loss == "fused" and not kernels.hf
         ),
         f"loss {kernels.loss} has no effect: the stack runs the family's own loss": (
@@ -141,7 +141,7 @@ def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
         "fp16-mixed: the gradient scaler's three scalars are left out": (
             kernels.compute_dtype == "fp16"
         ),
-        "fp8-mixed: fp8 copies of both operands of each linear; a closed form": kernels.fp8_linear,
+        "fp8-mixed: linears of the blocks in fp8; head, routers and biased linears in 16 bit": kernels.fp8_linear,
     }
     return [note for note, applies in said.items() if applies]
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memcalc.engine.kernels import Kernels
+from memcalc.errors import ConfigError
 from memcalc.harness.fp8 import fp8_linear
 
 DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -55,28 +56,41 @@ def cast_parameter(parameter: Tensor, dtype: torch.dtype) -> Tensor:
     return _cache[id(parameter)]
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> Tensor:
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, kernels: Kernels, fp8: bool = False
+) -> Tensor:
     """F.linear, its operands cast where autocast would: bias, weight, input, in that order."""
     if not kernels.autocast:
         return F.linear(x, weight, bias)
     dtype = DTYPES[kernels.compute_dtype]
     bias = None if bias is None else cast_parameter(bias, dtype)
     weight = cast_parameter(weight, dtype)
-    if kernels.fp8_linear and bias is None:
+    if fp8 and bias is None:
         return fp8_linear(x.to(dtype), weight)
     return F.linear(x.to(dtype), weight, bias)
 
 
 class Linear(nn.Linear):
-    """A linear layer under the run's casts. Shapes: (..., in) to (..., out)."""
+    """A linear layer under the run's casts. Shapes: (..., in) to (..., out).
 
-    def __init__(self, features: tuple[int, int], bias: bool, kernels: Kernels) -> None:
+    Under fp8-mixed the linears of the blocks without a bias run in fp8; routers, gates, the head and
+    projections outside the blocks stay in 16 bit, as fp8 recipes leave them.
+    """
+
+    def __init__(
+        self, features: tuple[int, int], bias: bool, kernels: Kernels, fp8: bool = True
+    ) -> None:
         super().__init__(*features, bias=bias)
-        self.kernels = kernels
+        self.kernels, self.fp8 = kernels, fp8 and kernels.fp8_linear
+        if self.fp8 and not bias and any(n % 16 for n in features):
+            raise ConfigError(
+                f"fp8-mixed: got a linear of {features[0]} by {features[1]}; "
+                "rule: both multiples of 16; valid: bf16-mixed"
+            )
 
     def reset_parameters(self) -> None:
         """Nothing: a decoder draws its weights as a whole."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x W^T + b."""
-        return linear(x, self.weight, self.bias, self.kernels)
+        return linear(x, self.weight, self.bias, self.kernels, self.fp8)

@@ -38,7 +38,7 @@ class Decoder(nn.Module):
         self.rope_theta = 10000.0
         h, w = config.hidden_size, config.word_embed_proj_dim or config.hidden_size
         self.embedding = Embedding(config.vocab_size, w)
-        self.project_in = Linear((w, h), False, kernels) if w != h else None
+        self.project_in = Linear((w, h), False, kernels, fp8=False) if w != h else None
         if config.position_embedding == "learned":
             self.position_embedding = Embedding(config.num_position_rows, h)
         if config.embedding_norm:
@@ -47,7 +47,7 @@ class Decoder(nn.Module):
             Block(config, kernels, kind, index) for index, kind in enumerate(kinds)
         )
         self.final_norm = Norm(h, "final_norm", config, kernels) if config.final_norm else None
-        self.project_out = Linear((h, w), False, kernels) if w != h else None
+        self.project_out = Linear((h, w), False, kernels, fp8=False) if w != h else None
         self.lm_head = Head(config, w)
 
     def forward(self, ids: Tensor, labels: Tensor) -> Tensor:

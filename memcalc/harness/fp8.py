@@ -25,11 +25,11 @@ def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def _to_fp8(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """x scaled to the range of dtype, in x's layout, and the factor that undoes it (fp32)."""
-    largest = torch.linalg.vector_norm(x, torch.inf, dtype=torch.float32).clamp(min=1e-12)
-    scale = torch.finfo(dtype).max / largest
+    largest = torch.linalg.vector_norm(x, torch.inf, dtype=torch.float32).clamp_(min=1e-12)
+    scale = (torch.finfo(dtype).max / largest).to(x.dtype)
     out = torch.empty_like(x, dtype=dtype)
-    torch.mul(x, scale.to(x.dtype), out=out)
-    return out, 1.0 / scale.to(x.dtype).float()
+    torch.mul(x, scale, out=out)
+    return out, scale.float().reciprocal_()
 
 
 def _product(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:

@@ -44,7 +44,7 @@ class Moe(nn.Module):
         if moe.shared_intermediate_size:
             self.shared = Mlp(config, kernels, moe.shared_intermediate_size, "shared_")
         if moe.shared_expert_gate:
-            self.shared_expert_gate = Linear((h, 1), False, kernels)
+            self.shared_expert_gate = Linear((h, 1), False, kernels, fp8=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, s, h) to (b, s, h)."""

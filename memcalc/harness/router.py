@@ -25,7 +25,7 @@ class Router(Linear):
     """Logits, weights and indices of the chosen experts, by the model's scoring."""
 
     def __init__(self, config: ModelConfig, moe: MoeConfig, kernels: Kernels) -> None:
-        super().__init__((config.hidden_size, moe.num_experts), moe.router_bias, kernels)
+        super().__init__((config.hidden_size, moe.num_experts), moe.router_bias, kernels, fp8=False)
         self.moe = moe
 
     def route(self, tokens: Tensor) -> Routing:

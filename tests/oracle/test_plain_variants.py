@@ -135,9 +135,9 @@ def _kinds(model: ModelConfig, recompute: bool) -> tuple[BlockKind, ...]:
     return tuple(BlockKind(model.layer_type(i), model.is_sparse(i), kind) for i in layers)
 
 
-def _engine_events(model: ModelConfig, kernel: str, recompute: bool, batch: int) -> list[int]:
+def _engine_events(model: ModelConfig, kernels: Kernels, recompute: bool, batch: int) -> list[int]:
     values, tape = dim_values(model, batch, 64), Tape()
-    build = Build(tape, model, Kernels(attention=kernel), dim_sizes(values))
+    build = Build(tape, model, kernels, dim_sizes(values))
     micro_batch(build, list(_kinds(model, recompute)), False)
     out = []
     for event in list(tape.events):
@@ -148,8 +148,8 @@ def _engine_events(model: ModelConfig, kernel: str, recompute: bool, batch: int)
     return out
 
 
-def _torch_events(model: ModelConfig, kernel: str, recompute: bool, batch: int) -> list[int]:
-    decoder = assemble(model, Kernels(attention=kernel), _kinds(model, recompute), "meta")
+def _torch_events(model: ModelConfig, kernels: Kernels, recompute: bool, batch: int) -> list[int]:
+    decoder = assemble(model, kernels, _kinds(model, recompute), "meta")
     ids = torch.zeros(batch, 64, dtype=torch.long, device="meta")
     tracker = StorageTracker("meta")
     tracker.track(decoder, ids)
@@ -171,13 +171,36 @@ def _torch_events(model: ModelConfig, kernel: str, recompute: bool, batch: int) 
 @pytest.mark.parametrize("case", CASES)
 def test_every_event(case: str, recompute: bool) -> None:
     kernel, changes = CASES[case]
-    model = replace(BASE, **changes)
+    _assert_equal(replace(BASE, **changes), Kernels(attention=kernel), recompute)
+
+
+def _assert_equal(model: ModelConfig, kernels: Kernels, recompute: bool) -> None:
     for batch in (1, 2):
-        ours = steps(_engine_events(model, kernel, recompute, batch))
-        theirs = steps(_torch_events(model, kernel, recompute, batch))
+        ours = steps(_engine_events(model, kernels, recompute, batch))
+        theirs = steps(_torch_events(model, kernels, recompute, batch))
         for number, (one, other) in enumerate(zip(ours, theirs, strict=False)):
             assert one == other, f"allocation {number}: {one}, PyTorch {other}"
         assert len(ours) == len(theirs)
+
+
+_MIXED: dict[str, Any] = {"param_dtype": "fp32", "autocast": True}
+KERNELS = {
+    "fused loss": Kernels(loss="fused"),
+    "fused loss, mixed": Kernels(loss="fused", loss_chunks=3, **_MIXED),
+    "fused loss, fp32": Kernels(
+        loss="fused", loss_chunks=2, param_dtype="fp32", compute_dtype="fp32"
+    ),
+    "fp8": Kernels(fp8_linear=True, **_MIXED),
+    "fp8, chunked loss": Kernels(fp8_linear=True, loss="chunked", loss_chunks=4, **_MIXED),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("experts", [False, True])
+@pytest.mark.parametrize("kernels", KERNELS)
+def test_every_event_of_fused_losses_and_fp8(kernels: str, experts: bool, recompute: bool) -> None:
+    moe = _experts(shared_intermediate_size=160, shared_expert_gate=True) if experts else None
+    _assert_equal(replace(BASE, moe=moe), KERNELS[kernels], recompute)
 
 
 @pytest.mark.parametrize("case", CASES)

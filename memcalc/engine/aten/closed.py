@@ -1,7 +1,8 @@
-"""Kernels from outside PyTorch, as closed forms: fp8 linear layers, fused head and cross-entropy.
+"""Kernels from outside PyTorch: fp8 linear layers, fused head and cross-entropy.
 
-What they keep follows from their published code; neither was compared with a run yet, and every
-estimate that uses one says so.
+Written as the harness computes them (harness/fp8.py, harness/loss.py), after the published code of
+torchao and Liger-Kernel; those libraries' own kernels may keep less while they work.
+Checked by: oracle/test_plain_variants.py.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.engine.aten.matmul import count_flops
+from memcalc.engine.aten.pointwise import out_like, to
 from memcalc.engine.aten.shape import flatten_tokens, reshape
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import ONE
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.sizes import ONE, Size
+from memcalc.engine.tensors import Shape, Tensor
 
 
 def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
     """A linear whose three products run on fp8 copies, scaled tensor by tensor at each use.
 
     Keeps the 16-bit input and reads the 16-bit weight again in backward; each product makes fp8 copies
-    of its two operands (1 byte an element) and drops them. Source: torchao, float8/float8_linear.py.
+    of its two operands (1 byte an element) and drops them. The product wants its right operand
+    column-major: both gradients need operands laid out anew, one and two more copies.
+    Source: torchao, float8/float8_linear.py.
     """
     rows = flatten_tokens(x)
     node = node_for(_fp8_backward, rows, weight)
@@ -27,18 +31,37 @@ def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
         node.save(rows if weight.requires_grad else None, "wgrad")
         node.save(weight if x.requires_grad else None, "dgrad")
     flops = rows.numel * weight.shape[0] * 2
-    operands = [_as_fp8(rows), _as_fp8(weight)]
-    out = x.tape.empty("_scaled_mm", (rows.shape[0], weight.shape[0]), x.dtype)
-    del operands
     count_flops(x.tape, "forward", flops)
+    out = _scaled_product((weight, rows), (rows.shape[0], weight.shape[0]), 0)
     if node:
         node.meta = flops
         out = node.output(out)
     return reshape(out, (*x.shape[:-1], weight.shape[0]))
 
 
-def _as_fp8(x: Tensor) -> Tensor:
-    return x.tape.empty("to_fp8", x.shape, "fp8")
+def _scaled_product(operands: tuple[Tensor, Tensor], shape: Shape, copies: int) -> Tensor:
+    """A product of fp8 copies of the operands, the last `copies` of which are laid out anew."""
+    tape, dtype = operands[0].tape, operands[0].dtype
+    made = [_as_fp8(operand) for operand in operands]
+    again = [tape.empty("clone", operand.shape, "fp8") for operand in operands[2 - copies :]]
+    out = tape.empty("_scaled_mm", shape, dtype)
+    del made, again
+    return out
+
+
+def _as_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The fp8 copy and its factor: the largest value, the scale and its 16-bit form are dropped."""
+    tape = x.tape
+    largest = tape.empty("linalg_vector_norm", (ONE,), "fp32")
+    inverse = tape.empty("reciprocal", (ONE,), "fp32")
+    wide = tape.empty("mul.Tensor", (ONE,), "fp32")
+    del inverse
+    scale = tape.empty("_to_copy", (ONE,), x.dtype)
+    del wide
+    out = tape.empty("empty_like", x.shape, "fp8")
+    factor = tape.empty("_to_copy", (ONE,), "fp32")
+    del largest, scale
+    return out, factor
 
 
 def _fp8_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
@@ -48,12 +71,9 @@ def _fp8_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     results: Grads = [None, None]
     for index, (kind, other) in enumerate((("dgrad", weight), ("wgrad", rows))):
         if node.needs[index]:
-            operands = [_as_fp8(gradient), _as_fp8(other)]
             count_flops(gradient.tape, kind, node.meta)
-            results[index] = gradient.tape.empty(
-                "_scaled_mm", node.inputs[index][0], gradient.dtype
-            )
-            del operands
+            shape = node.inputs[index][0]
+            results[index] = _scaled_product((gradient, other), shape, index + 1)
     return results
 
 
@@ -70,10 +90,8 @@ def fused_head_loss(x: Tensor, weight: Tensor, chunks: int) -> Tensor:
     grad_weight = tape.empty("zeros_like", weight.shape, weight.dtype)
     losses = tape.empty("zeros", (tokens,), "fp32")
     part = tokens.over(chunks)
-    for _ in range(chunks):
-        logits = tape.empty("mm", (part, width), x.dtype)
-        piece = tape.empty("mm", (part, rows.shape[1]), x.dtype)
-        del logits, piece
+    for size in (*(part,) * (chunks - 1), tokens - part * (chunks - 1)):
+        _one_chunk(x, (size, width), rows.shape[1])
     for kind in ("forward", "dgrad", "wgrad"):
         count_flops(tape, kind, rows.numel * width * 2)
     out = tape.empty("sum", (ONE,), "fp32")
@@ -83,6 +101,32 @@ def fused_head_loss(x: Tensor, weight: Tensor, chunks: int) -> Tensor:
     node.save(grad_rows, "dgrad")
     node.save(grad_weight, "wgrad")
     return node.output(out)
+
+
+def _one_chunk(x: Tensor, shape: tuple[Size, Size], features: Size) -> None:
+    """One chunk's logits (part, V), worked on in place, and its gradient (part, h)."""
+    tape, column = x.tape, (shape[0], ONE)
+
+    def narrow(wide: Tensor) -> Tensor:
+        return to(wide, x.dtype)
+
+    logits = tape.empty("mm", shape, x.dtype)
+    tape.empty("amax", column, x.dtype)
+    chosen = to(tape.empty("gather", column, x.dtype), "fp32")
+    total = tape.empty("sum.dim_IntList", column, "fp32")
+    mean = _per_row(tape.empty("log", column, "fp32"))
+    del mean
+    narrow(total)
+    narrow(tape.empty("full_like", column, "fp32"))
+    piece = tape.empty("mm", (shape[0], features), x.dtype)
+    del logits, piece, chosen
+
+
+def _per_row(logarithm: Tensor) -> Tensor:
+    """log(total) - chosen, divided by the number of tokens."""
+    difference = out_like("sub.Tensor", logarithm)
+    del logarithm
+    return out_like("div.Tensor", difference)
 
 
 def _fused_loss_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:

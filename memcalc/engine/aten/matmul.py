@@ -88,26 +88,28 @@ def _out_dtype(x: Tensor, weight: Tensor) -> str:
 def _linear_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
-    grad_weight = _weight_gradient(node, gradient) if node.needs[1] else None
-    grad_x = _input_gradient(node, gradient) if node.needs[0] else None
+    grad_weight = _weight_gradient(node, gradient, saved) if node.needs[1] else None
+    grad_x = _input_gradient(node, gradient, saved) if node.needs[0] else None
     return [grad_x, grad_weight]
 
 
 def _linear_bias_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
-    grad_x = _input_gradient(node, gradient) if node.needs[0] else None
-    grad_weight = _weight_gradient(node, gradient) if node.needs[1] else None
+    grad_x = _input_gradient(node, gradient, saved) if node.needs[0] else None
+    grad_weight = _weight_gradient(node, gradient, saved) if node.needs[1] else None
     return [grad_x, grad_weight, gradient]
 
 
-def _weight_gradient(node: Node, gradient: Tensor) -> Tensor:
+def _weight_gradient(node: Node, gradient: Tensor, saved: list[Any]) -> Tensor:
     count_flops(gradient.tape, "wgrad", node.meta)
+    gradient.tape.using((gradient, saved[0]))
     return gradient.tape.empty("mm", node.inputs[1][0], gradient.dtype)
 
 
-def _input_gradient(node: Node, gradient: Tensor) -> Tensor:
+def _input_gradient(node: Node, gradient: Tensor, saved: list[Any]) -> Tensor:
     count_flops(gradient.tape, "dgrad", node.meta)
+    gradient.tape.using((gradient, saved[1]))
     return gradient.tape.empty("mm", node.inputs[0][0], gradient.dtype)
 
 

@@ -83,9 +83,14 @@ def _mul_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     y, x = saved
     gradient = grads[0]
     assert gradient is not None
-    grad_y = _binary("mul.Tensor", gradient, x) if node.needs[1] else None
-    grad_x = _binary("mul.Tensor", gradient, y) if node.needs[0] else None
+    grad_y = _product(gradient, x) if node.needs[1] else None
+    grad_x = _product(gradient, y) if node.needs[0] else None
     return [grad_x, grad_y]
+
+
+def _product(gradient: Tensor, factor: Tensor) -> Tensor:
+    gradient.tape.using((gradient, factor))
+    return _binary("mul.Tensor", gradient, factor)
 
 
 def scale(x: Tensor, name: str = "mul.Tensor") -> Tensor:
