@@ -160,8 +160,10 @@ def _fit(results: Grads, i: int, shape: Shape, dtype: str) -> Tensor | None:
         return None
     tape = gradient.tape
     if gradient.shape != shape:
+        tape.using((gradient,))
         gradient = tape.empty("sum", shape, gradient.dtype)
     if gradient.dtype != dtype:
+        tape.using((gradient,))
         gradient = tape.empty("_to_copy", gradient.shape, dtype, gradient.order)
     return gradient
 
@@ -193,6 +195,7 @@ def _send(edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Gr
         buffer[slot] = gradient
     else:
         order = waiting.order if waiting.is_dense else None
+        gradient.tape.using((waiting, gradient))
         buffer[slot] = gradient.tape.empty("add.Tensor", waiting.shape, waiting.dtype, order)
 
 

@@ -60,4 +60,5 @@ class Kernels(NamedTuple):
     device: str = "cuda"  # cuda | cpu: kernels whose saved set differs
     use_dropout: bool = True
     hf: bool = False  # run the family's own transformers code
+    compiled: bool = False  # torch.compile on each block
     traits: Traits = Traits()

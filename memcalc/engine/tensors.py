@@ -118,9 +118,12 @@ class Tape:
         """
         total = ZERO
         for tensor in tensors:
-            if tensor is not None:
-                total = total + _bytes(tensor.shape, tensor.dtype)
+            if isinstance(tensor, Tensor):
+                total = total + bytes_of(tensor.shape, tensor.dtype)
         self.pending = total
+
+    def using(self, tensors: Iterable[Tensor]) -> None:
+        """Note what the next result alone reads; only a compiled block's graph asks (its own tape)."""
 
     def mark(self, what: str, index: int) -> None:
         """Note a boundary (start of a block, of a phase) at this point of the event list."""
@@ -130,7 +133,7 @@ class Tape:
         self, name: str, shape: Shape, dtype: str, order: tuple[int, ...] | None = None
     ) -> Tensor:
         """A new tensor on a new storage: the one place where memory is allocated."""
-        size = _bytes(shape, dtype)
+        size = bytes_of(shape, dtype)
         if size is ZERO:
             return Tensor(UNTRACKED, self, shape, dtype, order)
         index = len(self.sizes)
@@ -271,7 +274,8 @@ def dense_strides(shape: Shape, order: tuple[int, ...] | None) -> Shape:
 _BYTES: Final[dict[tuple[Shape, str], Size]] = {}
 
 
-def _bytes(shape: Shape, dtype: str) -> Size:
+def bytes_of(shape: Shape, dtype: str) -> Size:
+    """Bytes of a dense tensor."""
     key = (shape, dtype)
     known = _BYTES.get(key)
     if known is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from memcalc.engine.autograd import backward
+from memcalc.engine.blocks.compiled import compiled_block
 from memcalc.engine.blocks.embedding import Context, contexts, embed
 from memcalc.engine.blocks.hf_loss import causal_lm_loss, logits_of
 from memcalc.engine.blocks.hf_model import hidden_states
@@ -26,6 +27,8 @@ def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Con
         with build.autocast():
             build.tape.block = index
             build.kind = kind
+            if build.kernels.compiled:
+                return compiled_block(block, build, hidden, rest)
             return block(build, hidden, rest)
 
     enter_block(build.hooks, index, "forward")

@@ -200,6 +200,8 @@ KERNELS = {
 @pytest.mark.parametrize("kernels", KERNELS)
 def test_every_event_of_fused_losses_and_fp8(kernels: str, experts: bool, recompute: bool) -> None:
     moe = _experts(shared_intermediate_size=160, shared_expert_gate=True) if experts else None
+    if experts and KERNELS[kernels].compute_dtype == "fp32":
+        pytest.skip("PyTorch's grouped product takes 16 bit on tensors without data")
     _assert_equal(replace(BASE, moe=moe), KERNELS[kernels], recompute)
 
 

@@ -27,13 +27,12 @@ def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
     """
     rows = flatten_tokens(x)
     node = node_for(_fp8_backward, rows, weight)
-    if node:
-        node.save(rows if weight.requires_grad else None, "wgrad")
-        node.save(weight if x.requires_grad else None, "dgrad")
     flops = rows.numel * weight.shape[0] * 2
     count_flops(x.tape, "forward", flops)
     out = _scaled_product((weight, rows), (rows.shape[0], weight.shape[0]), 0)
-    if node:
+    if node:  # a custom function keeps its tensors once its forward has run
+        node.save(rows if weight.requires_grad else None, "wgrad")
+        node.save(weight if x.requires_grad else None, "dgrad")
         node.meta = flops
         out = node.output(out)
     return reshape(out, (*x.shape[:-1], weight.shape[0]))
