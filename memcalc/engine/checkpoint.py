@@ -27,7 +27,7 @@ KEEP_ATTENTION: Final = frozenset(
         "_scaled_dot_product_cudnn_attention",
     }
 )
-KEEP_MATMULS: Final = KEEP_ATTENTION | {"mm", "addmm", "bmm", "_grouped_mm"}
+KEEP_MATMULS: Final = KEEP_ATTENTION | {"mm", "addmm", "bmm", "_grouped_mm", "_scaled_mm"}
 
 
 class _EarlyStopError(Exception):

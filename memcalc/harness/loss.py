@@ -89,7 +89,8 @@ def fused_loss(hidden: Tensor, labels: Tensor, weight: Tensor, kernels: Kernels)
         weight = cast_parameter(weight, dtype)
         rows = hidden.to(dtype).reshape(-1, hidden.shape[-1])
         out: Tensor = _FusedLoss.apply(rows, weight, labels, kernels.loss_chunks)  # type: ignore[no-untyped-call]
-        return out
+    with op("loss"):
+        return out.view(())
 
 
 class _FusedLoss(torch.autograd.Function):

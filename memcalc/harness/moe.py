@@ -82,10 +82,9 @@ class Moe(nn.Module):
             selected = tokens[token_of]
             row_weights = weights.reshape(-1)[perm]
             experts = self.moe.num_experts
-            as_int = ids.int()
             # histc counts integers on CUDA and on tensors without data, floats alone on a CPU
-            counted = as_int.float() if ids.device.type == "cpu" else as_int
-            counts = torch.histc(counted, bins=experts, min=0, max=experts - 1)
+            as_int = ids.float() if ids.device.type == "cpu" else ids.int()
+            counts = torch.histc(as_int, bins=experts, min=0, max=experts - 1)
             offsets = torch.cumsum(counts, 0, dtype=torch.int32)
         bias = self._bias_rows("expert_gate_up", ids)
         out = self._product("expert_gate_up", selected, offsets, bias)

@@ -19,16 +19,20 @@ from torch.utils.checkpoint import (
 )
 
 _aten = torch.ops.aten
-_NAMES: Final = (
+
+
+def _operators(*names: str) -> frozenset[Any]:
+    """Those of torch's operators that this release has."""
+    return frozenset(getattr(_aten, name).default for name in names if hasattr(_aten, name))
+
+
+_ATTENTION: Final = _operators(
     "_scaled_dot_product_flash_attention",
     "_scaled_dot_product_flash_attention_for_cpu",
     "_scaled_dot_product_efficient_attention",
     "_scaled_dot_product_cudnn_attention",
 )
-_ATTENTION: Final = frozenset(
-    getattr(_aten, name).default for name in _NAMES if hasattr(_aten, name)
-)
-_MATMULS: Final = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default})
+_MATMULS: Final = _operators("mm", "addmm", "bmm", "_grouped_mm", "_scaled_mm")
 _KEPT: Final = {"sac": _ATTENTION | _MATMULS, "sac-attention": _ATTENTION}
 
 

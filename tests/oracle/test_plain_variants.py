@@ -129,13 +129,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 _MADE_BEFORE = {"rope_tables", "relative_table", "causal_mask", "alibi"}
 
 
-def _kinds(model: ModelConfig, recompute: bool) -> tuple[BlockKind, ...]:
-    kind = "full" if recompute else "none"
+def _kinds(model: ModelConfig, kind: str) -> tuple[BlockKind, ...]:
     layers = range(model.num_hidden_layers)
     return tuple(BlockKind(model.layer_type(i), model.is_sparse(i), kind) for i in layers)
 
 
-def _engine_events(model: ModelConfig, kernels: Kernels, recompute: bool, batch: int) -> list[int]:
+def _engine_events(model: ModelConfig, kernels: Kernels, recompute: str, batch: int) -> list[int]:
     values, tape = dim_values(model, batch, 64), Tape()
     build = Build(tape, model, kernels, dim_sizes(values))
     micro_batch(build, list(_kinds(model, recompute)), False)
@@ -148,7 +147,7 @@ def _engine_events(model: ModelConfig, kernels: Kernels, recompute: bool, batch:
     return out
 
 
-def _torch_events(model: ModelConfig, kernels: Kernels, recompute: bool, batch: int) -> list[int]:
+def _torch_events(model: ModelConfig, kernels: Kernels, recompute: str, batch: int) -> list[int]:
     decoder = assemble(model, kernels, _kinds(model, recompute), "meta")
     ids = torch.zeros(batch, 64, dtype=torch.long, device="meta")
     tracker = StorageTracker("meta")
@@ -167,14 +166,14 @@ def _torch_events(model: ModelConfig, kernels: Kernels, recompute: bool, batch: 
     return out
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full"])
 @pytest.mark.parametrize("case", CASES)
-def test_every_event(case: str, recompute: bool) -> None:
+def test_every_event(case: str, recompute: str) -> None:
     kernel, changes = CASES[case]
     _assert_equal(replace(BASE, **changes), Kernels(attention=kernel), recompute)
 
 
-def _assert_equal(model: ModelConfig, kernels: Kernels, recompute: bool) -> None:
+def _assert_equal(model: ModelConfig, kernels: Kernels, recompute: str) -> None:
     for batch in (1, 2):
         ours = steps(_engine_events(model, kernels, recompute, batch))
         theirs = steps(_torch_events(model, kernels, recompute, batch))
@@ -195,10 +194,10 @@ KERNELS = {
 }
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("recompute", ["none", "full", "sac"])
 @pytest.mark.parametrize("experts", [False, True])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_every_event_of_fused_losses_and_fp8(kernels: str, experts: bool, recompute: bool) -> None:
+def test_every_event_of_fused_losses_and_fp8(kernels: str, experts: bool, recompute: str) -> None:
     moe = _experts(shared_intermediate_size=160, shared_expert_gate=True) if experts else None
     if experts and KERNELS[kernels].compute_dtype == "fp32":
         pytest.skip("PyTorch's grouped product takes 16 bit on tensors without data")
@@ -211,7 +210,7 @@ def test_parameters_have_the_ledgers_names_and_shapes(case: str) -> None:
     model = replace(BASE, **changes)
     values, tape = dim_values(model, 1, 64), Tape()
     build = Build(tape, model, Kernels(attention=kernel), dim_sizes(values))
-    micro_batch(build, list(_kinds(model, False)), False)
+    micro_batch(build, list(_kinds(model, "none")), False)
     ledger = {n: tuple(d.value(values) for d in t.shape) for n, t in tape.leaves.items()}
-    decoder = assemble(model, Kernels(attention=kernel), _kinds(model, False), "meta")
+    decoder = assemble(model, Kernels(attention=kernel), _kinds(model, "none"), "meta")
     assert ledger == {ledger_name(n): tuple(p.shape) for n, p in decoder.named_parameters()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcalc.engine.aten.matmul import count_flops
+from memcalc.engine.aten.matmul import count_flops, dispatched
 from memcalc.engine.aten.pointwise import out_like, to
 from memcalc.engine.aten.shape import flatten_tokens, reshape
 from memcalc.engine.autograd import Grads, Node, node_for
@@ -28,8 +28,10 @@ def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
     rows = flatten_tokens(x)
     node = node_for(_fp8_backward, rows, weight)
     flops = rows.numel * weight.shape[0] * 2
-    count_flops(x.tape, "forward", flops)
-    out = _scaled_product((weight, rows), (rows.shape[0], weight.shape[0]), 0)
+    made = [_as_fp8(weight), _as_fp8(rows)]
+    result = ((rows.shape[0], weight.shape[0]), x.dtype)
+    out = dispatched(x.tape, "_scaled_mm", [result], flops)[0]
+    del made
     if node:  # a custom function keeps its tensors once its forward has run
         node.save(rows if weight.requires_grad else None, "wgrad")
         node.save(weight if x.requires_grad else None, "dgrad")
@@ -38,7 +40,7 @@ def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
     return reshape(out, (*x.shape[:-1], weight.shape[0]))
 
 
-def _scaled_product(operands: tuple[Tensor, Tensor], shape: Shape, copies: int) -> Tensor:
+def _gradient_product(operands: tuple[Tensor, Tensor], shape: Shape, copies: int) -> Tensor:
     """A product of fp8 copies of the operands, the last `copies` of which are laid out anew."""
     tape, dtype = operands[0].tape, operands[0].dtype
     made = [_as_fp8(operand) for operand in operands]
@@ -72,7 +74,7 @@ def _fp8_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
         if node.needs[index]:
             count_flops(gradient.tape, kind, node.meta)
             shape = node.inputs[index][0]
-            results[index] = _scaled_product((gradient, other), shape, index + 1)
+            results[index] = _gradient_product((gradient, other), shape, index + 1)
     return results
 
 
