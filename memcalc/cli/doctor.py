@@ -53,8 +53,10 @@ def run(arguments: Arguments) -> int:
 def report() -> dict[str, Any]:
     """What doctor shows, as plain values."""
     from memcalc import __version__
+    from memcalc.harness.calibrations import entries
     from memcalc.inputs.profiles import KINDS, profile_names
 
+    calibrations = [f"{entry.name} ({entry.origin})" for entry in entries()]
     return {
         "schema": 1,
         "memcalc": __version__,
@@ -65,7 +67,7 @@ def report() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "device": _device(),
         "profiles": {kind: len(profile_names(kind)) for kind in KINDS},
-        "calibration": "default (no others in this version)",
+        "calibration": ", ".join(calibrations) or "none yet; `memcalc calibrate` makes one",
     }
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from memcalc.output.console import Page
 
 KINDS = ("models", "gpus", "stacks", "clusters", "calibrations")
-EMPTY = "none in this version"
+EMPTY = {"calibrations": "none yet; `memcalc calibrate` makes one"}
+_NONE = "none in this version"
 
 
 def run(arguments: Arguments) -> int:
@@ -29,14 +30,15 @@ def run(arguments: Arguments) -> int:
             cells = [[_cell(*item) for item in row.items()] for row in rows]
             sheet.table(_columns(rows), cells)
         else:
-            sheet.line(f"{kind}: {EMPTY}")
+            sheet.line(f"{kind}: {EMPTY.get(str(kind), _NONE)}")
         if kind is None:
             sheet.line("memcalc list KIND names them, memcalc show NAME tells all of one")
         elif any(str(row.get("usable_bytes_source", "")).startswith("label") for row in rows):
             sheet.line("label: taken from the product's name, not read from a device")
 
     plain = {"schema": 1, "kind": kind or "kinds", "count": len(rows), "entries": rows}
-    line = "\n".join(str(next(iter(row.values()))) for row in rows) or EMPTY
+    line = "\n".join(str(next(iter(row.values()))) for row in rows)
+    line = line or EMPTY.get(str(kind), _NONE)
     deliver(arguments, lambda: plain, page, line)
     return 0
 
@@ -50,30 +52,43 @@ def _kind(word: str) -> str:
 
 
 def _count(kind: str) -> int:
+    if kind == "calibrations":
+        from memcalc.harness.calibrations import entries
+
+        return len(entries())
     from memcalc.inputs.profiles import profile_names
 
     return len(profile_names(kind)) if kind in _ROWS else 0
 
 
 def _columns(rows: list[dict[str, Any]]) -> list[str]:
-    return [f"{'>' * isinstance(v, (int, float))}{_SHORT.get(k, k)}" for k, v in rows[0].items()]
+    right = {k for k, v in rows[0].items() if isinstance(v, (int, float))} | _UNBROKEN
+    return [f"{'>' * (key in right)}{_SHORT.get(key, key)}" for key in rows[0]]
 
 
 #: JSON key -> column head; figures in base units are shown in the head's unit.
 _SHORT = {
     "usable_bytes": "usable GiB", "usable_bytes_source": "known from",
     "memory_bandwidth_bytes_per_s": "GB/s", "bf16_flops_per_s": "bf16 TF/s",
-    "verified_against": "checked against",
+    "verified_against": "checked against", "gemm_flops_per_s": "gemm TF/s",
 }  # fmt: skip
 _SCALE = {
     "usable_bytes": (GIB, ".1f"), "memory_bandwidth_bytes_per_s": (1e9, ",.0f"),
-    "bf16_flops_per_s": (1e12, ",.1f"),
+    "bf16_flops_per_s": (1e12, ",.1f"), "gemm_flops_per_s": (1e12, ",.3g"),
 }  # fmt: skip
+
+
+#: Columns that are never wrapped, though they hold text.
+_UNBROKEN = {"date", "gemm_flops_per_s"}
 
 
 def _cell(key: str, value: Any) -> str:
     if value is None:
         return "-"
+    if key == "date":
+        return str(value)[:10]
+    if key == "torch":
+        return str(value).partition("+")[0]
     if key in _SCALE:
         unit, form = _SCALE[key]
         return format(value / unit, form)
@@ -140,4 +155,30 @@ def _stacks() -> list[dict[str, Any]]:
     return rows + later
 
 
-_ROWS = {"models": _models, "gpus": _gpus, "stacks": _stacks}
+def _calibrations() -> list[dict[str, Any]]:
+    """The user's and the package's; a file that is none is passed over with a note."""
+    from memcalc.errors import ConfigError
+    from memcalc.harness.calibrations import ceiling, entries, read
+    from memcalc.output.files import put_notes
+
+    rows = []
+    for entry in entries():
+        try:
+            profile = read(entry.path)
+        except ConfigError as error:
+            put_notes([str(error)])
+            continue
+        rows.append(
+            {
+                "name": entry.name,
+                "gemm_flops_per_s": ceiling(profile),
+                "device": profile["device"]["name"],
+                "torch": profile["torch"],
+                "date": profile["date"],
+                "origin": entry.origin,
+            }
+        )
+    return rows
+
+
+_ROWS = {"models": _models, "gpus": _gpus, "stacks": _stacks, "calibrations": _calibrations}

@@ -1,1 +1,125 @@
-"""memcalc measure."""
+"""memcalc measure MODEL: run real training steps here; memory, tokens/s, utilisation.
+
+Exit status: 0 measured; 1 the run broke; 2 bad input, or refused for it cannot fit in host memory;
+3 out of memory; 4 the loss did not fall, so the run does not train; 130 interrupted. A record is kept
+of all but bad input.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.deliver import deliver
+from memcalc.cli.on_device import keep, measure_options, need_torch, records_file, world_size
+from memcalc.cli.options import BY_NAME
+from memcalc.cli.parse import Arguments
+from memcalc.cli.request import Request, request_of
+from memcalc.errors import ConfigError, MemcalcError
+
+if TYPE_CHECKING:
+    from memcalc.output.console import Page
+
+EXIT = {"ok": 0, "failed": 1, "oom": 3, "interrupted": 130}
+#: A measurement outside what it must be: an estimate's band, or a loss that does not fall.
+OUTSIDE = 4
+_PARALLEL = ("tp", "pp", "dp", "schedule", "sp", "fsdp")
+
+
+def run(arguments: Arguments) -> int:
+    """Measure, keep the record, write the result; returns the exit status."""
+    need_torch()
+    request = request_of(arguments)
+    if world_size() > 1:
+        return _distributed(arguments, request)
+    _refuse_parallel(arguments)
+    record, said = measured(arguments, request)
+    if record["status"] == "refused":
+        raise MemcalcError(record["error"]["message"])
+    _deliver(arguments, request, record, said)
+    line = trouble(record)
+    if line is not None:
+        from memcalc.output.files import put_notes
+
+        put_notes([line], "error")
+    if record["status"] == "ok" and record["loss_fell"] is False:
+        return OUTSIDE
+    return EXIT[record["status"]]
+
+
+def measured(arguments: Arguments, request: Request) -> tuple[dict[str, Any], str | None]:
+    """The record of one run on this device, and where it was kept. Raises ConfigError."""
+    from memcalc.harness.device import pick_device
+    from memcalc.harness.local import local_plan
+    from memcalc.harness.measure import measure
+    from memcalc.output.progress import progress
+
+    options = measure_options(arguments)
+    device = pick_device(options.device)
+    plan = local_plan(request.config, request.setup, request.kernels, device.type)
+    path = records_file(arguments)
+    with progress(f"measure {request.config.name}", arguments.has("quiet")) as tell:
+        record = measure(plan, options, tell)
+    record["setup"]["stated_model"] = request.config.name
+    return record, keep(record, path)
+
+
+def trouble(record: dict[str, Any]) -> str | None:
+    """What is wrong with a run, in a line; None when nothing is."""
+    error, status = record.get("error") or {}, record["status"]
+    if status == "interrupted":
+        steps = len(record["time"].get("step_s", []))
+        return f"interrupted in {error['stage']}, {steps} timed steps kept"
+    if status == "oom":
+        from memcalc.units import gib
+
+        asked = error.get("asked_bytes")
+        wanted = "" if asked is None else f" asking for {gib(asked)}"
+        phase = "" if error["phase"] is None else f", phase {error['phase']}"
+        return f"out of memory{wanted} (stage {error['stage']}{phase}); try --recompute full"
+    if status == "failed":
+        where = "" if error["where"] is None else f", {error['where']}"
+        return f"{error['type']}: {error['message']} (stage {error['stage']}{where})"
+    if record["loss_fell"] is False:
+        loss = record["loss"]
+        return (
+            f"loss: got {loss['first']:.6g} first and {loss['last']:.6g} last on one fixed batch; "
+            "rule: it falls; this run does not train, so its figures mean nothing"
+        )
+    return None
+
+
+def _refuse_parallel(arguments: Arguments) -> None:
+    """Several processes are started by torchrun, not by an option."""
+    for name in _PARALLEL:
+        option = BY_NAME[name]
+        value = arguments.options.get(name)
+        if value is not None and str(value) not in option.harmless:
+            got = "" if value is True else f"got {value}; "
+            raise ConfigError(f"{option.flag}: {got}rule: under torchrun, with its processes")
+
+
+def _distributed(arguments: Arguments, request: Request) -> int:
+    """The same run on several processes that torchrun started."""
+    raise ConfigError(f"torchrun: got {world_size()} processes; not in this version; valid: 1")
+
+
+def _deliver(
+    arguments: Arguments, request: Request, record: dict[str, Any], said: str | None
+) -> None:
+    from memcalc.output.files import put_notes
+    from memcalc.output.measure_text import measure_page, quiet_line
+
+    def page(sheet: Page) -> None:
+        measure_page(sheet, record, dict(request.stated))
+
+    def plain() -> dict[str, Any]:
+        from memcalc.harness.records import finite
+
+        found: dict[str, Any] = finite(record)
+        return found
+
+    deliver(arguments, plain, page, quiet_line(record))
+    out = arguments.text("out") or ""
+    if not (arguments.has("quiet") or arguments.wants_json or out.lower().endswith(".json")):
+        put_notes([*record["setup"]["notes"], *record["notes"]])
+        put_notes([said] if said else [])

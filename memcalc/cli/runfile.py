@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from memcalc.cli.options import BY_NAME, OPTIONS, PANELS, Option
+from memcalc.cli.overrides import number
 from memcalc.cli.parse import Arguments, Value, put, refuse
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.hf_files import read_limited
+from memcalc.inputs.toml_text import to_toml
 from memcalc.units import parse_count
 
 _MAX_BYTES = 1 << 20
@@ -95,30 +97,22 @@ def save_run_file(arguments: Arguments, path: str) -> None:
     from memcalc import __version__
     from memcalc.output.files import write_text
 
-    lines = [f"memcalc = {_quoted(__version__)}"]
+    tables: dict[str, Any] = {"memcalc": __version__}
     for table, panel in _TABLES.items():
-        entries = [f"name = {_quoted(arguments.positionals[0])}"] if table == "model" else []
-        entries += [
-            f"{name} = {_toml(BY_NAME[name], value)}"
+        entries = {"name": arguments.positionals[0]} if table == "model" else {}
+        entries |= {
+            name: _plain(BY_NAME[name], value)
             for name, value in arguments.options.items()
             if BY_NAME[name].panel == panel
-        ]
+        }
         if entries:
-            lines += ["", f"[{table}]", *entries]
-    write_text(path, "\n".join(lines) + "\n")
+            tables[table] = entries
+    write_text(path, to_toml(tables))
 
 
-def _toml(option: Option, value: Value) -> str:
-    if isinstance(value, bool):
-        return "true"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_quoted, value)) + "]"
+def _plain(option: Option, value: Value) -> Any:
+    if not isinstance(value, str):
+        return value
     if option.kind == "count":
-        return str(parse_count(value, option.flag))
-    return repr(float(value)) if option.kind == "number" else _quoted(value)
-
-
-def _quoted(text: str) -> str:
-    import json
-
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007F")
+        return parse_count(value, option.flag)
+    return number(value, option.flag) if option.kind == "number" else value

@@ -1,4 +1,4 @@
-"""memcalc show [KIND] NAME: every figure of one model, GPU or stack, with its source."""
+"""memcalc show [KIND] NAME: every figure of one model, GPU, stack or calibration, with its source."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from memcalc.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from memcalc.output.console import Page
 
-KINDS = ("models", "gpus", "stacks")
+KINDS = ("models", "gpus", "stacks", "calibrations")
 
 
 def run(arguments: Arguments) -> int:
@@ -24,9 +24,14 @@ def run(arguments: Arguments) -> int:
     if kinds and (wanted := _kind(kinds[0])) not in KINDS:
         raise ConfigError(f"show: {wanted}: none in this version; valid: {', '.join(KINDS)}")
     kind, plain = _find(name, (_kind(kinds[0]),) if kinds else KINDS)
-    plain = {"schema": 1, "kind": kind, **plain}
+    plain = {"schema": 1, "kind": kind, **plain} | {"kind": kind}
 
     def page(sheet: Page) -> None:
+        if kind == "calibrations":
+            from memcalc.output.calibrate_text import calibration_page
+
+            calibration_page(sheet, plain, plain["file"])
+            return
         sheet.line(f"{kind[:-1]} {plain['name']}", "bold")
         rows = list(_rows({k: v for k, v in plain.items() if k not in ("schema", "kind", "name")}))
         sheet.table(("figure", "value", "source"), rows)
@@ -40,14 +45,14 @@ def run(arguments: Arguments) -> int:
 def _kind(word: str) -> str:
     lowered = word.lower()
     found = lowered if lowered.endswith("s") else f"{lowered}s"
-    valid = (*KINDS, "clusters", "calibrations")
+    valid = (*KINDS, "clusters")
     if found not in valid:
         raise unknown("show", word, valid)
     return found
 
 
 def _find(name: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    readers = {"models": _model, "gpus": _gpu, "stacks": _stack}
+    readers = {"models": _model, "gpus": _gpu, "stacks": _stack, "calibrations": _calibration}
     errors: list[ConfigError] = []
     for kind in kinds:
         try:
@@ -56,9 +61,14 @@ def _find(name: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
             errors.append(error)
     if len(errors) == 1 or _is_path(name):
         raise errors[0]
+    from memcalc.harness.calibrations import entries
     from memcalc.inputs.profiles import profile_names
 
-    raise unknown("show", name, [stem for kind in kinds for stem in profile_names(kind)])
+    calibrations = [entry.name for entry in entries()]
+    if name in calibrations:  # it is there and cannot be read
+        raise errors[-1]
+    known = [stem for kind in kinds if kind != "calibrations" for stem in profile_names(kind)]
+    raise unknown("show", name, [*known, *calibrations])
 
 
 def _is_path(name: str) -> bool:
@@ -127,6 +137,13 @@ def _stack(name: str) -> dict[str, Any]:
         },
         "profile_hash": stack.profile_hash,
     }
+
+
+def _calibration(name: str) -> dict[str, Any]:
+    from memcalc.harness.calibrations import find, read
+
+    path = find(name)
+    return {**read(path), "file": str(path)}
 
 
 def _rows(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:

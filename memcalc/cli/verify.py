@@ -1,1 +1,121 @@
-"""memcalc verify."""
+"""memcalc verify MODEL: run real steps here and hold the estimate of the same setup against them.
+
+Exit status: 0 verified; 4 a figure lies outside its band, or the loss did not fall; 1 the run broke;
+2 bad input, or refused for it cannot fit in host memory; 3 out of memory; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.deliver import deliver
+from memcalc.cli.measure import EXIT, OUTSIDE, trouble
+from memcalc.cli.on_device import keep, measure_options, need_torch, records_file, world_size
+from memcalc.cli.parse import Arguments
+from memcalc.cli.request import Request, request_of
+from memcalc.errors import ConfigError, MemcalcError
+
+if TYPE_CHECKING:
+    import torch
+
+    from memcalc.engine.plan import Plan
+    from memcalc.harness.verify import Verified
+    from memcalc.output.console import Page
+
+_PICTURES = (".png", ".svg", ".pdf")
+
+
+def run(arguments: Arguments) -> int:
+    """Verify, keep the record, write the result; returns the exit status."""
+    need_torch()
+    picture = arguments.text("chart")
+    if picture is not None and not picture.lower().endswith(_PICTURES):
+        raise ConfigError(
+            f"--chart: got {picture!r}; rule: a file ending in {', '.join(_PICTURES)}"
+        )
+    if world_size() > 1:
+        raise ConfigError(
+            f"verify: got {world_size()} processes; rule: one; `memcalc measure` runs on several"
+        )
+    request = request_of(arguments)
+    verified, said = _verified(arguments, request)
+    record = verified.record
+    if record["status"] == "refused":
+        raise MemcalcError(record["error"]["message"])
+    if picture is not None and verified.timeline:
+        _draw(request, verified, picture)
+    _deliver(arguments, request, record, said)
+    line = trouble(record)
+    if line is not None:
+        from memcalc.output.files import put_notes
+
+        put_notes([line], "error")
+    if record["status"] != "ok":
+        return EXIT[record["status"]]
+    fell = record["loss_fell"] is not False
+    return 0 if fell and record["comparison"]["verified"] else OUTSIDE
+
+
+def _verified(arguments: Arguments, request: Request) -> tuple[Verified, str | None]:
+    """The verification of one run on this device, and where its record was kept."""
+    from memcalc.harness.device import pick_device
+    from memcalc.harness.local import local_plan
+    from memcalc.harness.verify import verify
+    from memcalc.output.progress import progress
+
+    options = measure_options(arguments)
+    device = pick_device(options.device)
+    plan = local_plan(request.config, request.setup, request.kernels, device.type)
+    predicted = _estimate(request, plan, device)
+    path = records_file(arguments)
+    wanted = (arguments.has("ops"), arguments.has("chart") or "chart" in arguments.options)
+    with progress(f"verify {request.config.name}", arguments.has("quiet")) as tell:
+        verified = verify(plan, predicted, options, wanted, tell)
+    verified.record["setup"]["stated_model"] = request.config.name
+    return verified, keep(verified.record, path)
+
+
+def _estimate(request: Request, plan: Plan, device: torch.device) -> dict[str, Any]:
+    """The estimate of the same plan, for this device's own memory and profile."""
+    from memcalc.engine.estimate import estimate
+    from memcalc.harness.local import local_device
+
+    chosen = {"device": plan.kernels.device, "norm": plan.kernels.norm}
+    if plan.kernels.attention != request.setup.attention:
+        chosen["attention"] = plan.kernels.attention
+    kernels = {**request.kernels, **chosen}
+    found = estimate(request.config, request.setup, gpu=local_device(device), kernels=kernels)
+    return found.to_dict()
+
+
+def _draw(request: Request, verified: Verified, path: str) -> None:
+    from memcalc.harness.record_head import planned
+    from memcalc.output.events import step_events
+    from memcalc.output.memory_chart import memory_chart
+
+    record = verified.record
+    accum = record["setup"]["resolved"]["grad_accum_steps"]
+    events = step_events(planned(record["setup"]))
+    memory_chart(events, verified.timeline, record, accum, path)
+
+
+def _deliver(
+    arguments: Arguments, request: Request, record: dict[str, Any], said: str | None
+) -> None:
+    from memcalc.output.files import put_notes
+    from memcalc.output.verify_text import quiet_line, verify_page
+
+    def page(sheet: Page) -> None:
+        verify_page(sheet, record, dict(request.stated))
+
+    def plain() -> dict[str, Any]:
+        from memcalc.harness.records import finite
+
+        found: dict[str, Any] = finite(record)
+        return found
+
+    deliver(arguments, plain, page, quiet_line(record))
+    out = arguments.text("out") or ""
+    if not (arguments.has("quiet") or arguments.wants_json or out.lower().endswith(".json")):
+        put_notes([*record["setup"]["notes"], *record["notes"]])
+        put_notes([said] if said else [])

@@ -17,6 +17,8 @@ import torch
 #: Nodes that accumulate into leaves carry the largest number, not that of a forward operator.
 LARGEST_SEQUENCE_NR = 1 << 62
 OUTSIDE = ""
+#: Before an operator's name in a profile, where `scopes.ranges` asks for ranges.
+RANGE = "ledger::"
 
 
 class Watcher(Protocol):
@@ -37,6 +39,7 @@ class _Scopes:
     def reset(self) -> None:
         self.open: list[str] = []
         self.layer: str | None = None
+        self.ranges = False
         self._starts: list[int] = []
         self._names: list[str] = []
 
@@ -70,17 +73,23 @@ def unwatch(watcher: Watcher) -> None:
 
 
 class _Op:
-    __slots__ = ("name",)
+    __slots__ = ("name", "range")
 
     def __init__(self, name: str) -> None:
         self.name = name
 
     def __enter__(self) -> None:
         layer = scopes.layer
-        scopes.open.append(self.name if layer is None else f"{layer}/{self.name}")
+        name = self.name if layer is None else f"{layer}/{self.name}"
+        scopes.open.append(name)
+        self.range = torch.profiler.record_function(RANGE + name) if scopes.ranges else None
+        if self.range is not None:
+            self.range.__enter__()  # type: ignore[no-untyped-call]
         scopes.mark()
 
     def __exit__(self, *exc: object) -> None:
+        if self.range is not None:
+            self.range.__exit__(None, None, None)
         scopes.open.pop()
         scopes.mark()
 
@@ -101,12 +110,12 @@ class _Layer:
 
 def op(name: str) -> AbstractContextManager[Any]:
     """Context: the ledger operator `name` runs, inside the current layer if one is open."""
-    return _Op(name) if _watching else _NOTHING
+    return _NOTHING if torch.compiler.is_compiling() or not _watching else _Op(name)
 
 
 def layer(index: int | str) -> AbstractContextManager[Any]:
     """Context: operators opened inside belong to block `index`."""
-    return _Layer(index) if _watching else _NOTHING
+    return _NOTHING if torch.compiler.is_compiling() or not _watching else _Layer(index)
 
 
 def enter_loss() -> None:

@@ -15,7 +15,10 @@ LAYERS = ("cli", "output", "harness", "engine", "inputs", "base")
 #: Layers side by side: neither imports the other.
 APART = {("output", "harness")}
 #: Files of the harness that work without torch: records are read and compared anywhere.
-WITHOUT_TORCH = {"records.py", "kernel_trace.py", "comparison.py", "calibrations.py"}
+WITHOUT_TORCH = {
+    "records.py", "record_head.py", "memory_summary.py", "kernel_trace.py", "comparison.py",
+    "calibrations.py",
+}  # fmt: skip
 HEAVY = {"torch", "pandas", "numpy", "matplotlib", "transformers", "safetensors"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

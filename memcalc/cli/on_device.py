@@ -1,0 +1,70 @@
+"""What the commands that run on a device share: torch is there, how to measure, where records go."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.options import BY_NAME
+from memcalc.cli.parse import Arguments
+from memcalc.cli.request import typed
+from memcalc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from memcalc.harness.measure import MeasureOptions
+
+
+def need_torch() -> None:
+    """Raise ConfigError unless torch can be imported; quiet its profiler's own messages."""
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("torch is not installed; rule: pip install 'memcalc[harness]'")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+
+
+def measure_options(arguments: Arguments) -> MeasureOptions:
+    """--device, --steps, --warmup, --threads, --reference and --profile as the harness takes them."""
+    from memcalc.harness.measure import MeasureOptions
+
+    given: dict[str, Any] = {
+        name: typed(BY_NAME[name], arguments.options[name])
+        for name in ("device", "steps", "warmup", "threads")
+        if name in arguments.options
+    }
+    if "reference" in arguments.options:
+        given["reference_tokens_per_s"] = typed(
+            BY_NAME["reference"], arguments.options["reference"]
+        )
+    return MeasureOptions(**given, profile=arguments.has("profile"), debug=arguments.has("debug"))
+
+
+def records_file(arguments: Arguments) -> Path | None:
+    """Where records go, proven writable; None with --no-record. Raises ConfigError."""
+    from memcalc.harness.records import prepare, user_records
+
+    stated = arguments.text("records")
+    if arguments.has("no-record"):
+        if stated is not None:
+            raise ConfigError(f"--no-record: got --records {stated} too; rule: one of them")
+        return None
+    path = user_records() if stated is None else Path(stated).expanduser()
+    prepare(path)
+    return path
+
+
+def keep(record: Mapping[str, Any], path: Path | None) -> str | None:
+    """Append a record where records go; says so in a line."""
+    if path is None:
+        return None
+    from memcalc.harness.records import append
+
+    append(path, record)
+    return f"record appended to {path}"
+
+
+def world_size() -> int:
+    """Processes of this run: torchrun's WORLD_SIZE, else 1."""
+    text = os.environ.get("WORLD_SIZE", "1")
+    return int(text) if text.isdigit() and int(text) > 0 else 1

@@ -1,0 +1,216 @@
+"""Calibration profiles as TOML files: their names, where they lie, and what a valid one is.
+
+The user's own are in `calibrations` of the config directory, the package's among its profiles; the
+user's wins where both have a name. A file is checked when it is read, because it may have been
+written by hand or by another version: one line says what is wrong with it. No torch.
+Checked by: harness/test_calibrations.py.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.hf_files import read_limited
+from memcalc.inputs.profiles import check_name, normal_name, profiles_dir
+from memcalc.inputs.toml_text import to_toml
+from memcalc.userdirs import config_dir
+
+#: Version of the layout; files with another are refused.
+SCHEMA = 1
+MAX_BYTES = 8 << 20
+#: No figure of a device is near it; NaN and infinities are not below it.
+_LARGEST = 1e30
+_TEXTS = ("name", "memcalc", "torch", "date")
+_NUMBERS = ("median_s", "p10_s", "p90_s")
+#: Kinds of points, and the fields each must have beside its times.
+KINDS: Mapping[str, tuple[str, ...]] = {
+    "gemm": ("m", "n", "k", "dtype", "part", "layout", "flops", "bytes"),
+    "gemm_square": ("m", "n", "k", "dtype", "flops"),
+    "gemm_sustained": ("m", "n", "k", "dtype", "flops", "first_s", "last_s"),
+    "fixed": ("what", "how"),
+    "attention": ("kernel", "direction", "seq_len", "head_dim", "heads", "kv_heads", "flops"),
+    "bandwidth": ("what", "tensor_bytes", "bytes"),
+    "norm": ("what", "direction", "dtype", "bytes"),
+    "elementwise": ("what", "kernels", "bytes"),
+    "loss": ("what", "with_head", "tokens", "vocab_size"),
+    "optimizer": ("what", "dtype", "parameters", "bytes"),
+    "embedding_backward": ("tokens", "vocab_size", "hidden_size", "bytes"),
+    "collective": ("what", "ranks", "backend", "message_bytes", "bus_bytes"),
+    "step": ("model", "layers", "seq_len", "micro_batch_size", "precision", "phases"),
+}
+
+
+class Entry(NamedTuple):
+    """A calibration file: its name, its path, and whether it is the user's or the package's."""
+
+    name: str
+    path: Path
+    origin: str
+
+
+def user_folder() -> Path:
+    """Where `memcalc calibrate` writes."""
+    return config_dir() / "calibrations"
+
+
+def package_folder() -> Path:
+    """Calibrations shipped with the package; the folder need not exist."""
+    return profiles_dir() / "calibrations"
+
+
+def entries() -> list[Entry]:
+    """All calibration files by name; the user's hides the package's of the same name."""
+    found: dict[str, Entry] = {}
+    for folder, origin in ((package_folder(), "package"), (user_folder(), "user")):
+        try:
+            paths = sorted(path for path in folder.glob("*.toml") if path.is_file())
+        except OSError:
+            continue
+        found |= {path.stem: Entry(path.stem, path, origin) for path in paths}
+    return [found[name] for name in sorted(found)]
+
+
+def find(name: str) -> Path:
+    """The file of a calibration: its name in any usual spelling, or a path ending in .toml.
+
+    Raises ConfigError naming the nearest.
+    """
+    if name.lower().endswith(".toml"):
+        return Path(os.path.expanduser(name))
+    check_name("calibration", name)
+    known = entries()
+    for entry in known:
+        if entry.name == name or normal_name(entry.name) == normal_name(name):
+            return entry.path
+    if not known:
+        raise ConfigError(f"calibration: got {name!r}; rule: `memcalc calibrate` makes one first")
+    raise unknown("calibration", name, [entry.name for entry in known])
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The profile in a file. Raises ConfigError, in one line, unless it is a valid one."""
+    import tomllib
+
+    try:
+        found = tomllib.loads(read_limited(path, MAX_BYTES).decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise ConfigError(str(error).replace("config:", "calibration:", 1)) from None
+        detail = " ".join(str(error).split())[:120]
+        raise ConfigError(f"calibration: '{path}' is not valid TOML ({detail})") from None
+    check(found, f"'{path}'")
+    return found
+
+
+def to_text(profile: Mapping[str, Any]) -> str:
+    """The TOML of a profile; `read` gives the same values back."""
+    check(profile, "this profile")
+    return f"# Measured by memcalc calibrate; base units: s, bytes, FLOPs.\n{to_toml(profile)}"
+
+
+def ceiling(profile: Mapping[str, Any]) -> float | None:
+    """FLOPs/s of the square product in bursts, the first dtype's; None where it was not measured."""
+    for row in profile["summary"].get("gemm_ceiling", ()):
+        value = row.get("flops_per_s")
+        if row.get("how") == "burst" and _is_positive(value):
+            return float(value)
+    return None
+
+
+def profile_name(profile: Mapping[str, Any]) -> str:
+    """Device and torch release in file spelling: nvidia-h200-torch-2.11.0, amd-epyc-2t-torch-2.13.0.
+
+    A CPU's has the number of threads, for its figures hold for that number only.
+    """
+    device = profile["device"]
+    words = [device["name"], *([f"{device['cpu_threads']}t"] if device["type"] == "cpu" else [])]
+    words += ["torch", profile["torch"].partition("+")[0]]
+    return re.sub(r"[^a-z0-9.]+", "-", " ".join(words).lower()).strip("-.")
+
+
+def check(profile: Mapping[str, Any], where: str) -> None:
+    """Raise ConfigError unless this is a calibration profile of this version."""
+    schema = profile.get("schema")
+    if profile.get("kind") != "calibration" or type(schema) is not int:
+        raise ConfigError(f"calibration: {where} is none; rule: a file of `memcalc calibrate`")
+    if schema != SCHEMA:
+        raise ConfigError(
+            f"calibration: {where} has schema {schema}; rule: {SCHEMA}, made by this version"
+        )
+    for key in _TEXTS:
+        if not isinstance(profile.get(key), str) or not profile[key].strip():
+            raise _wrong(where, key, profile.get(key), "a text")
+    device = profile.get("device")
+    if not isinstance(device, Mapping):
+        raise _wrong(where, "device", device, "a table")
+    for key in ("name", "type"):
+        if not isinstance(device.get(key), str):
+            raise _wrong(where, f"device.{key}", device.get(key), "a text")
+    if not isinstance(profile.get("summary"), Mapping):
+        raise _wrong(where, "summary", profile.get("summary"), "a table")
+    _check_plain(profile, where, "")
+    _check_lists(profile, where)
+
+
+def _check_lists(profile: Mapping[str, Any], where: str) -> None:
+    for name, rows in profile["summary"].items():
+        _tables(rows, where, f"summary.{name}")
+        for number, row in enumerate(rows):
+            if type(row.get("n")) is not int or row["n"] < 1:
+                raise _wrong(where, f"summary.{name}[{number}].n", row.get("n"), "a count")
+    for number, point in enumerate(_tables(profile.get("points"), where, "points")):
+        _check_point(point, where, f"points[{number}]")
+    for number, row in enumerate(_tables(profile.get("skipped"), where, "skipped")):
+        if not all(isinstance(row.get(key), str) for key in ("point", "reason")):
+            raise _wrong(where, f"skipped[{number}]", row, "point and reason")
+
+
+def _tables(value: Any, where: str, name: str) -> list[Any]:
+    if not isinstance(value, list) or not all(isinstance(row, Mapping) for row in value):
+        raise _wrong(where, name, value, "a list of tables")
+    return value
+
+
+def _check_point(point: Mapping[str, Any], where: str, name: str) -> None:
+    kind = point.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise _wrong(where, f"{name}.kind", kind, f"one of {', '.join(KINDS)}")
+    for key in _NUMBERS:
+        if not _is_positive(point.get(key)):
+            raise _wrong(where, f"{name}.{key}", point.get(key), "seconds above 0")
+    for key in KINDS[kind]:
+        if key not in point:
+            raise _wrong(where, f"{name}.{key}", None, f"given for kind {kind}")
+    for key, value in point.items():
+        counted = key in KINDS[kind] and isinstance(value, int | float)
+        if counted and value < 0:
+            raise _wrong(where, f"{name}.{key}", value, "not negative")
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and value > 0
+
+
+def _check_plain(value: Any, where: str, name: str) -> None:
+    """Texts, truth values and numbers a float can hold; no dates, which TOML has and JSON has not."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _check_plain(item, where, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_plain(item, where, f"{name}[{number}]")
+    elif not isinstance(value, str | int | float) or (
+        not isinstance(value, str) and not abs(value) < _LARGEST
+    ):
+        raise _wrong(where, name, value, "a text, a finite number, true or false")
+
+
+def _wrong(where: str, name: str, got: Any, rule: str) -> ConfigError:
+    shown = "nothing" if got is None else repr(got)
+    shown = shown if len(shown) <= 60 else shown[:57] + "..."
+    return ConfigError(f"calibration: {where}: {name}: got {shown}; rule: {rule}")

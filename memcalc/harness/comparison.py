@@ -1,0 +1,178 @@
+"""An estimate held against a measurement of the same setup, row by row, with a verdict.
+
+Bytes of tensors are compared to the byte: PyTorch's own storages are the judge on any device, so their
+band is nothing beyond the listed differences. What the driver reports is held against the band the
+estimate prints; allocated and reserved bytes against what that band leaves them. FLOPs are compared
+exactly. Step time has no prediction yet. Nothing here needs torch.
+Checked by: harness/test_comparison.py, harness/test_verify.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+EQUAL, INSIDE, OUTSIDE, EXPLAINED = "equal", "inside", "outside", "explained"
+NOT_MEASURED, NOT_PREDICTED = "not measured", "not predicted"
+_PHASES = ("forward", "loss", "backward", "optimizer")
+
+
+class Difference(NamedTuple):
+    """A known way in which the run differs from what was estimated; rows: names it may move."""
+
+    rows: tuple[str, ...]
+    cause: str
+
+
+class Row(NamedTuple):
+    """One figure. low, high: the band the measurement must lie in; None where there is none."""
+
+    name: str
+    group: str  # states | tensors | allocator | driver | work | time
+    unit: str  # bytes | FLOP | s
+    predicted: float | None
+    measured: float | None
+    low: float | None
+    high: float | None
+    verdict: str
+    cause: str | None = None
+
+    @property
+    def difference(self) -> float | None:
+        """Predicted minus measured."""
+        if self.predicted is None or self.measured is None:
+            return None
+        return self.predicted - self.measured
+
+    @property
+    def error_pct(self) -> float | None:
+        """The difference in per cent of the measurement."""
+        if not self.measured or self.difference is None:
+            return None
+        return 100 * self.difference / self.measured
+
+
+class Comparison(NamedTuple):
+    """All rows, the differences that were listed beforehand, and whether everything is inside."""
+
+    rows: tuple[Row, ...]
+    differences: tuple[Difference, ...]
+
+    @property
+    def verified(self) -> bool:
+        """Whether something was measured and no row lies outside its band."""
+        judged = [row for row in self.rows if row.verdict in (EQUAL, INSIDE)]
+        return bool(judged) and all(row.verdict != OUTSIDE for row in self.rows)
+
+    def plain(self) -> dict[str, Any]:
+        """The `comparison` of a record."""
+        rows = [
+            {**row._asdict(), "difference": row.difference, "error_pct": row.error_pct}
+            for row in self.rows
+        ]
+        listed = [d._asdict() for d in self.differences]
+        return {"verified": self.verified, "rows": rows, "differences": listed}
+
+
+def compare(
+    estimate: Mapping[str, Any], record: Mapping[str, Any], differences: Iterable[Difference] = ()
+) -> Comparison:
+    """Hold an estimate's JSON against a record of the same setup."""
+    listed = tuple(differences)
+    predicted, measured = estimate["memory"], record["memory"]
+    rows = [*_tensor_rows(predicted, measured), *_work_rows(estimate, record)]
+    if measured.get("allocator") is not None:
+        rows += _device_rows(predicted, measured)
+    rows += _time_rows(estimate, record)
+    return Comparison(tuple(_explained(row, listed) for row in rows), listed)
+
+
+def _explained(row: Row, listed: tuple[Difference, ...]) -> Row:
+    """A row outside its band whose cause was listed beforehand is explained by it."""
+    if row.verdict not in (OUTSIDE, NOT_MEASURED):
+        return row
+    causes = [difference.cause for difference in listed if row.name in difference.rows]
+    if not causes:
+        return row
+    verdict = EXPLAINED if row.verdict == OUTSIDE else row.verdict
+    return row._replace(verdict=verdict, cause="; ".join(causes))
+
+
+def _exact(name: str, group: str, unit: str, predicted: Any, measured: Any) -> Row:
+    """A figure whose band is the prediction itself."""
+    verdict = EQUAL if predicted == measured else OUTSIDE
+    if predicted is None or measured is None:
+        verdict = NOT_PREDICTED if predicted is None else NOT_MEASURED
+    return Row(name, group, unit, predicted, measured, predicted, predicted, verdict)
+
+
+def _within(
+    name: str, group: str, predicted: Any, measured: Any, band: tuple[int | None, int | None]
+) -> Row:
+    low, high = band
+    if predicted is None or measured is None:
+        verdict = NOT_PREDICTED if predicted is None else NOT_MEASURED
+    elif predicted == measured:
+        verdict = EQUAL
+    else:
+        verdict = INSIDE if (low or 0) <= measured <= (high or measured) else OUTSIDE
+    return Row(name, group, "bytes", predicted, measured, low, high, verdict)
+
+
+def _tensor_rows(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> list[Row]:
+    states, held = predicted["states"], measured.get("states") or {}
+    phases, seen = predicted["phases"], measured.get("phases") or {}
+    rows = [
+        _exact(name, "states", "bytes", states[name], held.get(name))
+        for name in ("parameters", "gradients", "optimizer", "master")
+        if states[name] or held.get(name)
+    ]
+    saved = "saved_for_backward_bytes"
+    rows.append(_exact("saved for backward", "tensors", "bytes", predicted[saved], measured[saved]))
+    rows += [
+        _exact(f"peak in {name}", "tensors", "bytes", phases.get(name), seen.get(name))
+        for name in _PHASES
+        if name in phases
+    ]
+    peak = "peak_requested_bytes"
+    rows.append(_exact("peak requested", "tensors", "bytes", predicted[peak], measured[peak]))
+    return rows
+
+
+def _device_rows(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> list[Row]:
+    """Allocated, reserved and driver-used bytes; open figures widen each as they widen the last."""
+    allocated, reserved = predicted["peak_allocated_bytes"], predicted["peak_reserved_bytes"]
+    used, low, high = (predicted[n] for n in ("device_used_bytes", "low_bytes", "high_bytes"))
+    above = 0 if high is None or used is None else high - used
+    workspace = predicted["breakdown"]["workspace"]
+    bands: dict[str, tuple[Any, str, tuple[int | None, int | None]]] = {
+        "peak allocated": (
+            allocated, "peak_allocated_bytes", (allocated - workspace, allocated + above)
+        ),
+        "peak reserved": (
+            reserved,
+            "peak_reserved_bytes",
+            (allocated - workspace, None if reserved is None else reserved + above),
+        ),
+        "driver-used": (used, "device_used_bytes", (low, high)),
+    }  # fmt: skip
+    return [
+        _within(name, "driver" if name == "driver-used" else "allocator", value,
+                measured.get(key), band)
+        for name, (value, key, band) in bands.items()
+    ]  # fmt: skip
+
+
+def _work_rows(estimate: Mapping[str, Any], record: Mapping[str, Any]) -> list[Row]:
+    executed, counted = estimate["time"]["executed_flops"], record.get("counted_flops")
+    return [_exact("executed FLOPs", "work", "FLOP", executed, counted)]
+
+
+def _time_rows(estimate: Mapping[str, Any], record: Mapping[str, Any]) -> list[Row]:
+    predicted, measured = estimate["time"].get("step_s"), record["time"].get("median_s")
+    low, high = estimate["time"].get("low_s"), estimate["time"].get("high_s")
+    if predicted is None:
+        return [Row("step time", "time", "s", None, measured, None, None, NOT_PREDICTED)]
+    inside = measured is not None and (low or 0) <= measured <= (high or measured)
+    verdict = NOT_MEASURED if measured is None else INSIDE if inside else OUTSIDE
+    return [Row("step time", "time", "s", predicted, measured, low, high, verdict)]

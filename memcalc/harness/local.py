@@ -1,0 +1,87 @@
+"""The plan of a run on the device at hand: on a CPU, the CPU's kernels instead of a GPU's.
+
+What a CPU computes differs where its kernels keep other tensors: LayerNorm's statistics, dropout's
+masks, and RMSNorm, which is one kernel on CUDA and several operators elsewhere. An estimate that is
+to be held against a CPU describes those. What the user set by hand stays.
+Checked by: harness/test_measure.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from memcalc.engine.estimate import Device, device_of
+from memcalc.engine.plan import Plan, plan_of
+from memcalc.errors import ConfigError
+from memcalc.harness.utilisation import SAME_MEMORY
+from memcalc.inputs.hardware import load_gpu
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.stacks import load_stack
+from memcalc.inputs.training import TrainingSetup
+
+
+def local_kernels(
+    config: ModelConfig, setup: TrainingSetup, kernels: Mapping[str, Any], device: str
+) -> dict[str, Any]:
+    """The kernel choices of a run on a kind of device ("cuda", "cpu"); those given win."""
+    if device != "cpu":
+        return dict(kernels)
+    local: dict[str, Any] = {"device": "cpu"}
+    fused = load_stack(setup.stack).choices.get("norm") == "fused"
+    if config.norm_type == "rmsnorm" and fused:
+        local["norm"] = "decomposed"
+    return {**local, **kernels}
+
+
+def local_plan(
+    config: ModelConfig, setup: TrainingSetup, kernels: Mapping[str, Any], device: str
+) -> Plan:
+    """The plan of a model in a setup on a kind of device.
+
+    Raises ConfigError for attention kernels the device does not have. ALiBi's bias, which on CUDA
+    only the memory-efficient kernel takes, runs eagerly on a CPU.
+    """
+    local = local_kernels(config, setup, kernels, device)
+    plan = plan_of(config, setup, local)
+    chosen = setup.attention == "efficient" or "attention" in kernels
+    if device == "cpu" and plan.kernels.attention == "efficient" and not chosen:
+        plan = plan_of(config, setup, {**local, "attention": "eager"})
+        plan = plan._replace(notes=(*plan.notes, "attention: eager: a CPU kernel takes no bias"))
+    _check(plan, device)
+    return plan
+
+
+def local_device(device: torch.device) -> Device:
+    """The GPU side of an estimate for the device at hand: its profile where one fits, its own memory.
+
+    The memory is what torch sees of the card; a profile counts only if its memory agrees to 12 %, for
+    a partition of a card carries the card's name. On a CPU there is no GPU side.
+    """
+    from memcalc.harness.device import device_facts
+
+    if device.type != "cuda":
+        return device_of(None)
+    facts = device_facts(device)
+    total = facts["total_bytes"]
+    try:
+        gpu, _ = load_gpu(facts["name"])
+    except ConfigError:
+        return device_of(None, total)
+    same = abs(total / gpu.total_bytes - 1) <= SAME_MEMORY
+    return device_of(gpu if same else None, total)
+
+
+def _check(plan: Plan, device: str) -> None:
+    kernel, meant = plan.kernels.attention, plan.kernels.device
+    if kernel == "eager":
+        return
+    if device == "cpu" and kernel != "flash":
+        raise ConfigError(f"attention: got {kernel!r}, a CUDA kernel; valid on a CPU: flash, eager")
+    if meant != device:
+        raise ConfigError(
+            f"kernels.device: got {meant!r} on {device}; rule: its attention kernel does not run "
+            f"there; valid: {device}, or --attention eager"
+        )

@@ -1,0 +1,116 @@
+"""The head of a record: who ran what, when, and the complete setup, enough to estimate it again.
+
+`new_record` starts one; `stated` turns a plan into plain values and `planned` turns them back, so an
+old record can be held against today's estimate. Nothing here needs torch.
+Checked by: harness/test_records.py.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from memcalc.engine.plan import Plan, plan_of
+from memcalc.errors import ConfigError
+from memcalc.harness.records import SCHEMA
+from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
+from memcalc.inputs.training import TrainingSetup
+
+#: What a run can come to. refused: not started, it could not fit.
+STATUSES = ("ok", "oom", "interrupted", "failed", "refused")
+#: Kernel choices that, with model and training setup, give the plan again.
+_CHOICES = ("norm", "attention", "loss", "device")
+_GIT_TIMEOUT_S = 10
+
+
+def new_record(kind: str, plan: Plan | None = None) -> dict[str, Any]:
+    """A record's first fields; status is "failed" until the run says otherwise.
+
+    kind: "measure", "verify", "calibrate". plan: what ran, None where no model did.
+    """
+    from memcalc import __version__
+
+    return {
+        "schema": SCHEMA,
+        "kind": kind,
+        "status": "failed",
+        "memcalc": __version__,
+        "git": git_state(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "setup": None if plan is None else stated(plan),
+    }
+
+
+def git_state() -> dict[str, Any] | None:
+    """{"commit", "dirty"} of the checkout this package runs from; None for an installed package."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain")
+    if commit is None:
+        return None
+    return {"commit": commit.strip(), "dirty": None if changed is None else bool(changed.strip())}
+
+
+def _git(root: Path, *words: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(root), "--no-optional-locks", *words],
+            capture_output=True, text=True, timeout=_GIT_TIMEOUT_S, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def stated(plan: Plan) -> dict[str, Any]:
+    """The complete setup of a plan as plain values: model, training, kernels, what was resolved."""
+    resolved, kernels = plan.resolved, plan.kernels._asdict()
+    traits = kernels.pop("traits")._asdict()
+    return {
+        "model": asdict(resolved.config),
+        "training": asdict(resolved.setup),
+        "kernels": {name: kernels[name] for name in _CHOICES},
+        "resolved": {
+            "seq_len": resolved.seq_len,
+            "micro_batch_size": resolved.micro_batch_size,
+            "grad_accum_steps": resolved.grad_accum_steps,
+            "global_batch": resolved.micro_batch_size * resolved.grad_accum_steps,
+            "optimizer_impl": resolved.optimizer_impl,
+            "kernels": kernels,
+            "traits": traits,
+            "dims": dict(plan.values),
+        },
+        "notes": [*resolved.notes, *plan.notes],
+    }
+
+
+def planned(setup: Mapping[str, Any]) -> Plan:
+    """The plan of a record's setup. Raises ConfigError where this version cannot state it."""
+    try:
+        model = dict(setup["model"])
+        for name, part in (("moe", MoeConfig), ("mla", MlaConfig)):
+            if model.get(name) is not None:
+                model[name] = _made(part, model[name])
+        config = _made(ModelConfig, model)
+        training = _made(TrainingSetup, setup["training"])
+        return plan_of(config, training, setup["kernels"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(f"record: setup not readable ({type(error).__name__}: {error})") from None
+
+
+def _made(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A dataclass from plain values; JSON's lists are the tuples they were."""
+    known = {field.name for field in fields(kind)}
+    if foreign := sorted(set(values) - known):
+        raise ConfigError(
+            f"record: got {kind.__name__}.{foreign[0]}, not known; rule: a newer memcalc"
+        )
+    return kind(**{n: tuple(v) if isinstance(v, list) else v for n, v in values.items()})

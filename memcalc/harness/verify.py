@@ -1,0 +1,136 @@
+"""verify: measure a plan, count its FLOPs, and hold its estimate against both.
+
+After the measurement the model is built again for what would disturb it: counting FLOPs, times of
+operators, every allocation of a step. What is known to differ on this device or release is listed
+before the comparison, with its cause. Checked by: harness/test_verify.py, cli/test_verify.py.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from memcalc.engine.plan import Plan
+from memcalc.harness.comparison import Difference, compare
+from memcalc.harness.device import pick_device
+from memcalc.harness.failures import described, first_line, is_out_of_memory
+from memcalc.harness.flop_count import counted_flops
+from memcalc.harness.measure import MeasureOptions, measure
+from memcalc.harness.measured_run import Progress
+from memcalc.harness.op_times import op_times
+from memcalc.harness.step import TrainingStep
+from memcalc.harness.tensors import TensorBytes, place, tracked_step
+from memcalc.harness.tracker import Alloc
+
+_TENSOR_ROWS = (
+    "saved for backward", "peak in forward", "peak in loss", "peak in backward",
+    "peak in optimizer", "peak requested",
+)  # fmt: skip
+
+
+class Instant(NamedTuple):
+    """Bytes alive after one allocation, with its phase and the operator at work."""
+
+    phase: str
+    where: str
+    live_bytes: int
+
+
+class Verified(NamedTuple):
+    """The record, and every event of one step where they were asked for."""
+
+    record: dict[str, Any]
+    timeline: list[Instant]
+
+
+def verify(
+    plan: Plan,
+    estimate: Mapping[str, Any],
+    options: MeasureOptions,
+    wanted: tuple[bool, bool] = (False, False),
+    progress: Progress | None = None,
+) -> Verified:
+    """The measurement's record with counted FLOPs, the estimate and the comparison in it.
+
+    estimate: of the same plan, as JSON. wanted: times of operators, every event of a step.
+    """
+    record = measure(plan, options, progress)
+    record["kind"] = "verify"
+    record["estimate"] = {
+        name: estimate[name] for name in ("memory", "time", "assumptions", "notes")
+    }
+    if record["status"] != "ok":
+        return Verified(record, [])
+    timeline: list[Instant] = []
+    try:
+        timeline = _more(plan, record, options, wanted)
+    except (Exception, KeyboardInterrupt) as error:  # what was measured stays
+        stopped = isinstance(error, KeyboardInterrupt)
+        record["notes"].append(f"after the measurement: {first_line(error)}")
+        if stopped or not is_out_of_memory(error):
+            record["status"] = "interrupted" if stopped else "failed"
+            record["error"] = described(error, "counting", None)
+    record["comparison"] = compare(estimate, record, differences(plan, record)).plain()
+    return Verified(record, timeline)
+
+
+def _more(
+    plan: Plan, record: dict[str, Any], options: MeasureOptions, wanted: tuple[bool, bool]
+) -> list[Instant]:
+    """Counted FLOPs, times of operators and events of a step, on a model built anew."""
+    step = TrainingStep(plan, pick_device(options.device), options.seed)
+    step.run()
+    record["counted_flops"] = counted_flops(step)
+    ops, events = wanted
+    if ops:
+        record["ops"] = [time._asdict() for time in op_times(step)]
+    timeline = _timeline(tracked_step(step)) if events else []
+    del step
+    gc.collect()
+    return timeline
+
+
+def _timeline(tensors: TensorBytes) -> list[Instant]:
+    """Bytes alive after each allocation of a step: every high there is, and how much comes between."""
+    live = tensors.live_before
+    found = [Instant("start", "", live)]
+    for event in tensors.events:
+        if isinstance(event, Alloc):
+            live += event.nbytes
+            found.append(Instant(event.phase, place(event.where), live))
+        else:
+            live -= event.nbytes
+    return found
+
+
+def differences(plan: Plan, record: Mapping[str, Any]) -> list[Difference]:
+    """What is known to differ from the estimate on this device and release, with its cause."""
+    found = []
+    setup, kernels = plan.resolved.setup, plan.kernels
+    if getattr(kernels, "compiled", False):
+        found.append(Difference(
+            (*_TENSOR_ROWS, "executed FLOPs"),
+            "compiled code allocates out of the tracker's sight",
+        ))  # fmt: skip
+    if kernels.fp8_linear:
+        found.append(Difference(("executed FLOPs",), "torch's counter does not know fp8 products"))
+    if plan.config.moe is not None and setup.imbalance != 1.0:
+        found.append(Difference(
+            (*_TENSOR_ROWS, "executed FLOPs"),
+            "tokens go where the router sends them: an imbalance cannot be imposed",
+        ))  # fmt: skip
+    if record["device"]["type"] == "cpu" and setup.optimizer == "adafactor":
+        found.append(Difference(
+            ("peak in optimizer", "peak requested"),
+            "Adafactor's scalars lie in host memory, here the device's: up to 12 bytes",
+        ))  # fmt: skip
+    fused = kernels.norm == "fused" and plan.config.norm_type == "rmsnorm"
+    on_gpu = record["device"]["type"] == "cuda"
+    if fused and on_gpu and not hasattr(torch.ops.aten, "_fused_rms_norm"):
+        found.append(Difference(
+            _TENSOR_ROWS, f"torch {torch.__version__} has no fused RMSNorm; try --set kernels.norm=hand"
+        ))  # fmt: skip
+    return found

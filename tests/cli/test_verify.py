@@ -1,0 +1,109 @@
+"""memcalc verify on a CPU: verdict, exit status, picture, record, bad input."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SMALL = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+GPT2 = {
+    "model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 256,
+    "vocab_size": 500,
+}  # fmt: skip
+FAST = (
+    "--seq", "48", "--device", "cpu", "--steps", "1", "--warmup", "1", "--threads", "1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Any:
+    def write(config: dict[str, Any] = SMALL) -> str:
+        path = tmp_path / "config.json"
+        path.write_text(json.dumps(config))
+        return str(path)
+
+    return write
+
+
+@pytest.mark.parametrize("config", [SMALL, GPT2], ids=lambda c: c["model_type"])
+def test_small_models_verify(memcalc: Any, small: Any, tmp_path: Path, config: Any) -> None:
+    records = tmp_path / "records.jsonl"
+    outcome = memcalc("verify", small(config), *FAST, "--records", str(records))
+    assert outcome.status == 0, outcome.err
+    assert "verified: " in outcome.out and "saved for backward" in outcome.out
+    assert max(len(line) for line in outcome.out.splitlines()) <= 80
+    record = json.loads(records.read_text())
+    assert record["kind"] == "verify" and record["comparison"]["verified"]
+    assert (
+        record["estimate"]["memory"]["peak_requested_bytes"]
+        == (record["memory"]["peak_requested_bytes"])
+    )
+
+
+def test_json_and_operators(memcalc: Any, small: Any) -> None:
+    outcome = memcalc("verify", small(), *FAST, "--no-record", "--json", "--ops")
+    found = json.loads(outcome.out)
+    assert found["comparison"]["verified"] is True
+    assert {"op", "direction", "calls", "seconds"} == set(found["ops"][0])
+
+
+def test_quiet_is_one_line(memcalc: Any, small: Any) -> None:
+    outcome = memcalc("verify", small(), *FAST, "--no-record", "--quiet")
+    assert outcome.out.startswith("verified worst_error_pct 0 tokens/s ")
+    assert outcome.out.count("\n") == 1
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_a_picture_is_drawn(memcalc: Any, small: Any, tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"memory.{ending}"
+    outcome = memcalc("verify", small(), *FAST, "--no-record", "--quiet", "--chart", str(path))
+    assert outcome.status == 0, outcome.err
+    magic = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF"}[ending]
+    assert path.read_bytes().startswith(magic) and path.stat().st_size > 5000
+
+
+def test_the_picture_shows_the_measured_bytes(
+    memcalc: Any, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from memcalc.output import memory_chart
+    from memcalc.units import MIB
+
+    drawn: dict[str, Any] = {}
+    plain = memory_chart.draw
+
+    def spy(axes: Any, predicted: Any, measured: Any) -> None:
+        plain(axes, predicted, measured)
+        drawn["line"] = axes.lines[0].get_ydata() * MIB
+        drawn["top"] = axes.texts[-1].get_text()
+
+    monkeypatch.setattr(memory_chart, "draw", spy)
+    path = str(tmp_path / "memory.svg")
+    words = ("verify", small(), *FAST, "--no-record", "--json", "--chart", path)
+    found = json.loads(memcalc(*words).out)
+    peak = found["memory"]["peak_requested_bytes"]
+    assert round(max(drawn["line"])) == peak
+    assert drawn["top"].startswith(f"peak {peak / MIB:,.2f} MiB")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--chart", "memory.txt"), "--chart: got 'memory.txt'"),
+        (("--device", "cuda:7"), "device: got 'cuda:7'"),
+        (("--attention", "cudnn"), "attention: got 'cudnn'"),
+        (("--optimizer", "lion"), "optimizer: got 'lion'"),
+        (("--stack", "hf"), "stack: got 'hf'"),
+        (("--tp", "2"), "--tp"),
+    ],
+)
+def test_bad_input_is_one_line(memcalc: Any, small: Any, words: Any, said: str) -> None:
+    outcome = memcalc("verify", small(), *FAST, "--no-record", *words)
+    assert outcome.status == 2
+    assert said in outcome.error

@@ -1,0 +1,141 @@
+"""The summary recovers the constants that synthetic points were made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from memcalc.harness.calibration_summary import summarise
+
+_T0, _W = 4e-6, 4.3e12
+_P = {"forward": 780e12, "dgrad": 740e12, "wgrad": 700e12}
+Row = dict[str, Any]
+
+
+def _point(kind: str, seconds: float, **what: Any) -> Row:
+    row = {
+        "kind": kind,
+        **what,
+        "median_s": seconds,
+        "p10_s": seconds * 0.98,
+        "p90_s": seconds * 1.02,
+    }
+    for name in ("flops", "bytes"):
+        if name in what:
+            row[f"{name}_per_s"] = what[name] / seconds
+    return row
+
+
+def _gemm(m: int, n: int, k: int, part: str = "forward", **what: Any) -> Row:
+    flops, moved = 2.0 * m * n * k, 2.0 * (m * k + k * n + m * n)
+    seconds = _T0 + max(flops / _P[part], moved / _W)
+    said = {"m": m, "n": n, "k": k, "dtype": "bf16", "part": part, "flops": flops, "bytes": moved}
+    return _point(what.pop("kind", "gemm"), seconds, **said, **what)
+
+
+def _products() -> list[Row]:
+    shapes = [(8192, n, 4096) for n in (4096, 6144, 28672)] + [(16384, 4096, 14336)]
+    return [_gemm(*shape, part=part) for shape in shapes for part in _P]
+
+
+def _in_graphs() -> list[Row]:
+    how = {"kind": "fixed", "what": "gemm", "how": "graph"}
+    tiny, skinny = _gemm(16, 64, 64, **how), _gemm(64, 4096, 4096, **how)
+    eager = _gemm(16, 64, 64, kind="fixed", what="gemm", how="eager")
+    return [tiny, skinny, {**eager, "median_s": 9e-6}]  # a launch: not part of the fit
+
+
+def test_products_give_each_part_its_ceiling() -> None:
+    copy = _point("bandwidth", 1.0, what="copy", tensor_bytes=2**30, bytes=4e12)
+    rows = summarise([copy, *_products(), *_in_graphs()])["gemm"]
+    by_part = {row["part"]: row for row in rows}
+    assert list(by_part) == ["all", *_P]
+    assert by_part["all"]["t0_s"] == pytest.approx(_T0, rel=0.02)
+    assert by_part["all"]["bytes_per_s"] == pytest.approx(_W, rel=0.02)
+    assert by_part["all"]["n"] == 14 and 0 < by_part["all"]["median_relative_error"] < 0.06
+    for part, ceiling in _P.items():
+        assert by_part[part]["flops_per_s"] == pytest.approx(ceiling, rel=1e-3)
+        assert by_part[part]["n"] == 4
+
+
+def test_a_dtype_with_few_products_borrows_the_fixed_cost() -> None:
+    few = [
+        {**_gemm(8192, 4096, 4096), "dtype": "fp8", "median_s": _T0 + 2 * 8192 * 4096**2 / 1.4e15}
+    ]
+    rows = summarise([*_products(), *_in_graphs(), *few])["gemm"]
+    [fp8] = [row for row in rows if row["dtype"] == "fp8"]
+    assert fp8["t0_from"] == "bf16" and fp8["n"] == 1 and "median_relative_error" not in fp8
+    assert fp8["flops_per_s"] == pytest.approx(1.4e15, rel=0.01)
+
+
+def test_without_graphs_the_eager_products_show_the_fixed_cost() -> None:
+    eager = [{**row, "how": "eager"} for row in _in_graphs()[:2]]
+    [whole, *_] = summarise([*_products(), *eager])["gemm"]
+    assert whole["t0_s"] == pytest.approx(_T0, rel=0.02) and whole["n"] == 14
+
+
+def test_elementwise_operations() -> None:
+    kernel_s, rate = 3e-6, 3.8e12
+    points = [_point("fixed", kernel_s, what="addition", how="graph")]
+    for size in (1e7, 1e8, 1e9):
+        for kernels in (1, 2, 5):
+            seconds = kernels * kernel_s + size / rate
+            points.append(_point("elementwise", seconds, what="x", kernels=kernels, bytes=size))
+    points.append(_point("bandwidth", 1.0, what="copy", tensor_bytes=2**30, bytes=4e12))
+    [row] = summarise(points)["elementwise"]
+    assert row["t0_s"] == pytest.approx(kernel_s) and row["bytes_per_s"] == pytest.approx(rate)
+    assert row["of_copy"] == pytest.approx(0.95) and row["n"] == 10
+
+
+def test_collectives() -> None:
+    alpha, rate = 14e-6, 337e9
+    points = [
+        _point("collective", alpha + size / rate, what="all_gather", ranks=8, backend="nccl",
+               message_bytes=size, bus_bytes=size)
+        for size in (224, 2**20, 2**25, 2**29)
+    ]  # fmt: skip
+    [row] = summarise(points)["collective"]
+    assert row["alpha_s"] == pytest.approx(alpha, rel=1e-3)
+    assert row["bus_bytes_per_s"] == pytest.approx(rate, rel=1e-3)
+
+
+def test_attention_keeps_each_length_and_fits_the_limit() -> None:
+    limit, half = 700e12, 900.0
+    points = []
+    for s in (8192, 1024, 2048):
+        flops = 2.0 * (16384 // s) * 32 * s * s * 128
+        seconds = flops / limit * (1 + half / s)
+        points.append(
+            _point("attention", seconds, kernel="cudnn", direction="forward", head_dim=128,
+                   heads=32, kv_heads=8, seq_len=s, flops=flops)
+        )  # fmt: skip
+    [row] = summarise(points)["attention"]
+    assert row["seq_len"] == [1024, 2048, 8192]
+    assert row["flops_per_s_at"] == sorted(row["flops_per_s_at"])
+    assert row["flops_per_s"] == pytest.approx(limit) and row["half_seq_len"] == pytest.approx(half)
+
+
+def test_two_depths_give_a_block_and_the_rest() -> None:
+    setup = {"model": "m", "seq_len": 8, "micro_batch_size": 1, "precision": "bf16"}
+    points = [_point("step", s, layers=n, phases={}, **setup) for n, s in ((4, 0.5), (2, 0.3))]
+    [row] = summarise(points)["two_depth"]
+    assert row["layers"] == [2, 4] and row["step_s"] == [0.3, 0.5]
+    assert row["block_s"] == pytest.approx(0.1) and row["rest_s"] == pytest.approx(0.1)
+    assert summarise(points[:1]) == {}
+
+
+def test_optimizers_over_several_sizes_and_one_point_alone() -> None:
+    points = [
+        _point("optimizer", n * 28 / 4e12, what="adamw", impl="fused", dtype="fp32", parameters=n,
+               bytes=28 * n)
+        for n in (125_000_000, 10**9)
+    ]  # fmt: skip
+    points.append(_point("optimizer", 1e-3, what="clip", dtype="fp32", parameters=10, bytes=120))
+    adamw, clip = summarise(points)["optimizer"]
+    assert adamw["s_per_parameter"] == pytest.approx(28 / 4e12) and adamw["n"] == 2
+    assert clip["n"] == 1 and clip["relative_spread"] == pytest.approx(0.02)
+
+
+def test_nothing_measured_gives_an_empty_summary() -> None:
+    assert summarise([]) == {}
