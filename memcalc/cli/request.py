@@ -17,6 +17,7 @@ from memcalc.units import parse_count, parse_memory
 
 if TYPE_CHECKING:
     from memcalc.engine.estimate import Device
+    from memcalc.inputs.hardware import Gpu
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,36 @@ class Request:
 
         memory, reserve = arguments.text("gpu-memory"), arguments.text("reserve")
         name = arguments.text("gpu")
-        if name == "local":
-            raise ConfigError("--gpu: got local; not in this version; valid: `memcalc list gpus`")
         stated = None if memory is None else parse_memory(memory, "--gpu-memory")
         kept = 0 if reserve is None else parse_memory(reserve, "--reserve")
         if stated == 0:
             raise ConfigError(f"--gpu-memory: got {memory!r}; rule: above 0")
-        device = device_of(name, stated, kept)
+        gpu: Gpu | str | None = name
+        if name == "local":
+            gpu, total = _local_gpu()
+            stated = total if stated is None else stated
+        device = device_of(gpu, stated, kept)
         if device.usable_bytes is not None and device.usable_bytes <= 0:
             whole = device.usable_bytes + kept
             raise ConfigError(f"--reserve: got {reserve}; rule: below the GPU's {whole} bytes")
         return device
+
+
+def _local_gpu() -> tuple[Gpu | None, int]:
+    """The profile of this machine's GPU, where one fits, and the bytes torch sees of it."""
+    from memcalc.cli.on_device import need_torch
+
+    need_torch()
+    from memcalc.harness.device import pick_device
+    from memcalc.harness.local import local_gpu
+
+    try:
+        return local_gpu(pick_device("cuda"))
+    except ConfigError as error:
+        why = str(error).split("; ")[1:2] or ["no CUDA device"]
+        raise ConfigError(
+            f"--gpu: got local, but {why[0]}; valid: a name of `memcalc list gpus`"
+        ) from None
 
 
 def request_of(arguments: Arguments) -> Request:

@@ -17,7 +17,7 @@ from memcalc.engine.estimate import Device, device_of
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.errors import ConfigError
 from memcalc.harness.utilisation import SAME_MEMORY
-from memcalc.inputs.hardware import load_gpu
+from memcalc.inputs.hardware import Gpu, load_gpu
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.stacks import load_stack
 from memcalc.inputs.training import TrainingSetup
@@ -55,23 +55,25 @@ def local_plan(
 
 
 def local_device(device: torch.device) -> Device:
-    """The GPU side of an estimate for the device at hand: its profile where one fits, its own memory.
+    """The GPU side of an estimate for the device at hand; on a CPU there is none."""
+    return device_of(*local_gpu(device)) if device.type == "cuda" else device_of(None)
 
-    The memory is what torch sees of the card; a profile counts only if its memory agrees to 12 %, for
-    a partition of a card carries the card's name. On a CPU there is no GPU side.
+
+def local_gpu(device: torch.device) -> tuple[Gpu | None, int]:
+    """The profile of a CUDA device and the bytes torch sees of it.
+
+    A profile counts only if its memory agrees to 12 %: a partition of a card carries the card's name.
     """
     from memcalc.harness.device import device_facts
 
-    if device.type != "cuda":
-        return device_of(None)
     facts = device_facts(device)
-    total = facts["total_bytes"]
+    total = int(facts["total_bytes"])
     try:
         gpu, _ = load_gpu(facts["name"])
     except ConfigError:
-        return device_of(None, total)
+        return None, total
     same = abs(total / gpu.total_bytes - 1) <= SAME_MEMORY
-    return device_of(gpu if same else None, total)
+    return (gpu if same else None), total
 
 
 def _check(plan: Plan, device: str) -> None:

@@ -11,7 +11,7 @@ _BAD = {
     "no model": ((), "argument: got none"),
     "unknown model": (("llama-9",), "model: got 'llama-9'"),
     "unknown gpu": (("gpt2", "--gpu", "h1000"), "nearest: h100"),
-    "local gpu": (("gpt2", "--gpu", "local"), "not in this version"),
+    "local gpu": (("gpt2", "--gpu", "local"), "--gpu: got local, but"),
     "unknown option": (("gpt2", "--precison", "bf16"), "nearest: --precision"),
     "unknown precision": (("gpt2", "--precision", "bf17"), "nearest: bf16"),
     "unknown stack": (("gpt2", "--stack", "torhc"), "nearest: torch"),
