@@ -70,6 +70,7 @@ def steps_of(runner: Runner, device: torch.device, count: int) -> list[float]:
 #: What is tried of our decoder, one after the other, each with the best so far of the others.
 CHOICES = (
     {"attention": "flash"}, {"attention": "cudnn"}, {"loss": "chunked"}, {"fused_qkv": True},
+    {"fused_gate_up": True},
 )  # fmt: skip
 
 

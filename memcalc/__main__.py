@@ -96,6 +96,10 @@ def _failed(error: BaseException, text: str, status: int, debug: bool) -> int:
     line = " ".join(text.split())
     printable = "".join(c if c.isprintable() else "?" for c in line)
     short = printable if len(printable) <= 1000 else printable[:997] + "..."
+    if os.environ.get("RANK", "0") != "0":
+        from memcalc.cli.one_voice import named
+
+        short = named(short)
     print(f"error: {short}".encode("utf-8", "replace").decode("utf-8"), file=sys.stderr)
     return status
 

@@ -24,7 +24,7 @@ from memcalc.inputs.training import TrainingSetup
 
 
 class Case(NamedTuple):
-    """Sizes of one comparison. attention, loss, fused_qkv: of our decoder; the rival has its own."""
+    """Sizes of one comparison. attention, loss, fused_*: of our decoder; the rival has its own."""
 
     config: ModelConfig
     seq_len: int
@@ -33,11 +33,13 @@ class Case(NamedTuple):
     attention: str = "flash"
     loss: str = "fp32"
     fused_qkv: bool = False  # one product for q, k and v
+    fused_gate_up: bool = False  # one product for gate and up
 
     @property
     def settings(self) -> dict[str, Any]:
         """What can be chosen of our decoder."""
-        return {"attention": self.attention, "loss": self.loss, "fused_qkv": self.fused_qkv}
+        names = ("attention", "loss", "fused_qkv", "fused_gate_up")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def tokens(self) -> int:
@@ -53,7 +55,8 @@ class Case(NamedTuple):
             optimizer_impl="fused" if device.type == "cuda" else "foreach",
         )  # fmt: skip
         config = dataclasses.replace(self.config, fused_qkv=self.fused_qkv)
-        return local_plan(config, setup, {}, device.type)
+        kernels = {"fused_gate_up": self.fused_gate_up}
+        return local_plan(config, setup, kernels, device.type)
 
 
 class Runner(Protocol):

@@ -10,11 +10,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memcalc.cli.deliver import deliver
-from memcalc.cli.on_device import keep, measure_options, need_torch, records_file, world_size
-from memcalc.cli.options import BY_NAME
+from memcalc.cli.on_device import keep, measure_options, need_torch, records_file
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, request_of
-from memcalc.errors import ConfigError, MemcalcError
+from memcalc.errors import MemcalcError
 
 if TYPE_CHECKING:
     from memcalc.output.console import Page
@@ -22,16 +21,17 @@ if TYPE_CHECKING:
 EXIT = {"ok": 0, "failed": 1, "oom": 3, "interrupted": 130}
 #: A measurement outside what it must be: an estimate's band, or a loss that does not fall.
 OUTSIDE = 4
-_PARALLEL = ("tp", "pp", "dp", "schedule", "sp", "fsdp")
 
 
 def run(arguments: Arguments) -> int:
     """Measure, keep the record, write the result; returns the exit status."""
     need_torch()
+    from memcalc.cli import measure_ranks
+
+    if measure_ranks.wanted(arguments):
+        return measure_ranks.run(arguments)
     request = request_of(arguments)
-    if world_size() > 1:
-        return _distributed(arguments, request)
-    _refuse_parallel(arguments)
+    measure_ranks.refuse_alone(arguments)
     record, said = measured(arguments, request)
     if record["status"] == "refused":
         raise MemcalcError(record["error"]["message"])
@@ -86,21 +86,6 @@ def trouble(record: dict[str, Any]) -> str | None:
             "rule: it falls; this run does not train, so its figures mean nothing"
         )
     return None
-
-
-def _refuse_parallel(arguments: Arguments) -> None:
-    """Several processes are started by torchrun, not by an option."""
-    for name in _PARALLEL:
-        option = BY_NAME[name]
-        value = arguments.options.get(name)
-        if value is not None and str(value) not in option.harmless:
-            got = "" if value is True else f"got {value}; "
-            raise ConfigError(f"{option.flag}: {got}rule: under torchrun, with its processes")
-
-
-def _distributed(arguments: Arguments, request: Request) -> int:
-    """The same run on several processes that torchrun started."""
-    raise ConfigError(f"torchrun: got {world_size()} processes; not in this version; valid: 1")
 
 
 def _deliver(

@@ -38,12 +38,12 @@ def run(arguments: Arguments) -> int:
             f"verify: got {world_size()} processes; rule: one; `memcalc measure` runs on several"
         )
     request = request_of(arguments)
-    verified, said = _verified(arguments, request)
+    verified, plan, said = _verified(arguments, request)
     record = verified.record
     if record["status"] == "refused":
         raise MemcalcError(record["error"]["message"])
     if picture is not None and verified.timeline:
-        _draw(request, verified, picture)
+        _draw(plan, verified, picture)
     _deliver(arguments, request, record, said)
     line = trouble(record)
     if line is not None:
@@ -56,8 +56,8 @@ def run(arguments: Arguments) -> int:
     return 0 if fell and record["comparison"]["verified"] else OUTSIDE
 
 
-def _verified(arguments: Arguments, request: Request) -> tuple[Verified, str | None]:
-    """The verification of one run on this device, and where its record was kept."""
+def _verified(arguments: Arguments, request: Request) -> tuple[Verified, Plan, str | None]:
+    """The verification of one run on this device, its plan, and where its record was kept."""
     from memcalc.harness.device import pick_device
     from memcalc.harness.local import local_plan
     from memcalc.harness.verify import verify
@@ -72,7 +72,7 @@ def _verified(arguments: Arguments, request: Request) -> tuple[Verified, str | N
     with progress(f"verify {request.config.name}", arguments.has("quiet")) as tell:
         verified = verify(plan, predicted, options, wanted, tell)
     verified.record["setup"]["stated_model"] = request.config.name
-    return verified, keep(verified.record, path)
+    return verified, plan, keep(verified.record, path)
 
 
 def _estimate(request: Request, plan: Plan, device: torch.device) -> dict[str, Any]:
@@ -88,15 +88,12 @@ def _estimate(request: Request, plan: Plan, device: torch.device) -> dict[str, A
     return found.to_dict()
 
 
-def _draw(request: Request, verified: Verified, path: str) -> None:
-    from memcalc.harness.record_head import planned
+def _draw(plan: Plan, verified: Verified, path: str) -> None:
     from memcalc.output.events import step_events
     from memcalc.output.memory_chart import memory_chart
 
-    record = verified.record
-    accum = record["setup"]["resolved"]["grad_accum_steps"]
-    events = step_events(planned(record["setup"]))
-    memory_chart(events, verified.timeline, record, accum, path)
+    accum = plan.resolved.grad_accum_steps
+    memory_chart(step_events(plan), verified.timeline, verified.record, accum, path)
 
 
 def _deliver(

@@ -3,19 +3,24 @@
 The order of events is that of torch/csrc/autograd/engine.cpp: ready nodes run by descending creation
 number, leaf accumulation at once; inside a node the incoming gradient, the saved tensors and all
 outputs live together; then the incoming gradient goes, then the saved tensors, and only then is a
-result added to its consumer's buffer. A further gradient for the same buffer allocates a sum with
-both old ones alive (as under any dispatch mode; see docs/decisions.md).
+result added to its consumer's buffer. A further gradient for the same buffer is added to the first in
+place where nothing else holds that one; else, and always under a dispatch mode, a sum is allocated
+with both old ones alive (torch/csrc/autograd/input_buffer.cpp).
 
-Checked by: oracle/test_torch_events.py, event for event against PyTorch.
+Checked by: oracle/test_torch_events.py, event for event against PyTorch under a mode;
+oracle/test_unwatched.py, against its memory profiler without one.
 """
 
 from __future__ import annotations
 
+import functools
 import heapq
+import sys
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Shape, Tape, Tensor
 
 if TYPE_CHECKING:
@@ -185,18 +190,46 @@ def _run(node: Node, grads: Grads) -> Grads:
 
 
 def _send(edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Grads]) -> None:
-    """Put a gradient into its consumer's buffer, summing out of place if one is there."""
+    """Put a gradient into its consumer's buffer, summed with one that is there."""
     following, slot = edge
     buffer = buffers.get(following)
     if buffer is None:
         buffer = buffers[following] = [None] * len(following.outputs)
-    waiting = buffer[slot]
-    if waiting is None:
+    if buffer[slot] is None:
         buffer[slot] = gradient
-    else:
-        order = waiting.order if waiting.is_dense else None
-        gradient.tape.using((waiting, gradient))
-        buffer[slot] = gradient.tape.empty("add.Tensor", waiting.shape, waiting.dtype, order)
+        return
+    alone = not gradient.tape.watched and _is_sole(buffer, slot)
+    waiting = buffer[slot]
+    assert waiting is not None
+    gradient.tape.using((waiting, gradient))
+    if alone:
+        return
+    order = waiting.order if waiting.is_dense else None
+    buffer[slot] = gradient.tape.empty("add.Tensor", waiting.shape, waiting.dtype, order)
+
+
+def _is_sole(buffer: Grads, slot: int) -> bool:
+    """Whether a waiting gradient is dense and nothing but its buffer holds it and its storage.
+
+    A view never is: it holds the tensor it was taken from, as of a product's rows seen as (b, s, h).
+    """
+    waiting = buffer[slot]
+    if waiting is None or waiting.is_view or not waiting.is_dense:
+        return False
+    del waiting
+    return _holders(buffer, slot) == _sole_holders()
+
+
+def _holders(buffer: Grads, slot: int) -> tuple[int, int]:
+    """References to a buffer's tensor and to its storage, this function's own included."""
+    waiting = buffer[slot]
+    return sys.getrefcount(waiting), sys.getrefcount(waiting.storage if waiting else None)
+
+
+@functools.cache
+def _sole_holders() -> tuple[int, int]:
+    """What `_holders` counts for a tensor that only its buffer holds, in this interpreter."""
+    return _holders([Tape().empty("probe", (ONE,), "uint8")], 0)
 
 
 def backward(root: Tensor, seed: Tensor) -> None:

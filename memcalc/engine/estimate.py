@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
 from memcalc.engine.allocator import AllocatorResult, simulate
+from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
 from memcalc.engine.flops import step_flops
 from memcalc.engine.memory import StepMemory, step_memory
 from memcalc.engine.plan import Plan, plan_of
@@ -91,7 +92,7 @@ def estimate(
     """
     config = load_model(model) if isinstance(model, str) else model
     setup = setup or TrainingSetup()
-    stack = load_stack(setup.stack)
+    stack = load_stack(setup.code)
     device = gpu if isinstance(gpu, Device) else device_of(gpu)
     plan = plan_of(config, setup, kernels)
     return _estimate(plan, stack, device, allocator)
@@ -222,6 +223,8 @@ def _assumptions(plan: Plan, stack: Stack, device: Device) -> list[str]:
     ]
     if setup.precision == "tf32":
         said.append("tf32 is stored as 4 bytes an element (19 significant bits in 32)")
+    if plan.kernels.compiled:
+        said += ASSUMPTIONS
     if plan.kernels.norm == "fused" and plan.config.norm_type == "rmsnorm":
         said.append("RMSNorm runs as one fused kernel (F.rms_norm on CUDA)")
     return said
@@ -235,6 +238,7 @@ def _setup_dict(plan: Plan, stack: Stack, device: Device) -> dict[str, Any]:
     traits = kernels.pop("traits")._asdict()
     return {
         **stated,
+        "stack": resolved.setup.code,
         "seq_len": resolved.seq_len,
         "micro_batch_size": resolved.micro_batch_size,
         "grad_accum_steps": resolved.grad_accum_steps,

@@ -59,6 +59,10 @@ class Kernels(NamedTuple):
     selective: bool = False  # the attention core is a checkpoint of its own
     device: str = "cuda"  # cuda | cpu: kernels whose saved set differs
     use_dropout: bool = True
+    watched: bool = (
+        False  # a dispatch mode looks on: gradients are summed and scattered out of place
+    )
     hf: bool = False  # run the family's own transformers code
     compiled: bool = False  # torch.compile on each block
+    cuda_graphs: bool = False  # of compiled blocks: replayed as CUDA graphs (mode reduce-overhead)
     traits: Traits = Traits()

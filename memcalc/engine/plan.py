@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from memcalc.engine.blocks.compiled_limits import check_compiled
 from memcalc.engine.dims import dim_sizes, dim_values
 from memcalc.engine.families import attention_for, traits_for
 from memcalc.engine.kernels import BlockKind, Kernels, Traits
 from memcalc.engine.optimizer import OptimizerPlan
 from memcalc.engine.sizes import Size
 from memcalc.engine.structure import Run, Structure, structure_of
+from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig, check_choice
 from memcalc.inputs.stacks import Stack, load_stack
 from memcalc.inputs.training import ATTENTIONS, LOSSES, ResolvedSetup, TrainingSetup, resolve
@@ -47,6 +49,9 @@ _CHOICES = {
     "loss": LOSSES,
     "device": ("cuda", "cpu"),
 }
+#: watched: tensors as a dispatch mode sees them. fused_gate_up: one linear for both, as Phi-3 has it.
+#: cuda_graphs: compiled blocks are replayed as CUDA graphs.
+_FLAGS = ("watched", "fused_gate_up", "cuda_graphs")
 
 
 class Plan(NamedTuple):
@@ -82,9 +87,11 @@ def make_plan(
     precision = PRECISIONS[setup.precision]
     choices = {**stack.choices, **_checked(overrides or {})}
     family_code = bool(choices.pop("family_code", False))
+    compiled = bool(choices.pop("compile", False))
     wanted = setup.attention if "attention" not in (overrides or {}) else choices["attention"]
     kernel, note = _attention(config, wanted, family_code)
     loss = setup.loss or choices["loss"]
+    plain = Traits(fused_gate_up=choices.get("fused_gate_up", False))
     kernels = Kernels(
         param_dtype=precision.param_dtype,
         compute_dtype=precision.compute_dtype,
@@ -96,9 +103,16 @@ def make_plan(
         loss_chunks=_chunks(resolved.tokens, setup.loss_chunks) if loss in _CHUNKED else 1,
         selective=setup.recompute == "selective",
         device=choices.get("device", "cuda"),
+        watched=choices.get("watched", False),
         hf=family_code,
-        traits=traits_for(config.model_type) if family_code else Traits(),
+        compiled=compiled,
+        cuda_graphs=choices.get("cuda_graphs", False),
+        traits=traits_for(config.model_type) if family_code else plain,
     )
+    if kernels.cuda_graphs and not compiled:
+        raise ConfigError("kernels.cuda_graphs: got true without --compile; rule: both")
+    if compiled:
+        check_compiled(config, setup)
     values = dim_values(config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance)
     optimizer = OptimizerPlan(
         name=setup.optimizer,
@@ -120,7 +134,7 @@ def plan_of(
     config: ModelConfig, setup: TrainingSetup, overrides: Mapping[str, Any] | None = None
 ) -> Plan:
     """The plan of a model in a setup, on the setup's own stack."""
-    return make_plan(resolve(setup, config), load_stack(setup.stack), overrides)
+    return make_plan(resolve(setup, config), load_stack(setup.code), overrides)
 
 
 def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
@@ -141,7 +155,10 @@ def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
         "fp16-mixed: the gradient scaler's three scalars are left out": (
             kernels.compute_dtype == "fp16"
         ),
-        "fp8-mixed: linears of the blocks in fp8; head, routers and biased linears in 16 bit": kernels.fp8_linear,
+        "CUDA graphs: their own memory pools are not estimated": kernels.cuda_graphs,
+        "fp8-mixed: linears of the blocks in fp8; head, routers, biased linears in 16 bit": (
+            kernels.fp8_linear
+        ),
     }
     return [note for note, applies in said.items() if applies]
 
@@ -173,10 +190,14 @@ def _attention(config: ModelConfig, wanted: str, family_code: bool) -> tuple[str
 
 def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in overrides.items():
+        if name in _FLAGS:
+            if not isinstance(value, bool):
+                raise ConfigError(f"kernels.{name}: got {value!r}; rule: true or false")
+            continue
         if name not in _CHOICES:
             from memcalc.errors import unknown
 
-            raise unknown("kernels", name, _CHOICES)
+            raise unknown("kernels", name, [*_CHOICES, *_FLAGS])
         check_choice(f"kernels.{name}", value, _CHOICES[name])
     return dict(overrides)
 

@@ -168,7 +168,7 @@ def trace_structure(config: ModelConfig, key: StructureKey) -> Structure:
     """Trace the structure of a key; config is any model with the key's architecture."""
     _check_reference_counting()
     runs = tuple(Run(pattern, count) for pattern, count in key.runs)
-    tape = Tape(device=key.kernels.device)
+    tape = Tape(device=key.kernels.device, watched=key.kernels.watched)
     build = Build(tape, config, key.kernels, dict(key.dims), injectors=key.injectors)
     layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
     micro_batch(build, layers, key.has_gradients)

@@ -68,8 +68,13 @@ class Tape:
     optimizer states and inputs exist before and are summed by `memory.py`.
     """
 
-    def __init__(self, device: str = "cuda", values: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, device: str = "cuda", values: dict[str, int] | None = None, watched: bool = False
+    ) -> None:
         self.device = device
+        self.watched = (
+            watched  # as under a dispatch mode: sums and scatters of gradients make copies
+        )
         self.values = values or {}  # only the optimizer of Muon compares sizes
         self.events: list[int] = []
         self.sizes: list[Size] = []
@@ -192,7 +197,7 @@ class Tensor:
     """
 
     __slots__ = (
-        "_strides", "dtype", "grad", "leaf_node", "name", "node", "order", "output_nr",
+        "_strides", "dtype", "grad", "is_view", "leaf_node", "name", "node", "order", "output_nr",
         "requires_grad", "shape",
         "storage", "tape",
     )  # fmt: skip
@@ -211,6 +216,7 @@ class Tensor:
         self.dtype = dtype
         self.order = order
         self._strides: Shape | None = None
+        self.is_view = False
         self.node: Node | None = None
         self.output_nr = 0
         self.requires_grad = False
@@ -222,6 +228,7 @@ class Tensor:
         """Another tensor on the same storage with this layout, outside the autograd graph."""
         view = Tensor(self.storage, self.tape, shape, self.dtype, order)
         view._strides = strides
+        view.is_view = True
         return view
 
     def detach(self) -> Tensor:

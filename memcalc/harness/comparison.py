@@ -75,12 +75,20 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    estimate: Mapping[str, Any], record: Mapping[str, Any], differences: Iterable[Difference] = ()
+    estimate: Mapping[str, Any],
+    record: Mapping[str, Any],
+    differences: Iterable[Difference] = (),
+    watched: Mapping[str, Any] | None = None,
 ) -> Comparison:
-    """Hold an estimate's JSON against a record of the same setup."""
+    """Hold an estimate's JSON against a record of the same setup.
+
+    watched: peaks of the estimate as under the tracker, which is a dispatch mode and makes PyTorch sum
+    gradients out of place; the tensors' rows are held against it.
+    """
     listed = tuple(differences)
     predicted, measured = estimate["memory"], record["memory"]
-    rows = [*_tensor_rows(predicted, measured), *_work_rows(estimate, record)]
+    tensors = {**predicted, **(watched or {})}
+    rows = [*_tensor_rows(tensors, measured), *_work_rows(estimate, record)]
     if measured.get("allocator") is not None:
         rows += _device_rows(predicted, measured)
     rows += _time_rows(estimate, record)
@@ -145,7 +153,12 @@ def _device_rows(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> l
     used, low, high = (predicted[n] for n in ("device_used_bytes", "low_bytes", "high_bytes"))
     above = 0 if high is None or used is None else high - used
     workspace = predicted["breakdown"]["workspace"]
+    requested = predicted["peak_requested_bytes"]
+    asked = requested + workspace
     bands: dict[str, tuple[Any, str, tuple[int | None, int | None]]] = {
+        "asked for": (
+            asked, "peak_allocator_requested_bytes", (requested, asked + above)
+        ),
         "peak allocated": (
             allocated, "peak_allocated_bytes", (allocated - workspace, allocated + above)
         ),

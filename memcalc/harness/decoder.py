@@ -9,8 +9,10 @@ Checked by: oracle/test_torch_saved.py, oracle/test_step_peak.py, harness/test_d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memcalc.engine.kernels import BlockKind, Kernels
@@ -93,7 +95,7 @@ class Decoder(nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         config = self.config
         with op("embedding"):
-            x = F.embedding(ids, self.embedding.weight)
+            x: Tensor = self.embedding(ids)
             if config.embedding_scale:
                 x = x * config.hidden_size**0.5
         if self.project_in is not None:
@@ -171,11 +173,18 @@ def assemble(
     config: ModelConfig, kernels: Kernels, kinds: tuple[BlockKind, ...], device: torch.device | str
 ) -> Decoder:
     """A decoder whose weights are allocated and not drawn, in the kernels' parameter dtype."""
+    with parameters_made(kernels.param_dtype, device):
+        return Decoder(config, kernels, kinds)
+
+
+@contextmanager
+def parameters_made(dtype: str, device: torch.device | str) -> Iterator[None]:
+    """Context: new parameters are of this dtype ("fp32", "bf16", "fp16") and on this device."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(DTYPES[kernels.param_dtype])
+    torch.set_default_dtype(DTYPES[dtype])
     try:
         with torch.device(device):
-            return Decoder(config, kernels, kinds)
+            yield
     finally:
         torch.set_default_dtype(before)
 
@@ -185,13 +194,19 @@ def initialize(model: nn.Module, seed: int) -> None:
     """Matrices from N(0, 0.02), norms one, biases zero (Radford et al. 2019, sec. 2.3)."""
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if parameter.ndim > 1:
-            parameter.normal_(0.0, 0.02)
-        elif name.endswith("norm.weight"):
-            unit = any(isinstance(m, Norm) and m.kind == "unit_offset" for m in model.modules())
-            parameter.fill_(0.0 if unit else 1.0)
-        else:
-            parameter.zero_()
+        draw(name, parameter, model)
+
+
+@torch.no_grad()
+def draw(name: str, values: Tensor, model: nn.Module) -> None:
+    """First values of one whole parameter of a model, from torch's generator."""
+    if values.ndim > 1:
+        values.normal_(0.0, 0.02)
+    elif name.endswith("norm.weight"):
+        unit = any(isinstance(m, Norm) and m.kind == "unit_offset" for m in model.modules())
+        values.fill_(0.0 if unit else 1.0)
+    else:
+        values.zero_()
 
 
 def ledger_name(parameter: str) -> str:

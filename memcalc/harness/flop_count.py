@@ -20,7 +20,7 @@ _aten = torch.ops.aten
 def counted_flops(step: TrainingStep) -> int | None:
     """FLOPs of forward and backward of one micro-batch; None where code is compiled or fp8."""
     kernels = step.plan.kernels
-    if getattr(kernels, "compiled", False) or kernels.fp8_linear:
+    if kernels.compiled or kernels.fp8_linear:
         return None
     counter = flop_counter.FlopCounterMode(display=False, custom_mapping=_more_kernels())
     with counter:

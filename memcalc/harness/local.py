@@ -39,12 +39,12 @@ def local_kernels(
 def local_plan(
     config: ModelConfig, setup: TrainingSetup, kernels: Mapping[str, Any], device: str
 ) -> Plan:
-    """The plan of a model in a setup on a kind of device.
+    """The plan of a model in a setup on a kind of device, its bytes as the storage tracker sees them.
 
     Raises ConfigError for attention kernels the device does not have. ALiBi's bias, which on CUDA
     only the memory-efficient kernel takes, runs eagerly on a CPU.
     """
-    local = local_kernels(config, setup, kernels, device)
+    local = {**local_kernels(config, setup, kernels, device), "watched": True}
     plan = plan_of(config, setup, local)
     chosen = setup.attention == "efficient" or "attention" in kernels
     if device == "cpu" and plan.kernels.attention == "efficient" and not chosen:

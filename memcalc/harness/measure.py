@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
-from memcalc.engine.memory import step_memory
 from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.harness import allocator_peaks, host
@@ -72,22 +71,26 @@ class MeasureOptions:
 
 
 def measure(
-    plan: Plan, options: MeasureOptions, progress: Progress | None = None
+    plan: Plan,
+    options: MeasureOptions,
+    progress: Progress | None = None,
+    kind: Callable[..., MeasuredRun] = MeasuredRun,
 ) -> dict[str, Any]:
     """The record of one run; its "status" is one of record_head.STATUSES.
 
-    progress: called with (stage, steps done, steps in all) now and then. Raises ConfigError for a
-    device that is not there and a plan the harness cannot run. Ctrl-C ends the run, not the caller.
+    progress: called with (stage, steps done, steps in all) now and then. kind: what runs the stages.
+    Raises ConfigError for a device that is not there and a plan the harness cannot run. Ctrl-C ends
+    the run, not the caller.
     """
     device = pick_device(options.device)
     options = options.resolved(device)
     with _settings(plan, options, device):
         record = new_record("measure", plan)
         record |= {"options": asdict(options), "device": device_facts(device)}
-        run = MeasuredRun(plan, options, device, record, progress)
+        run = kind(plan, options, device, record, progress)
         try:
             if device.type == "cpu":
-                host.refuse_what_cannot_fit(step_memory(plan).peak_bytes)
+                host.refuse_what_cannot_fit(run.host_bytes())
             run.all()
             record["status"] = "ok"
         except ConfigError:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from memcalc.engine.memory import step_memory
 from memcalc.engine.plan import Plan
 from memcalc.harness import allocator_peaks, host
 from memcalc.harness.allocator_peaks import PhasePeaks
@@ -48,6 +49,8 @@ _PROFILED = 4  # two that are not recorded, two that are
 
 class MeasuredRun:
     """One run of a plan; `stage` and `phase` say where it is, for whoever must report an end."""
+
+    devices = 1
 
     def __init__(
         self, plan: Plan, options: MeasureOptions, device: torch.device, record: dict[str, Any],
@@ -111,7 +114,7 @@ class MeasuredRun:
 
     def _build(self) -> None:
         start = time.perf_counter()
-        self.step = TrainingStep(self.plan, self.device, self.options.seed)
+        self.step = self._made_step()
         self._collect()
         synchronize(self.device)
         empty_cache(self.device)
@@ -119,6 +122,13 @@ class MeasuredRun:
         self.allocator["built"] = allocator_peaks.current(self.device)
         self.readings["built"] = self.driver.read()
         self._tell(1)
+
+    def _made_step(self) -> TrainingStep:
+        return TrainingStep(self.plan, self.device, self.options.seed)
+
+    def host_bytes(self) -> int:
+        """What the step takes of host memory on a CPU, by the estimate."""
+        return step_memory(self.plan).peak_bytes
 
     def _first_step(self) -> None:
         assert self.step is not None
@@ -212,7 +222,7 @@ class MeasuredRun:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-                self.record["notes"].append(f"tracked step: {first_line(error)}")
+                self._pass_over("tracked step", error)
             self._tell(1)
         self.peaks = None
         self._summarise(tensors)
@@ -232,8 +242,12 @@ class MeasuredRun:
         try:
             self.record["profile"] = profile_step(self.step.run, self.device)
         except Exception as error:  # a profiler that cannot run leaves the rest as it is
-            self.record["notes"].append(f"profile: {first_line(error)}")
+            self._pass_over("profile", error)
         self._tell(_PROFILED)
+
+    def _pass_over(self, what: str, error: Exception) -> None:
+        """A stage the run can do without."""
+        self.record["notes"].append(f"{what}: {first_line(error)}")
 
     def _utilisation(self) -> None:
         rate = self.time.get("tokens_per_s")
@@ -244,7 +258,9 @@ class MeasuredRun:
         sheet = datasheet_peak(facts["name"], facts["total_bytes"], dtype)
         on_sheet = sheet if _on_gpu(self.device) else None
         reference = self.options.reference_tokens_per_s
-        self.record["utilisation"] = utilisation(self.plan, rate, on_sheet, ceiling, reference)
+        self.record["utilisation"] = utilisation(
+            self.plan, rate, on_sheet, ceiling, reference, self.devices
+        )
 
     def salvage(self) -> None:
         """After an exception: step times, losses and peaks as far as they go."""

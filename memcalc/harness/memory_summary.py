@@ -14,7 +14,7 @@ from typing import Any
 
 _TENSORS = (
     "peak_requested_bytes", "peak_at", "peak_primitive", "phases", "phase_peaks_at",
-    "saved_for_backward_bytes", "live_before_bytes", "states", "breakdown",
+    "saved_for_backward_bytes", "gathered_bytes", "live_before_bytes", "states", "breakdown",
 )  # fmt: skip
 
 

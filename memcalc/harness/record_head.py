@@ -23,7 +23,7 @@ from memcalc.inputs.training import TrainingSetup
 #: What a run can come to. refused: not started, it could not fit.
 STATUSES = ("ok", "oom", "interrupted", "failed", "refused")
 #: Kernel choices that, with model and training setup, give the plan again.
-_CHOICES = ("norm", "attention", "loss", "device")
+_CHOICES = ("norm", "attention", "loss", "device", "cuda_graphs")
 _GIT_TIMEOUT_S = 10
 
 
@@ -75,7 +75,10 @@ def stated(plan: Plan) -> dict[str, Any]:
     return {
         "model": asdict(resolved.config),
         "training": asdict(resolved.setup),
-        "kernels": {name: kernels[name] for name in _CHOICES},
+        "kernels": {
+            **{name: kernels[name] for name in _CHOICES},
+            "fused_gate_up": traits["fused_gate_up"],
+        },
         "resolved": {
             "seq_len": resolved.seq_len,
             "micro_batch_size": resolved.micro_batch_size,

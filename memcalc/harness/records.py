@@ -15,7 +15,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -64,7 +64,12 @@ def append(path: str | Path, record: Mapping[str, Any]) -> None:
 
     Raises ConfigError in one line where the file cannot be written; nothing is left half written.
     """
-    line = _encoded(record)
+    append_all(path, [record])
+
+
+def append_all(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Append several records, a line each, with one write: all of them, or none on an error."""
+    line = b"".join(_encoded(record) for record in records)
     with _opened(path) as handle:
         _mend_tail(handle)
         before = os.fstat(handle).st_size

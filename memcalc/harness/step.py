@@ -29,9 +29,10 @@ class TrainingStep:
     def __init__(self, plan: Plan, device: torch.device | str, seed: int = 0) -> None:
         self.plan, self.device = plan, torch.device(device)
         self.model: Decoder = build(plan, device, seed)
-        if getattr(plan.kernels, "compiled", False):
+        if plan.kernels.compiled:
+            mode = "reduce-overhead" if plan.kernels.cuda_graphs else None
             for block in self.model.layers:
-                block.compile()
+                block.compile(mode=mode)
         self.optimizers = make_optimizers(plan.optimizer, self.model)
         shape = (plan.resolved.micro_batch_size, plan.resolved.seq_len)
         generator = torch.Generator("cpu").manual_seed(seed + 1)
@@ -55,13 +56,11 @@ class TrainingStep:
             unwatch(watcher)
 
     def _run(self, on_phase: OnPhase, keep_loss: bool) -> Tensor | None:
-        accum = self.plan.resolved.grad_accum_steps
-        for number in range(accum):
-            loss = self.micro_batch(on_phase, keep_loss and number == accum - 1)
+        loss = self.micro_batches(on_phase, keep_loss)
         on_phase("optimizer")
         if self.plan.optimizer.grad_clip:
             with op("grad_clip"):
-                nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+                self.clip_gradients()
         with op("optimizer"):
             for optimizer in self.optimizers:
                 optimizer.step()
@@ -70,13 +69,30 @@ class TrainingStep:
             self.clear_gradients()
         return loss
 
+    def micro_batches(self, on_phase: OnPhase, keep_loss: bool) -> Tensor | None:
+        """Every micro-batch of the step; the last one's loss where it is to be kept."""
+        accum, loss = self.plan.resolved.grad_accum_steps, None
+        for number in range(accum):
+            loss = self.micro_batch(on_phase, keep_loss and number == accum - 1)
+        return loss
+
     def micro_batch(self, on_phase: OnPhase, keep_loss: bool) -> Tensor | None:
         """Forward, loss and backward of the batch."""
         on_phase("forward")
+        if self.plan.kernels.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         loss: Tensor = self.model(self.ids, self.labels)
         on_phase("backward")
         loss.backward()  # type: ignore[no-untyped-call]
         return loss.detach() if keep_loss else None
+
+    def clip_gradients(self) -> None:
+        """Scale all gradients down to a norm of 1 where it is larger."""
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+
+    def other_tensors(self) -> list[Tensor]:
+        """What else lives on the device between steps, beside model, states, ids and labels."""
+        return []
 
     def clear_gradients(self) -> None:
         """Drop the gradients, or keep their memory and fill them with zeros."""

@@ -70,16 +70,20 @@ class LossLog:
         if self._kept is None or not self.count:
             return None
         synchronize(self.device)
-        values = [float(v) for v in self._kept[: self.count].tolist()]
-        finite = all(map(math.isfinite, values))
-        fell = finite and values[-1] < values[0] if len(values) > 1 else None
-        return {
-            "first": values[0],
-            "last": values[-1],
-            "all_finite": finite,
-            "fell": fell,
-            "values": values,
-        }
+        return loss_summary([float(v) for v in self._kept[: self.count].tolist()])
+
+
+def loss_summary(values: list[float]) -> dict[str, Any]:
+    """A run's losses, one or more; fell is None of a single one."""
+    finite = all(map(math.isfinite, values))
+    fell = finite and values[-1] < values[0] if len(values) > 1 else None
+    return {
+        "first": values[0],
+        "last": values[-1],
+        "all_finite": finite,
+        "fell": fell,
+        "values": values,
+    }
 
 
 @contextmanager

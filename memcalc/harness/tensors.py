@@ -1,7 +1,8 @@
 """The bytes of a step's tensors, on any device: a whole training step under the storage tracker.
 
-Counted are the storages tensors own on the device: parameters, gradients, states, activations. Not
-counted is what one kernel takes and gives back inside, and the host scalars of an optimizer (Adam's
+Counted are the storages tensors own on the device: parameters, gradients, states, activations; of a
+tensor split over ranks this rank's part. "gathered" are parameters that FSDP holds whole for a while.
+Not counted is what one kernel takes and gives back inside, and the host scalars of an optimizer (Adam's
 `step`, unless fused), which on a GPU lie in host memory; on a CPU they are left out as well, so that
 both devices are counted alike. Categories are those of memcalc/engine/memory.py.
 Checked by: harness/test_tensors.py, against the engine.
@@ -19,7 +20,7 @@ from memcalc.engine.memory import CATEGORIES
 from memcalc.harness.optimizers import MasterWeights
 from memcalc.harness.scopes import scopes
 from memcalc.harness.step import TrainingStep
-from memcalc.harness.tracker import Alloc, Event, StorageTracker
+from memcalc.harness.tracker import RESIZED, Alloc, Event, StorageTracker, storages_of
 
 #: Ledger operators whose tensors are tables and masks, and those of head and loss.
 _BUFFER_OPS = frozenset({"rope_tables", "relative_table", "causal_mask", "alibi", "position_ids"})
@@ -29,9 +30,11 @@ _LOSS_OPS = frozenset({"lm_head", "loss"})
 class TensorBytes(NamedTuple):
     """Bytes of tensors over one step. phases: highest of each; phases_at: the operator there.
 
-    saved: what the last micro-batch's forward left for its backward, the loss included. breakdown:
-    categories at the peak, which sum to it. live_before: at the start of the step. events and
-    initial: every allocation and release, and the storages alive before them.
+    saved: what the last micro-batch's forward left for its backward, the loss included; in a pipeline
+    what the forwards before the first backward left. gathered: parameters gathered from other ranks
+    (FSDP) alive then, not among the saved. breakdown: categories at the peak, which sum to it.
+    live_before: at the start of the step. events and initial: every allocation and release, and the
+    storages alive before them.
     """
 
     peak: int
@@ -40,6 +43,7 @@ class TensorBytes(NamedTuple):
     phases: dict[str, int]
     phases_at: dict[str, str]
     saved: int
+    gathered: int
     live_before: int
     states: dict[str, int]
     breakdown: dict[str, int]
@@ -55,6 +59,7 @@ class TensorBytes(NamedTuple):
             "phases": self.phases,
             "phase_peaks_at": self.phases_at,
             "saved_for_backward_bytes": self.saved,
+            "gathered_bytes": self.gathered,
             "live_before_bytes": self.live_before,
             "states": self.states,
             "breakdown": self.breakdown,
@@ -84,12 +89,18 @@ class _Tracker(StorageTracker):  # type: ignore[no-untyped-call]
     def __init__(self, device: str, ignored: Iterable[Tensor]) -> None:
         super().__init__(device)
         self.recomputed: set[int] = set()
-        self._ignored = {tensor.untyped_storage()._cdata for tensor in ignored}
+        self._ignored = {s._cdata for tensor in ignored for s in storages_of(tensor)}
 
-    def number_of(self, tensor: Tensor) -> int | None:
-        """The number of a tensor's storage, None of one that is not counted."""
-        known = self._known.get(tensor.untyped_storage()._cdata)
-        return None if known is None else known[0].storage
+    def bytes_of(self, tensors: Iterable[Tensor]) -> dict[int, int]:
+        """Bytes by storage number of those tensors that are counted; of a split one, this rank's."""
+        storages = (storage for tensor in tensors for storage in storages_of(tensor))
+        known = (self._known.get(storage._cdata) for storage in storages)
+        return {entry[0].storage: entry[0].nbytes for entry in known if entry is not None}
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes of parameters gathered from other ranks that are alive now."""
+        return sum(alloc.nbytes for alloc, _ in self._known.values() if alloc.aten == RESIZED)
 
     def _add(self, storage: torch.UntypedStorage, aten: str, where: str) -> None:
         if storage._cdata in self._ignored:
@@ -113,10 +124,12 @@ class _Follower:
             "master": [copy for o in step.optimizers for copy in _copies(o)],
         }
         gradients = _gradients(step)
-        self.tracker.track(step.model, step.ids, step.labels, gradients, *self.held.values())
+        others = [step.ids, step.labels, *step.other_tensors()]
+        self.tracker.track(step.model, others, gradients, *self.held.values())
         self.tracker.reset()
         self.floors: dict[str, int] = {}
-        self.saved = self._at_forward = 0
+        self.saved = self.gathered = self._at_forward = self._in_flight = 0
+        self._first_backward = True
         self._alive: set[int] = set()
         self.kept: set[int] = set()
         self.gradients: dict[int, int] = {}
@@ -127,18 +140,20 @@ class _Follower:
         tracker.set_phase(name)
         self.floors[name] = max(self.floors.get(name, 0), tracker.live)
         if name == "forward":
-            self._at_forward = tracker.live
-            self._alive = {alloc.storage for alloc in tracker.live_storages()}
+            if not self._in_flight:
+                self._at_forward = tracker.live - tracker.gathered_bytes
+                self._alive = {alloc.storage for alloc in tracker.live_storages()}
+                self._first_backward = True
+            self._in_flight += 1
         elif name == "backward":
-            self.saved = tracker.live - self._at_forward
+            if self._first_backward:
+                self.gathered = tracker.gathered_bytes
+                self.saved = tracker.live - self.gathered - self._at_forward
+                self._first_backward = False
+            self._in_flight -= 1
             self.kept |= {alloc.storage for alloc in tracker.live_storages()} - self._alive
         elif name == "optimizer":
-            self.gradients = self._bytes_of(_gradients(self.step))
-
-    def _bytes_of(self, tensors: Iterable[Tensor]) -> dict[int, int]:
-        """Bytes by storage number of those tensors that are counted."""
-        numbered = ((self.tracker.number_of(t), t.untyped_storage().nbytes()) for t in tensors)
-        return {number: nbytes for number, nbytes in numbered if number is not None}
+            self.gradients = tracker.bytes_of(_gradients(self.step))
 
     def result(self, initial: list[Alloc], before: int) -> TensorBytes:
         """Everything read off the events."""
@@ -151,7 +166,7 @@ class _Follower:
         at = {name: place(known[name].where) if name in known else name for name in phases}
         peak = max(phases.values())
         phase = next(name for name, nbytes in phases.items() if nbytes == peak)
-        held = {name: self._bytes_of(tensors) for name, tensors in self.held.items()}
+        held = {name: tracker.bytes_of(tensors) for name, tensors in self.held.items()}
         states = {name: sum(numbers.values()) for name, numbers in held.items()}
         return TensorBytes(
             peak=peak,
@@ -160,6 +175,7 @@ class _Follower:
             phases=phases,
             phases_at={name: f"{name}/{where}" for name, where in at.items()},
             saved=self.saved,
+            gathered=self.gathered,
             live_before=before,
             states={**states, "gradients": sum(self.gradients.values())},
             breakdown=self._breakdown(initial, held),
@@ -171,13 +187,16 @@ class _Follower:
         """Categories alive when most is; they sum to the peak."""
         totals = dict.fromkeys(CATEGORIES, 0)
         for alloc in _alive_at_peak(initial, self.tracker.events).values():
-            totals[self._category(alloc, held)] += alloc.nbytes
+            category = self._category(alloc, held)
+            totals[category] = totals.get(category, 0) + alloc.nbytes
         return totals
 
     def _category(self, alloc: Alloc, held: dict[str, dict[int, int]]) -> str:
         number, where = alloc.storage, alloc.where.rpartition("/")[2]
         if number in self.gradients:
             return "gradients"
+        if alloc.aten == RESIZED:
+            return "gathered"
         if alloc.aten == "existing":
             stated = {"parameters": "parameters", "optimizer": "optimizer", "master": "optimizer"}
             return next((stated[n] for n, numbers in held.items() if number in numbers), "buffers")

@@ -4,8 +4,11 @@
 hears of its end through a weak reference, so views cost nothing and frees come in their true order.
 Three labels go with each allocation: the aten operator, the phase of the step (`set_phase`) and
 `where`, the ledger operator at work, such as "3/gate_proj" or "final_norm" (harness/scopes.py).
-Scratch that a kernel takes and returns inside one operator is not seen.
-Checked by: oracle/test_support.py.
+Scratch that a kernel takes and returns inside one operator is not seen. Of a tensor split over ranks
+(DTensor) the part on this rank counts. FSDP gives and takes memory by resizing a storage: that is an
+allocation of aten "resize_", or a release. Tensors of a fake mode that was not on when the tracker
+came (DTensor's propagation of shapes) are none.
+Checked by: oracle/test_support.py, harness/test_distributed.py (against torch's own MemTracker).
 """
 
 from __future__ import annotations
@@ -16,10 +19,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._guards import active_fake_mode
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
 from memcalc.harness.scopes import LARGEST_SEQUENCE_NR, OUTSIDE, scopes, unwatch, watch
+
+#: The `aten` of an allocation that a storage's resize_ made.
+RESIZED = "resize_"
 
 
 class Alloc(NamedTuple):
@@ -71,12 +78,36 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __enter__(self) -> StorageTracker:
         watch(self)
+        self._fake_mode = active_fake_mode()
+        self._resize = torch.UntypedStorage.resize_
+        torch.UntypedStorage.resize_ = self._following_resizes()  # type: ignore[method-assign]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exc: Any) -> None:
         super().__exit__(*exc)  # type: ignore[no-untyped-call]
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
         unwatch(self)
+
+    def _following_resizes(self) -> Any:
+        resize = self._resize
+
+        def resize_(storage: torch.UntypedStorage, size: int) -> Any:
+            result = resize(storage, size)
+            self._resized(storage)
+            return result
+
+        return resize_
+
+    def _resized(self, storage: torch.UntypedStorage) -> None:
+        """A storage of another size than before: the old one ends, a new one comes into being."""
+        known = self._known.pop(storage._cdata, None)  # drops the reference that waits for its end
+        if known is not None:
+            self._released(known[0])
+        if self.device in (None, storage.device.type):
+            where = self._where()
+            self._add(storage, RESIZED, where)
+            self._note_peak(RESIZED, where)
 
     @property
     def peak(self) -> int:
@@ -119,15 +150,24 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if any(hasattr(kind, "__tensor_flatten__") for kind in types):
+            return (
+                NotImplemented  # the subclass runs first; its operators on plain tensors come here
+            )
         result = func(*args, **(kwargs or {}))
+        if active_fake_mode() is not self._fake_mode:
+            return result
         tensors = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
         if tensors:
             name, where = str(func), self._where()
             self._add_all(tensors, name, where)
-            best = self.phase_peaks.get(self.phase)
-            if best is None or self.live > best.nbytes:
-                self.phase_peaks[self.phase] = Peak(self.live, name, where)
+            self._note_peak(name, where)
         return result
+
+    def _note_peak(self, aten: str, where: str) -> None:
+        best = self.phase_peaks.get(self.phase)
+        if best is None or self.live > best.nbytes:
+            self.phase_peaks[self.phase] = Peak(self.live, aten, where)
 
     def _where(self) -> str:
         if scopes.open:
@@ -147,7 +187,7 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             if self.device is not None and tensor.device.type != self.device:
                 continue
-            for storage in _storages(tensor):
+            for storage in storages_of(tensor):
                 self._add(storage, aten, where)
 
     def _add(self, storage: torch.UntypedStorage, aten: str, where: str) -> None:
@@ -159,17 +199,23 @@ class StorageTracker(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
         def freed(_: Any) -> None:
             del self._known[key]
-            self.live -= nbytes
-            self.events.append(Free("free", alloc.storage, nbytes))
+            self._released(alloc)
 
         self._known[key] = (alloc, weakref.ref(storage, freed))
         self.live += nbytes
         self.events.append(alloc)
 
+    def _released(self, alloc: Alloc) -> None:
+        self.live -= alloc.nbytes
+        self.events.append(Free("free", alloc.storage, alloc.nbytes))
 
-def _storages(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+
+def storages_of(tensor: Tensor) -> Iterator[torch.UntypedStorage]:
+    """The storages a tensor holds on this rank: its own, or those of the tensors it wraps."""
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from _storages(getattr(tensor, name))
+            inner = getattr(tensor, name)
+            if isinstance(inner, Tensor):  # a DTensor also names its mesh
+                yield from storages_of(inner)
     else:
         yield tensor.untyped_storage()

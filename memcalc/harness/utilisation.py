@@ -110,9 +110,13 @@ def utilisation(
     datasheet: Peak | None,
     ceiling: dict[str, Any] | None,
     reference_tokens_per_s: float | None,
+    devices: int = 1,
 ) -> dict[str, Any]:
-    """Methods (a) and (b) of a run on one device; entries are None where their peak is unknown."""
-    flops = step_flops(plan)
+    """Methods (a) and (b) of a run; entries are None where their peak is unknown.
+
+    tokens_per_s: of all devices together; the peaks are one device's, so the ratios are a mean.
+    """
+    flops, each = step_flops(plan), tokens_per_s / devices
     found: dict[str, Any] = {
         "model_flops_per_token": flops.model_per_token,
         "model_flops_causal_per_token": flops.model_causal_per_token,
@@ -122,10 +126,10 @@ def utilisation(
         "throughput": None,
     }
     if datasheet is not None:
-        found["datasheet"] = {**datasheet._asdict(), **_ratios(flops, tokens_per_s, datasheet[0])}
+        found["datasheet"] = {**datasheet._asdict(), **_ratios(flops, each, datasheet[0])}
     if ceiling is not None:
         rate = float(ceiling["flops_per_s"])
-        found["measured_matmul"] = {**ceiling, **_ratios(flops, tokens_per_s, rate)}
+        found["measured_matmul"] = {**ceiling, **_ratios(flops, each, rate)}
     if reference_tokens_per_s is not None:
         found["throughput"] = {
             "reference_tokens_per_s": reference_tokens_per_s,

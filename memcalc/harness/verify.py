@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from memcalc.engine.memory import step_memory
 from memcalc.engine.plan import Plan
 from memcalc.harness.comparison import Difference, compare
 from memcalc.harness.device import pick_device
@@ -73,8 +74,24 @@ def verify(
         if stopped or not is_out_of_memory(error):
             record["status"] = "interrupted" if stopped else "failed"
             record["error"] = described(error, "counting", None)
-    record["comparison"] = compare(estimate, record, differences(plan, record)).plain()
+    listed = differences(plan, record)
+    record["comparison"] = compare(estimate, record, listed, _watched(plan, estimate)).plain()
     return Verified(record, timeline)
+
+
+def _watched(plan: Plan, estimate: Mapping[str, Any]) -> dict[str, Any]:
+    """The estimate's peaks as the storage tracker must see them: what the mode adds, added."""
+    plain, seen = (
+        step_memory(plan._replace(kernels=plan.kernels._replace(watched=watched)))
+        for watched in (False, True)
+    )
+    memory = estimate["memory"]
+    more = {name: seen.phases[name] - size for name, size in plain.phases.items()}
+    peak = "peak_requested_bytes"
+    return {
+        "phases": {name: size + more[name] for name, size in memory["phases"].items()},
+        peak: memory[peak] + seen.peak_bytes - plain.peak_bytes,
+    }
 
 
 def _more(
@@ -110,10 +127,15 @@ def differences(plan: Plan, record: Mapping[str, Any]) -> list[Difference]:
     """What is known to differ from the estimate on this device and release, with its cause."""
     found = []
     setup, kernels = plan.resolved.setup, plan.kernels
-    if getattr(kernels, "compiled", False):
+    if kernels.compiled:
         found.append(Difference(
             (*_TENSOR_ROWS, "executed FLOPs"),
             "compiled code allocates out of the tracker's sight",
+        ))  # fmt: skip
+    if kernels.cuda_graphs:
+        found.append(Difference(
+            ("asked for", "peak allocated", "peak reserved", "driver-used"),
+            "CUDA graphs keep memory pools of their own, which are not estimated",
         ))  # fmt: skip
     if kernels.fp8_linear:
         found.append(Difference(("executed FLOPs",), "torch's counter does not know fp8 products"))

@@ -22,8 +22,8 @@ OPTIMIZER_IMPLS: Final = ("foreach", "fused", "loop")
 RECOMPUTE: Final = ("none", "selective", "sac", "sac-attention", "full")
 ATTENTIONS: Final = ("eager", "flash", "efficient", "cudnn")
 LOSSES: Final = ("plain", "fp32", "chunked", "fused")
-STACKS: Final = ("torch", "hf")
-LATER_STACKS: Final = ("torch-compile", "torchtitan", "megatron", "deepspeed")
+STACKS: Final = ("torch", "torch-compile", "hf")
+LATER_STACKS: Final = ("torchtitan", "megatron", "deepspeed")
 #: Optimizers without a torch.optim implementation: their bytes are closed forms.
 CLOSED_FORM_OPTIMIZERS: Final = ("adamw-8bit", "lion")
 #: Optimizers whose implementation cannot be chosen, with the one they have.
@@ -36,7 +36,8 @@ class TrainingSetup:
     """One training step's settings. Raises ConfigError with what, got, rule, nearest valid.
 
     seq_len None: min(2048, the model's maximum). global_batch: sequences of an optimizer step over all
-    ranks; any two of it, micro_batch_size and grad_accum_steps give the third.
+    ranks; any two of it, micro_batch_size and grad_accum_steps give the third. compile: each block
+    under torch.compile, which makes stack torch the stack torch-compile.
     Checked by: unit/test_training_setup.py.
     """
 
@@ -58,6 +59,7 @@ class TrainingSetup:
     loss: str | None = None
     loss_chunks: int = 8
     stack: str = "torch"
+    compile: bool = False
     num_layers: int | None = None
     imbalance: float = 1.0
     separate_labels: bool = False
@@ -86,6 +88,11 @@ class TrainingSetup:
             check_rate("dropout", self.dropout)
         self._check_combinations()
 
+    @property
+    def code(self) -> str:
+        """The stack whose code runs: torch with its blocks compiled is torch-compile."""
+        return "torch-compile" if self.compile else self.stack
+
     def _check_combinations(self) -> None:
         if self.optimizer_impl is not None:
             check_choice("optimizer_impl", self.optimizer_impl, OPTIMIZER_IMPLS)
@@ -101,6 +108,10 @@ class TrainingSetup:
         if self.reentrant and self.recompute != "full":
             raise ConfigError(
                 f"reentrant: got true with recompute={self.recompute!r}; rule: recompute=full"
+            )
+        if self.compile and self.stack not in ("torch", "torch-compile"):
+            raise NotInThisVersionError(
+                f"compile: with stack {self.stack!r} it is not in this version; valid: torch"
             )
         if not 1 <= self.imbalance <= 1024:
             raise ConfigError(f"imbalance: got {self.imbalance}; rule: 1 <= factor <= 1024")

@@ -19,8 +19,8 @@ def measure_page(page: Page, record: Mapping[str, Any], stated: Mapping[str, Any
         _peaks(page, memory)
         _phases(page, memory)
         _breakdown(page, memory)
-    _times(page, record)
-    _utilisation(page, record)
+    times(page, record)
+    utilisation(page, record)
     _profile(page, record.get("profile"))
     _readings(page, record.get("readings"))
     for line in how(record):
@@ -46,6 +46,7 @@ def quiet_line(record: Mapping[str, Any]) -> str:
 
 
 def title(page: Page, record: Mapping[str, Any], stated: Mapping[str, Any]) -> None:
+    """What ran where: model, setup, torch and its device, what --set changed."""
     setup, device = record["setup"], record["device"]
     model, training, resolved = setup["model"], setup["training"], setup["resolved"]
     page.line(f"{model['name']}, {model['num_hidden_layers']} layers, on {device['name']}", "bold")
@@ -124,7 +125,8 @@ def _breakdown(page: Page, memory: Mapping[str, Any]) -> None:
     page.table((f"At the peak, {memory['peak_at']}", ">size", ">bytes", ">share"), rows)
 
 
-def _times(page: Page, record: Mapping[str, Any]) -> None:
+def times(page: Page, record: Mapping[str, Any]) -> None:
+    """Step times, tokens/s, and whether the loss fell."""
     time, loss = record.get("time") or {}, record.get("loss")
     steps = time.get("step_s") or []
     if steps:
@@ -148,7 +150,8 @@ def _ms(seconds: float | None) -> str:
     return "unknown" if seconds is None else f"{seconds * 1000:,.2f}"
 
 
-def _utilisation(page: Page, record: Mapping[str, Any]) -> None:
+def utilisation(page: Page, record: Mapping[str, Any]) -> None:
+    """FLOPs over the peaks that are known, and throughput over a reference."""
     found = record.get("utilisation")
     if not found:
         return

@@ -32,7 +32,7 @@ MIXTRAL = ModelConfig(
 def cpu_plan(
     config: ModelConfig = LLAMA, kernels: dict[str, Any] | None = None, **setup: Any
 ) -> Plan:
-    """A plan whose kernels are a CPU's: 2 sequences of 48 tokens in fp32 unless said otherwise."""
+    """A plan whose kernels are a CPU's, watched: 2 sequences of 48 tokens in fp32 unless said."""
     options: dict[str, Any] = {"seq_len": 48, "micro_batch_size": 2, "precision": "fp32"}
-    chosen = {"device": "cpu", "norm": "decomposed", **(kernels or {})}
+    chosen = {"device": "cpu", "norm": "decomposed", "watched": True, **(kernels or {})}
     return plan_of(config, TrainingSetup(**options | setup), chosen)

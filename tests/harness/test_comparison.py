@@ -20,7 +20,9 @@ def _record(**memory: Any) -> dict[str, Any]:
         "states", "phases", "saved_for_backward_bytes", "peak_requested_bytes",
         "peak_allocated_bytes", "peak_reserved_bytes", "device_used_bytes",
     )  # fmt: skip
-    measured = {name: predicted[name] for name in names} | {"allocator": {}} | memory
+    asked = predicted["peak_requested_bytes"] + predicted["breakdown"]["workspace"]
+    exact = {"allocator": {}, "peak_allocator_requested_bytes": asked}
+    measured = {name: predicted[name] for name in names} | exact | memory
     flops = ESTIMATE["time"]["executed_flops"]
     return {"memory": measured, "time": {"median_s": 0.25}, "counted_flops": flops}
 
@@ -81,6 +83,7 @@ def test_nothing_measured_is_not_verified() -> None:
     record = _record(
         states=None, phases=None, saved_for_backward_bytes=None, peak_requested_bytes=None,
         peak_allocated_bytes=None, peak_reserved_bytes=None, device_used_bytes=None,
+        peak_allocator_requested_bytes=None,
     )  # fmt: skip
     record["counted_flops"] = None
     found = compare(ESTIMATE, record)
@@ -100,3 +103,10 @@ def test_the_json_form_has_differences_and_errors() -> None:
     assert plain["verified"] is True
     assert plain["differences"] == [{"rows": ("x",), "cause": "why"}]
     assert all({"difference", "error_pct", "band"} - {"band"} <= set(row) for row in plain["rows"])
+
+
+def test_tensors_are_held_against_what_a_watched_step_takes() -> None:
+    watched = {"peak_requested_bytes": ESTIMATE["memory"]["peak_requested_bytes"] + 512}
+    record = _record(**watched)
+    assert not compare(ESTIMATE, record).verified
+    assert compare(ESTIMATE, record, watched=watched).verified

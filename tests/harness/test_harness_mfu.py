@@ -140,14 +140,15 @@ def test_the_trial_keeps_the_fastest_of_each_setting_and_what_cannot_run(monkeyp
     def quick(case, device):
         if case.attention == "cudnn":
             raise RuntimeError("no such kernel")
-        return 2.0 - 0.5 * (case.loss == "chunked") + 0.1 * case.fused_qkv
+        return 2.0 - 0.5 * (case.loss == "chunked") + 0.1 * (case.fused_qkv or case.fused_gate_up)
 
     monkeypatch.setattr(harness_mfu, "_quick", quick)
     monkeypatch.setattr(harness_mfu, "release", lambda device: None)
     start = rivals.Case(model_of("tiny-llama"), 32, 2, 2)
     case, taken = harness_mfu.trial(start, torch.device("cuda", 0))
-    assert case.settings == {"attention": "flash", "loss": "chunked", "fused_qkv": False}
-    assert [row.get("step_s") for row in taken] == [2.0, None, 1.5, 1.6]
+    kept = {"attention": "flash", "loss": "chunked", "fused_qkv": False, "fused_gate_up": False}
+    assert case.settings == kept
+    assert [row.get("step_s") for row in taken] == [2.0, None, 1.5, 1.6, 1.6]
     assert taken[1]["error"] == "no such kernel"
 
 

@@ -138,7 +138,7 @@ def test_published_models(config: dict[str, Any], seq: int, params: int, saved: 
 def test_plain_decoder_runs_every_family(family: str, attention: str) -> None:
     """Stack torch: the same parameters, a gradient for each, and nothing left behind."""
     model = model_from_config(TINY[family], family)
-    values, tape = dim_values(model, 2, 64), Tape()
+    values, tape = dim_values(model, 2, 64), Tape(watched=True)
     layers = [BlockKind(attention=model.layer_type(i)) for i in range(model.num_hidden_layers)]
     build = Build(tape, model, Kernels(attention=attention), dim_sizes(values))
     micro_batch(build, layers, False)

@@ -10,7 +10,7 @@ import torch
 
 from memcalc.engine.build import Build
 from memcalc.engine.dims import dim_sizes, dim_values
-from memcalc.engine.kernels import BlockKind, Kernels
+from memcalc.engine.kernels import BlockKind, Kernels, Traits
 from memcalc.engine.tensors import Tape
 from memcalc.engine.trace import micro_batch
 from memcalc.harness.decoder import assemble, ledger_name
@@ -135,7 +135,7 @@ def _kinds(model: ModelConfig, kind: str) -> tuple[BlockKind, ...]:
 
 
 def _engine_events(model: ModelConfig, kernels: Kernels, recompute: str, batch: int) -> list[int]:
-    values, tape = dim_values(model, batch, 64), Tape()
+    values, tape = dim_values(model, batch, 64), Tape(watched=True)
     build = Build(tape, model, kernels, dim_sizes(values))
     micro_batch(build, list(_kinds(model, recompute)), False)
     out = []
@@ -184,6 +184,8 @@ def _assert_equal(model: ModelConfig, kernels: Kernels, recompute: str) -> None:
 
 _MIXED: dict[str, Any] = {"param_dtype": "fp32", "autocast": True}
 KERNELS = {
+    "gate and up in one": Kernels(traits=Traits(fused_gate_up=True)),
+    "gate and up in one, mixed": Kernels(traits=Traits(fused_gate_up=True), **_MIXED),
     "fused loss": Kernels(loss="fused"),
     "fused loss, mixed": Kernels(loss="fused", loss_chunks=3, **_MIXED),
     "fused loss, fp32": Kernels(
@@ -197,7 +199,7 @@ KERNELS = {
 @pytest.mark.parametrize("recompute", ["none", "full", "sac"])
 @pytest.mark.parametrize("experts", [False, True])
 @pytest.mark.parametrize("kernels", KERNELS)
-def test_every_event_of_fused_losses_and_fp8(kernels: str, experts: bool, recompute: str) -> None:
+def test_every_event_of_other_kernels(kernels: str, experts: bool, recompute: str) -> None:
     moe = _experts(shared_intermediate_size=160, shared_expert_gate=True) if experts else None
     if experts and KERNELS[kernels].compute_dtype == "fp32":
         pytest.skip("PyTorch's grouped product takes 16 bit on tensors without data")
@@ -208,7 +210,7 @@ def test_every_event_of_fused_losses_and_fp8(kernels: str, experts: bool, recomp
 def test_parameters_have_the_ledgers_names_and_shapes(case: str) -> None:
     kernel, changes = CASES[case]
     model = replace(BASE, **changes)
-    values, tape = dim_values(model, 1, 64), Tape()
+    values, tape = dim_values(model, 1, 64), Tape(watched=True)
     build = Build(tape, model, Kernels(attention=kernel), dim_sizes(values))
     micro_batch(build, list(_kinds(model, "none")), False)
     ledger = {n: tuple(d.value(values) for d in t.shape) for n, t in tape.leaves.items()}

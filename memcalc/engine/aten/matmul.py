@@ -136,6 +136,7 @@ def _bmm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     for i in (1, 0):
         if node.needs[i]:
             count_flops(tape, "dgrad", node.meta)
+            tape.using((gradient, saved[i]))
             results[i] = tape.empty("bmm", node.inputs[i][0], gradient.dtype)
     return results
 

@@ -43,11 +43,11 @@ def _picked_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
 
 
 def _scattered(node: Node, grads: Grads, name: str) -> Tensor:
-    """Zeros of the input's shape, and a copy of them with the gradient put in its places."""
+    """Zeros of the input's shape with the gradient put in its places; a copy under a dispatch mode."""
     gradient = grads[0]
     assert gradient is not None
     zeros = gradient.tape.empty("new_zeros", node.inputs[0][0], gradient.dtype)
-    return out_like(name, zeros)
+    return out_like(name, zeros) if zeros.tape.watched else zeros
 
 
 def gather_last(x: Tensor, index: Tensor) -> Tensor:

@@ -258,7 +258,7 @@ def _merge_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
 
 
 def index_one(x: Tensor, dim: int) -> Tensor:
-    """x[..., [i], ...] along dim: a copy; backward puts it into zeros out of place."""
+    """x[..., [i], ...] along dim: a copy; backward puts it into zeros, under a mode into a copy."""
     node = node_for(_index_backward, x)
     out = x.tape.empty("index.Tensor", (*x.shape[:dim], ONE, *x.shape[dim + 1 :]), x.dtype)
     return node.output(out) if node else out
@@ -268,6 +268,8 @@ def _index_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
     zeros = gradient.tape.empty("new_zeros", node.inputs[0][0], gradient.dtype)
+    if not zeros.tape.watched:
+        return [zeros]
     out = gradient.tape.empty("index_put", zeros.shape, zeros.dtype)
     del zeros
     return [out]

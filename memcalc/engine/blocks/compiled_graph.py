@@ -27,6 +27,8 @@ _NORMS: Final = frozenset(
         "_fused_rms_norm_backward", "native_layer_norm_backward",
     }
 )  # fmt: skip
+#: With a norm's statistics: what is computed once where a block's code computes it twice.
+_SHARED: Final = frozenset({"_to_copy", "pow.Tensor_Scalar", "mean.dim"})
 #: Pointwise results whose elements do not lie where those of their operands do: never made in place.
 _MOVING: Final = frozenset({"cat", "clone", "slice_backward", "select_backward"})
 
@@ -34,7 +36,8 @@ _MOVING: Final = frozenset({"cat", "clone", "slice_backward", "select_backward"}
 class Value:
     """One tensor of the graph. reads: value -> whether element i of this one needs only its element i.
 
-    users counts the values that read this one; flops are those of the kernel that makes it.
+    users counts the values of its own direction that read this one; flops are those of the kernel
+    that makes it.
     """
 
     __slots__ = (
@@ -58,7 +61,7 @@ class RegionTape(Tape):
     """A tape that allocates nothing: it notes the values of a compiled block's joint graph."""
 
     def __init__(self, outer: Tape) -> None:
-        super().__init__(outer.device, outer.values)
+        super().__init__(outer.device, outer.values, watched=True)  # a graph makes every sum anew
         self.outer = outer
         self.block = outer.block
         self.grad_enabled = outer.grad_enabled
@@ -66,7 +69,10 @@ class RegionTape(Tape):
         self.entered: dict[int, Tensor] = {}  # value -> the outer tensor it is
         self._reading: list[Tensor] = []
         self._flops: list[tuple[str, Size]] = []
-        self._casts: dict[tuple[int, str, Shape], Tensor] = {}
+        self._seeds: Tensor | None = None
+        self._positive: dict[int, Tensor] = {}  # result of a relu -> its mask
+        self._statistics = 0  # those the primitive at work has made
+        self._shared: dict[tuple[str, int, str, Shape, int], Tensor] = {}
 
     def enter(self, tensor: Tensor) -> Tensor:
         """An outer tensor as an input of the graph, outside the outer autograd graph."""
@@ -95,25 +101,31 @@ class RegionTape(Tape):
     def empty(
         self, name: str, shape: Shape, dtype: str, order: tuple[int, ...] | None = None
     ) -> Tensor:
-        """Note the value a primitive makes; equal casts of one value are one value."""
+        """Note the value a primitive makes; equal casts and statistics of one value are made once."""
         if bytes_of(shape, dtype) is ZERO:
             return super().empty(name, shape, dtype, order)
         if self.record is not None:
             self.record.note_traffic(self.phase, ZERO, shape)
         if name == "_softmax":
             return self._softmax(shape, dtype, order)
-        if name != "_to_copy" or len(self._reading) != 1 or not self._reading[0].is_dense:
-            return self._made(_kind(name, shape, dtype), name, shape, dtype, order)
-        key = (self._reading[0].storage.index, dtype, shape)
-        known = self._casts.get(key)
+        if _is_mask(name, dtype):
+            return self._mask(name, shape, order)
+        if name in ("relu", "threshold_backward"):
+            return self._relu(name, shape, dtype, order)
+        kind = _kind(name, shape)
+        statistic = name in _NORMS and shape[-1] is ONE
+        if not (statistic or name in _SHARED) or not self._reading[0].is_dense:
+            return self._made(kind, name, shape, dtype, order)
+        self._statistics += statistic
+        key = (name, self._reading[0].storage.index, dtype, shape, self._statistics)
+        known = self._shared.get(key)
         if known is None:
-            known = self._casts[key] = self._made("pointwise", name, shape, dtype, order)
+            known = self._shared[key] = self._made(kind, name, shape, dtype, order)
         return known.detach()
 
     def _made(
         self, kind: str, name: str, shape: Shape, dtype: str, order: tuple[int, ...] | None
     ) -> Tensor:
-        dtype = "bool" if name == "bernoulli" else dtype  # a compiled mask, whatever the device
         value = self._note(kind, name, shape, dtype)
         value.order = order
         numel = product(shape)
@@ -122,7 +134,7 @@ class RegionTape(Tape):
             in_place = tensor.is_dense and tensor.numel is numel and name not in _MOVING
             value.reads[index] = in_place and value.reads.get(index, True)
         for index in value.reads:
-            self.graph[index].users += 1
+            self.graph[index].users += self.graph[index].backward == value.backward
         value.flops, self._flops = self._flops, []
         return Tensor(Storage(None, value.index), self, shape, dtype, order)
 
@@ -134,6 +146,31 @@ class RegionTape(Tape):
         self.using((*self._reading, largest, total))
         return self._made("pointwise", "_softmax", shape, dtype, order)
 
+    def _relu(self, name: str, shape: Shape, dtype: str, order: tuple[int, ...] | None) -> Tensor:
+        """relu and its backward, which reads a mask of one byte an element and not the result."""
+        if name == "relu":
+            out = self._made("pointwise", name, shape, dtype, order)
+            self.using((out,))
+            self._positive[out.storage.index] = self._made("reduction", "le", shape, "bool", order)
+            return out
+        self.using([self._positive.get(t.storage.index, t) for t in self._reading])
+        return self._made("pointwise", name, shape, dtype, order)
+
+    def _mask(self, name: str, shape: Shape, order: tuple[int, ...] | None) -> Tensor:
+        """A dropout's mask, one byte an element on any device, from its seed.
+
+        The seeds of all dropouts are one tensor, drawn before the first.
+        """
+        if self._seeds is None:
+            self.using(())
+            self._seeds = self._made("reduction", "randint", (ONE,), "int64", None)
+        else:
+            seeds = self.graph[self._seeds.storage.index]
+            seeds.shape = (seeds.shape[0] + 1,)
+            seeds.size = bytes_of(seeds.shape, seeds.dtype)
+        self.using((self._seeds,))
+        return self._made("reduction", name, shape, "bool", order)
+
     def _note(self, kind: str, name: str, shape: Shape, dtype: str) -> Value:
         value = Value(len(self.graph), kind, name, shape, dtype)
         value.op, value.backward = self.op, self.phase == "backward"
@@ -144,6 +181,7 @@ class RegionTape(Tape):
 
     def reads(self, tensors: Iterable[Tensor | None]) -> None:
         """Note what the next primitive reads."""
+        self._statistics = 0
         self._reading = [tensor for tensor in tensors if isinstance(tensor, Tensor)]
 
     def using(self, tensors: Iterable[Tensor]) -> None:
@@ -155,12 +193,14 @@ class RegionTape(Tape):
         self._flops.append((kind, flops))
 
 
-def _kind(name: str, shape: Shape, dtype: str) -> str:
+def _is_mask(name: str, dtype: str) -> bool:
+    return name == "bernoulli" or (name == "native_dropout" and dtype == "bool")
+
+
+def _kind(name: str, shape: Shape) -> str:
     """What kind of value a primitive makes."""
     if name in _KERNELS or name.startswith(_ATTENTION):
         return "kernel"
-    if name in _REDUCTIONS or name == "bernoulli" or (name == "native_dropout" and dtype == "bool"):
-        return "reduction"
-    if name in _NORMS and (shape[-1] is ONE or len(shape) == 1):
-        return "reduction"  # statistics of a row, the gradient of a weight
+    if name in _REDUCTIONS or (name in _NORMS and (shape[-1] is ONE or len(shape) == 1)):
+        return "reduction"  # of norms: statistics of a row, the gradient of a weight
     return "pointwise"

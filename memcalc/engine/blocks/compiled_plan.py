@@ -6,8 +6,8 @@ anew in each kernel that reads it. Kept: what forward stores and backward reads,
 Kernels run in the order of the block's description; pointwise results of one size that share an
 operand are made together. A result takes the memory of an operand nobody reads again, also of a kept
 one, where element i depends on element i alone.
-Source: torch/_functorch/partitioners.py and torch/_inductor of PyTorch 2.13 (scheduler.py,
-mark_reuse in ir.py, decide_inplace_update). Checked by: oracle/test_compiled.py.
+Source: torch/_functorch/partitioners.py and torch/_inductor of PyTorch 2.13 (scheduler.py, `mark_reuse`
+in ir.py, `decide_inplace_update`, memory.py). Checked by: oracle/test_compiled.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from memcalc.engine.sizes import product
 
 #: A pointwise result read by several kernels is stored if it reads more stored values than this.
 _READS_TO_STORE: Final = 4
-Roots = dict[int, bool]  # stored values something is computed from -> whether element by element
+Operands = dict[int, bool]  # stored values something is computed from -> whether element by element
+Group = list[Value]  # stored values that one kernel makes
 
 
 class Step(NamedTuple):
@@ -44,102 +45,108 @@ class Program(NamedTuple):
 
 def program_of(graph: list[Value], result: int, gradients: tuple[int, ...]) -> Program:
     """The programs of a graph whose forward makes `result` and whose backward makes `gradients`."""
-    roots = _roots(graph, {result, *gradients})
-    stored = [v for v in graph if v.kind != "input" and v.index in roots[v.index]]
+    reads = _operands(graph, {result, *gradients})
+    stored = [v for v in graph if v.kind != "input" and v.index in reads]
     forward = [v for v in stored if not v.backward]
-    backward = [v for v in stored if v.backward]
-    needed = {r for v in backward for r in _operands(graph, roots, v)} | set(gradients)
+    backward = _ordered(graph, [v for v in stored if v.backward])
+    needed = set(gradients).union(*(reads[v.index] for v in backward))
     kept = tuple(sorted(i for i in needed if not graph[i].backward))
     return Program(
-        _schedule(graph, roots, [[v] for v in forward], {*kept, result}),
-        _schedule(graph, roots, _fused(graph, roots, backward), set(gradients)),
+        _schedule(graph, reads, [[v] for v in forward], {*kept, result}),
+        _schedule(graph, reads, _fused(graph, reads, backward), set(gradients)),
         kept,
     )
 
 
-def _roots(graph: list[Value], wanted: set[int]) -> list[Roots]:
-    """The stored values each value is computed from: itself where it is stored."""
-    stored = set(wanted)
+def _operands(graph: list[Value], wanted: set[int]) -> dict[int, Operands]:
+    """What the kernel of each stored value reads of the stored ones; `wanted` are stored anyhow."""
+    needed = wanted.union(*(v.reads for v in graph if v.kind == "kernel"))
+    stored: dict[int, Operands] = {}
+    seen: list[Operands] = []  # what a reader of each value reads in its stead
     for value in graph:
-        if value.kind == "kernel":
-            stored.update(value.reads)
-    roots: list[Roots] = []
-    for value in graph:
-        if value.kind == "pointwise" and value.index not in stored:
-            found = _merged(roots, value)
-            if len(found) <= _READS_TO_STORE or value.users < 2:
-                roots.append(found)
-                continue
-        roots.append({value.index: True})
-    return roots
+        operands: Operands = {}
+        for read, in_place in value.reads.items():
+            for operand, aligned in seen[read].items():
+                operands[operand] = operands.get(operand, True) and aligned and in_place
+        several = value.users > 1 and len(operands) > _READS_TO_STORE
+        if value.kind != "pointwise" or value.index in needed or several:
+            stored[value.index] = operands
+            operands = {value.index: True}
+        seen.append(operands)
+    return stored
 
 
-def _merged(roots: list[Roots], value: Value) -> Roots:
-    found: Roots = {}
-    for read, in_place in value.reads.items():
-        for root, aligned in roots[read].items():
-            found[root] = found.get(root, True) and aligned and in_place
-    return found
+def _ordered(graph: list[Value], stored: list[Value]) -> list[Value]:
+    """Backward's values in order; a weight's gradient moves before its input's where that ends more.
+
+    The compiler turns the two round when the gradient they read was made in the block, by a cast or a
+    dropout, for then its own estimate of the peak falls.
+    """
+    order: list[Value] = []
+    for value in stored:
+        order.append(value)
+        if len(order) < 2 or (_product(order[-2]), _product(value)) != ("dgrad", "wgrad"):
+            continue
+        gradient = next(iter(value.reads))
+        if order[-2].op == value.op and graph[gradient].kind == "pointwise":
+            order[-2:] = [value, order[-2]]
+    return order
 
 
-def _operands(graph: list[Value], roots: list[Roots], value: Value) -> Roots:
-    """The stored values the kernel of a stored value reads."""
-    return _merged(roots, value)
+def _product(value: Value) -> str:
+    """`dgrad` or `wgrad` for a linear layer's gradients."""
+    return value.flops[0][0] if len(value.flops) == 1 else ""
 
 
-def _fused(graph: list[Value], roots: list[Roots], stored: list[Value]) -> list[list[Value]]:
+def _fused(graph: list[Value], reads: dict[int, Operands], stored: list[Value]) -> list[Group]:
     """Stored values in order, those that one kernel makes together."""
-    groups: list[list[Value]] = []
+    groups: list[Group] = []
     done = {value.index for value in graph if value.kind == "input"}
     for position, value in enumerate(stored):
         if value.index in done:
             continue
         group = [value]
-        done.add(value.index)
         if value.kind == "pointwise":
-            shared = _large_operands(graph, roots, value)
+            shared = _large_operands(graph, reads, value)
             for other in stored[position + 1 :]:
-                if other.index in done or other.kind != "pointwise":
+                if other.kind != "pointwise" or other.index in done:
                     continue
-                operands = _operands(graph, roots, other)
-                ready = all(i in done or not graph[i].backward for i in operands)
-                if ready and shared & _large_operands(graph, roots, other):
+                ready = all(i in done or not graph[i].backward for i in reads[other.index])
+                if ready and shared & _large_operands(graph, reads, other):
                     group.append(other)
-            done.update(v.index for v in group)
+        done.update(v.index for v in group)
         groups.append(group)
     return groups
 
 
-def _large_operands(graph: list[Value], roots: list[Roots], value: Value) -> set[int]:
+def _large_operands(graph: list[Value], reads: dict[int, Operands], value: Value) -> set[int]:
     """Operands of the value's own number of elements, inputs of the block left out."""
     numel = product(value.shape)
     return {
         i
-        for i in _operands(graph, roots, value)
+        for i in reads[value.index]
         if graph[i].kind != "input" and product(graph[i].shape) is numel
     }
 
 
 def _schedule(
-    graph: list[Value], roots: list[Roots], groups: list[list[Value]], outlive: set[int]
+    graph: list[Value], reads: dict[int, Operands], groups: list[Group], outlive: set[int]
 ) -> tuple[Step, ...]:
     """The steps of one program; values in `outlive` are never given up."""
-    reads = {v.index: _operands(graph, roots, v) for group in groups for v in group}
     last: dict[int, int] = {}
     for number, group in enumerate(groups):
         for value in group:
-            last[value.index] = number
-            last.update(dict.fromkeys(reads[value.index], number))
+            last.update(dict.fromkeys((value.index, *reads[value.index]), number))
     steps: list[Step] = []
     for number, group in enumerate(groups):
         ending = {
             i
             for value in group
-            for i in (*reads[value.index], value.index)
+            for i in (value.index, *reads[value.index])
             if last[i] == number and i not in outlive
         }
         for value in group:
-            over = _taken(graph, group, reads, ending, value)
+            over = _taken(graph, reads, group, ending, value)
             ending.discard(over)
             steps.append(Step(value.index, over, tuple(reads[value.index]), ()))
         steps[-1] = steps[-1]._replace(ends=tuple(sorted(ending)))
@@ -147,18 +154,15 @@ def _schedule(
 
 
 def _taken(
-    graph: list[Value],
-    group: list[Value],
-    reads: dict[int, Roots],
-    ending: set[int],
-    value: Value,
+    graph: list[Value], reads: dict[int, Operands], group: Group, ending: set[int], value: Value
 ) -> int:
     """The operand whose memory a pointwise result takes; -1 for none."""
     if value.kind != "pointwise":
         return -1
     for operand, aligned in reads[value.index].items():
+        other = graph[operand]
         alone = all(operand not in reads[v.index] for v in group if v is not value)
-        same = graph[operand].size is value.size and graph[operand].dtype == value.dtype
-        if aligned and alone and same and operand in ending and graph[operand].kind != "input":
+        same = other.size is value.size and other.dtype == value.dtype
+        if aligned and alone and same and operand in ending and other.kind != "input":
             return operand
     return -1

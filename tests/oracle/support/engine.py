@@ -48,7 +48,7 @@ def trace_hf(
         param_dtype="fp32" if autocast else "bf16",
         autocast=autocast,
     )
-    tape = Tape()
+    tape = Tape(watched=True)
     layers = [
         BlockKind(model.layer_type(i), model.is_sparse(i), "full" if checkpoint else "none")
         for i in range(model.num_hidden_layers)

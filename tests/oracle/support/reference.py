@@ -130,8 +130,10 @@ def setup_of(cfg: RefConfig, how: How = DEFAULT) -> TrainingSetup:
 
 def plan_of(cfg: RefConfig, how: How = DEFAULT) -> Plan:
     """The engine's plan for a reference model."""
-    norm = {} if cfg.norm == "layer" or cfg.is_gpt2 else {"norm": cfg.norm}
-    return make_plan(resolve(setup_of(cfg, how), model_of(cfg)), load_stack("torch"), norm)
+    kernels: dict[str, Any] = {"watched": True}
+    if cfg.norm != "layer" and not cfg.is_gpt2:
+        kernels["norm"] = cfg.norm
+    return make_plan(resolve(setup_of(cfg, how), model_of(cfg)), load_stack("torch"), kernels)
 
 
 class _FusedRMSNorm(torch.autograd.Function):

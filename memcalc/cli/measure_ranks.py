@@ -1,0 +1,170 @@
+"""memcalc measure under torchrun: every process runs this, rank 0 writes the records and the result.
+
+Exit status of every process: as `measure`, by the rank that was the cause. What is wrong with the input
+is said by rank 0 alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from memcalc.cli.deliver import deliver
+from memcalc.cli.measure import EXIT, OUTSIDE, trouble
+from memcalc.cli.on_device import measure_options, records_file
+from memcalc.cli.options import BY_NAME
+from memcalc.cli.parse import Arguments
+from memcalc.cli.request import Request, request_of, typed
+from memcalc.errors import ConfigError, MemcalcError
+
+if TYPE_CHECKING:
+    from memcalc.output.console import Page
+
+PARALLEL = ("tp", "pp", "dp", "schedule", "sp", "fsdp")
+BAD_INPUT = 2
+
+
+def wanted(arguments: Arguments) -> bool:
+    """Whether torchrun started this: several processes, or one and an option of this module."""
+    from memcalc.harness.layout import world
+
+    if "WORLD_SIZE" not in os.environ:
+        return False
+    return world().size > 1 or any(name in arguments.options for name in PARALLEL)
+
+
+def refuse_alone(arguments: Arguments) -> None:
+    """Raise ConfigError for an option that needs several processes, saying how to start them."""
+    from memcalc.harness.layout import layout_of
+
+    given = _stated(arguments)
+    layout_of({name: given[name] for name in given if name in ("tp", "pp", "dp")}, 1)
+    for name in ("schedule", "sp", "fsdp"):
+        if name in given:
+            raise ConfigError(
+                f"--{name}: got one process; rule: run under torchrun --nproc-per-node N"
+            )
+
+
+def run(arguments: Arguments) -> int:
+    """Measure together with the other processes, then end this one: see leave_process."""
+    from memcalc.harness.rank_end import leave_process
+
+    try:
+        status = _run(arguments)
+    except MemcalcError as error:
+        from memcalc.cli.one_voice import named
+        from memcalc.output.files import put_notes
+
+        put_notes([named(" ".join(str(error).split()))], "error")
+        status = BAD_INPUT
+    leave_process(status)
+    return status
+
+
+def _run(arguments: Arguments) -> int:
+    from memcalc.harness.layout import layout_of, world
+    from memcalc.harness.local import local_plan
+    from memcalc.harness.ranks import rank_device
+
+    here = world()
+    if here.rank:
+        arguments.options.pop("save", None)
+    request = request_of(arguments)
+    layout = layout_of(_stated(arguments), here.size)
+    options = measure_options(arguments)
+    setup = _share(request, layout.dp)
+    device = rank_device(options.device, here)
+    plan = local_plan(request.config, setup, request.kernels, device.type)
+    finish = _Finish(arguments, request, None if here.rank else records_file(arguments))
+
+    from memcalc.harness.distributed import measure_ranks
+    from memcalc.output.progress import progress
+
+    quiet = arguments.has("quiet") or here.rank > 0
+    with progress(f"measure {request.config.name} on {here.size} ranks", quiet) as tell:
+        return measure_ranks(plan, layout, options, here, finish, tell)
+
+
+def _stated(arguments: Arguments) -> dict[str, Any]:
+    """The parallel options given, typed."""
+    options = arguments.options
+    return {n: typed(BY_NAME[n], options[n]) for n in PARALLEL if n in options}
+
+
+def _share(request: Request, dp: int) -> Any:
+    """The setup of one rank: of a global batch its share."""
+    total = request.setup.global_batch
+    if total is None or dp == 1:
+        return request.setup
+    if total % dp:
+        near = max(dp, round(total / dp) * dp)
+        raise ConfigError(
+            f"--global-batch: got {total}; rule: a multiple of the {dp} ranks that split it; "
+            f"nearest valid: {near}"
+        )
+    return replace(request.setup, global_batch=total // dp)
+
+
+class _Finish:
+    """What rank 0 does with the records of all ranks: write them, print the result."""
+
+    def __init__(self, arguments: Arguments, request: Request, path: Path | None) -> None:
+        self.arguments, self.request, self.path = arguments, request, path
+
+    def __call__(
+        self,
+        posted: Sequence[dict[str, Any] | None],
+        stages: Sequence[str | None],
+        first: int | None,
+    ) -> int:
+        import uuid
+
+        from memcalc.harness.rank_records import cause, completed, merged
+        from memcalc.harness.records import append_all, finite
+        from memcalc.output.files import put_notes
+
+        records = completed(posted, stages, uuid.uuid4().hex)
+        why = cause(records, first)
+        if why is not None and why["status"] == "refused":
+            put_notes([why["error"]["message"]], "error")
+            return BAD_INPUT
+        for record in records:
+            record["setup"]["stated_model"] = self.request.config.name
+        if self.path is not None:
+            append_all(self.path, records)
+        result = finite(merged(records, first))
+        self._deliver(result)
+        if why is not None:
+            return EXIT[why["status"]]
+        return OUTSIDE if result["loss_fell"] is False else 0
+
+    def _deliver(self, result: dict[str, Any]) -> None:
+        from memcalc.output.files import put_notes
+        from memcalc.output.measure_text import quiet_line
+        from memcalc.output.ranks_text import ranks_page
+
+        def page(sheet: Page) -> None:
+            ranks_page(sheet, result, dict(self.request.stated))
+
+        deliver(self.arguments, lambda: result, page, quiet_line(result))
+        out = self.arguments.text("out") or ""
+        quiet = self.arguments.has("quiet") or self.arguments.wants_json
+        if not (quiet or out.lower().endswith(".json")):
+            put_notes([*result["setup"]["notes"], *result["notes"]])
+            put_notes(
+                [f"{len(result['ranks'])} records appended to {self.path}"] if self.path else []
+            )
+        put_notes(_errors(result), "error")
+
+
+def _errors(result: dict[str, Any]) -> list[str]:
+    """Why a run did not end well, in a line that names the rank."""
+    if result["error"] is None:
+        line = trouble(result)
+        return [] if line is None else [line]
+    rank = result["error"]["rank"]
+    return [f"rank {rank}: {trouble(result['ranks'][rank])}"]

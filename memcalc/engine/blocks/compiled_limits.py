@@ -1,0 +1,42 @@
+"""Which setups the description of a compiled block holds for; the rest is refused in one line.
+
+Only what was held against PyTorch's compiler is estimated (oracle/test_compiled.py). Blocks with
+experts, sinks or relative positions keep other sets than the rules give; selective checkpointing runs
+the block eagerly, since torch.compile stands back while its dispatch mode is on; a reentrant
+checkpoint compiles the block twice.
+"""
+
+from __future__ import annotations
+
+from memcalc.errors import ConfigError
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.training import TrainingSetup
+
+#: Said of every estimate of a compiled block.
+ASSUMPTIONS = (
+    "compiled blocks: what is stored and kept follows rules held against PyTorch 2.13.0's compiler "
+    "on every dense family (its CUDA programs on tensors without data), not yet on a GPU",
+    "compiled blocks: backward's peak is near the compiler's, which orders kernels by size; tokens "
+    "and widths in multiples of 64, others are padded",
+)
+
+
+def check_compiled(config: ModelConfig, setup: TrainingSetup) -> None:
+    """Raise ConfigError where the rules were not found to hold."""
+    model = {
+        "experts": config.moe is not None,
+        "attention sinks": config.attention_sinks,
+        "relative positions": config.position_embedding == "relative",
+        "norms after the sum": config.norm_placement == "post-residual",
+    }
+    for what, present in model.items():
+        if present:
+            raise ConfigError(
+                f"compile: got {config.name}, a model with {what}; rule: only blocks compared with "
+                "PyTorch's compiler; nearest valid: stack torch"
+            )
+    if setup.precision == "fp8-mixed":
+        raise ConfigError("compile: got precision 'fp8-mixed'; nearest valid: bf16-mixed")
+    if setup.reentrant or setup.recompute not in ("none", "full"):
+        got = "reentrant" if setup.reentrant else setup.recompute
+        raise ConfigError(f"compile: got recompute {got!r}; valid: none, full, full:N")

@@ -1,0 +1,156 @@
+"""How the ranks of a run divide a model and its batch, and which divisions a model allows.
+
+Ranks lie as a box of pp stages, dp copies and tp parts, tp innermost: rank = (stage dp + copy) tp + part,
+so that the parts of one layer are neighbours. dp ranks split the batch; with fsdp they also split every
+parameter. The degrees' product is the number of processes torchrun started.
+Sources: Shoeybi et al. 2019 (arXiv:1909.08053) for tp; Korthikanti et al. 2022 (arXiv:2205.05198) for sp;
+Huang et al. 2018 (arXiv:1811.06965) and Narayanan et al. 2021 (arXiv:2104.04473) for the schedules.
+Nothing here needs torch. Checked by: harness/test_layout.py.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, NamedTuple
+
+from memcalc.errors import ConfigError, unknown
+
+SCHEDULES: Final = ("gpipe", "1f1b")
+_DEGREES: Final = ("dp", "tp", "pp")
+#: Largest number of processes; beyond it a number is a typing error.
+_MOST_RANKS: Final = 1 << 20
+
+
+class World(NamedTuple):
+    """This process among those of the run. local: on this host; hosts: how many there are."""
+
+    size: int = 1
+    rank: int = 0
+    local_rank: int = 0
+    local_size: int = 1
+
+    @property
+    def hosts(self) -> int:
+        """Hosts of the run, which torchrun gives equally many processes."""
+        return -(-self.size // self.local_size)
+
+
+def world() -> World:
+    """What torchrun says in the environment; one process without it."""
+    size = _from_environment("WORLD_SIZE", 1) or 1
+    return World(
+        size,
+        _from_environment("RANK", 0),
+        _from_environment("LOCAL_RANK", 0),
+        _from_environment("LOCAL_WORLD_SIZE", size) or size,
+    )
+
+
+def _from_environment(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else default
+
+
+class Place(NamedTuple):
+    """Where a rank is: its pipeline stage, its share of the batch, its part of each layer."""
+
+    pp: int = 0
+    dp: int = 0
+    tp: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Degrees of a run. Raises ConfigError for degrees that do not go together.
+
+    dp: ranks that split the batch; tp: that split each layer; pp: stages, each with a run of blocks.
+    sp: the stream between layers is split along the sequence over the tp ranks. fsdp: parameters,
+    gradients and states are split over the dp ranks (FSDP2); else each has them all (DDP).
+    """
+
+    dp: int = 1
+    tp: int = 1
+    pp: int = 1
+    sp: bool = False
+    fsdp: bool = False
+    schedule: str = "1f1b"
+
+    def __post_init__(self) -> None:
+        for name in _DEGREES:
+            value = getattr(self, name)
+            if not 1 <= value <= _MOST_RANKS:
+                raise ConfigError(f"{name}: got {value}; rule: 1 to {_MOST_RANKS:,}")
+        if self.schedule not in SCHEDULES:
+            raise unknown("schedule", self.schedule, SCHEDULES)
+        if self.sp and self.tp == 1:
+            raise ConfigError("sp: got tp 1; rule: beside tensor parallelism; valid: --tp above 1")
+        if self.tp > 1 and self.dp > 1 and not self.fsdp:
+            raise ConfigError(
+                f"tp: got {self.tp} with dp {self.dp} and no fsdp; rule: DDP takes no split "
+                f"parameters; valid: --fsdp, or --tp {self.tp * self.dp}"
+            )
+
+    @property
+    def size(self) -> int:
+        """Processes of the run."""
+        return self.dp * self.tp * self.pp
+
+    def place(self, rank: int) -> Place:
+        """Where a rank is."""
+        return Place(rank // (self.dp * self.tp), rank // self.tp % self.dp, rank % self.tp)
+
+    def stage_layers(self, layers: int) -> list[range]:
+        """The blocks of each stage: equally many, the first stages one more where they must."""
+        each, more = divmod(layers, self.pp)
+        starts = [stage * each + min(stage, more) for stage in range(self.pp + 1)]
+        return [range(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+
+    def plain(self) -> dict[str, Any]:
+        """As a record keeps it; schedule is None without stages."""
+        return {**asdict(self), "schedule": self.schedule if self.pp > 1 else None}
+
+
+def layout_of(stated: Mapping[str, Any], size: int) -> Layout:
+    """The layout of `size` processes; dp is what the other degrees leave. No option at all is DDP.
+
+    stated: what the user gave of tp, pp, dp, schedule, sp, fsdp. Raises ConfigError when the degrees'
+    product is not `size`, saying which are valid, or how to start so many processes.
+    """
+    tp, pp = stated.get("tp", 1), stated.get("pp", 1)
+    inner = tp * pp
+    if "schedule" in stated and pp == 1:
+        raise ConfigError("schedule: got no stages; rule: of a pipeline; valid: --pp above 1")
+    dp = stated.get("dp", max(1, size // inner))
+    if dp * inner != size:
+        _refuse_product({"dp": dp, "tp": tp, "pp": pp}, stated, size)
+    named = {name: stated[name] for name in ("schedule", "sp", "fsdp") if name in stated}
+    return Layout(dp=dp, tp=tp, pp=pp, **named)
+
+
+def _refuse_product(degrees: dict[str, int], stated: Mapping[str, Any], size: int) -> None:
+    """Say which degree cannot be, and what it could be with the others as they are."""
+    name = next((n for n in ("tp", "pp", "dp") if stated.get(n, 1) > 1), "dp")
+    if size == 1:
+        wanted = math.prod(degrees.values())
+        raise ConfigError(
+            f"{name}: got {degrees[name]} in one process; rule: run under torchrun "
+            f"--nproc-per-node {wanted}"
+        )
+    others = math.prod(value for n, value in degrees.items() if n != name and n in stated)
+    free = any(n not in stated for n in degrees if n != name)
+    left = size // others if size % others == 0 else 0
+    valid = divisors(left) if free else [left] if left else []
+    listing = ", ".join(map(str, valid)) or f"none with the other degrees at {others}"
+    raise ConfigError(
+        f"{name}: got {degrees[name]}; rule: dp x tp x pp = {size}, the processes of torchrun; "
+        f"valid: {listing}"
+    )
+
+
+def divisors(number: int) -> list[int]:
+    """Every divisor, least first; none of 0."""
+    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
+    return small + [number // n for n in reversed(small) if n * n != number]

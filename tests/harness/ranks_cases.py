@@ -1,0 +1,59 @@
+"""The layouts of two ranks that are held against one process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from memcalc.engine.plan import Plan
+from memcalc.harness.layout import Layout
+from memcalc.inputs.model import ModelConfig
+from tests.harness.models import GPT2, LLAMA, MIXTRAL, cpu_plan
+
+#: Steps whose losses are compared.
+STEPS = 4
+QWEN3 = replace(LLAMA, name="small-qwen3", qk_norm="head", attention_bias=True)
+THREE = replace(LLAMA, name="three-layers", num_hidden_layers=3)
+DDP, FSDP = Layout(dp=2), Layout(dp=2, fsdp=True)
+TP, TP_SP = Layout(tp=2), Layout(tp=2, sp=True)
+ONE_F_ONE_B, GPIPE = Layout(pp=2), Layout(pp=2, schedule="gpipe")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A layout, a model and a setup; mem_tracker: also hold the peak against torch's MemTracker."""
+
+    layout: Layout
+    config: ModelConfig = LLAMA
+    setup: dict[str, Any] = field(default_factory=dict)
+    mem_tracker: bool = False
+
+
+def _case(layout: Layout, config: ModelConfig = LLAMA, mem: bool = False, **setup: Any) -> Case:
+    return Case(layout, config, setup, mem)
+
+
+CASES = {
+    "ddp": _case(DDP, mem=True),
+    "ddp-accum": _case(DDP, grad_accum_steps=2, grad_clip=True, optimizer="sgd"),
+    "ddp-gpt2": _case(DDP, GPT2),
+    "fsdp": _case(FSDP, mem=True),
+    "fsdp-mixed": _case(FSDP, mem=True, precision="bf16-mixed"),
+    "fsdp-full": _case(FSDP, mem=True, recompute="full"),
+    "fsdp-sac-accum": _case(FSDP, recompute="sac", grad_accum_steps=2, grad_clip=True, optimizer="sgd"),
+    "fsdp-gpt2-chunked": _case(FSDP, GPT2, loss="chunked"),
+    "fsdp-mixtral": _case(FSDP, MIXTRAL),
+    "tp": _case(TP),
+    "tp-gpt2": _case(TP, GPT2),
+    "tp-sp": _case(TP_SP, mem=True),
+    "tp-sp-qwen3-full": _case(TP_SP, QWEN3, recompute="full", grad_clip=True, optimizer="sgd"),
+    "tp-sp-gpt2-chunked": _case(TP_SP, GPT2, loss="chunked"),
+    "pp-1f1b": _case(ONE_F_ONE_B, grad_accum_steps=3, grad_clip=True, optimizer="sgd"),
+    "pp-gpipe": _case(GPIPE, grad_accum_steps=3, grad_clip=True, optimizer="sgd"),
+    "pp-uneven": _case(ONE_F_ONE_B, THREE, grad_accum_steps=2, recompute="full", recompute_layers=1),
+}  # fmt: skip
+
+
+def plan_of_case(case: Case, rows: int = 2) -> Plan:
+    """The plan of each rank; rows 4 for one process with the whole batch of two."""
+    return cpu_plan(case.config, micro_batch_size=rows, **case.setup)
