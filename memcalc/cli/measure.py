@@ -9,8 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memcalc.cli.deliver import deliver
-from memcalc.cli.on_device import keep, measure_options, need_torch, records_file
+from memcalc.cli.on_device import (
+    deliver_record,
+    keep,
+    measure_options,
+    need_torch,
+    records_file,
+)
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, request_of
 from memcalc.errors import MemcalcError
@@ -91,20 +96,9 @@ def trouble(record: dict[str, Any]) -> str | None:
 def _deliver(
     arguments: Arguments, request: Request, record: dict[str, Any], said: str | None
 ) -> None:
-    from memcalc.output.files import put_notes
     from memcalc.output.measure_text import measure_page, quiet_line
 
     def page(sheet: Page) -> None:
         measure_page(sheet, record, dict(request.stated))
 
-    def plain() -> dict[str, Any]:
-        from memcalc.harness.records import finite
-
-        found: dict[str, Any] = finite(record)
-        return found
-
-    deliver(arguments, plain, page, quiet_line(record))
-    out = arguments.text("out") or ""
-    if not (arguments.has("quiet") or arguments.wants_json or out.lower().endswith(".json")):
-        put_notes([*record["setup"]["notes"], *record["notes"]])
-        put_notes([said] if said else [])
+    deliver_record(arguments, record, said, page, quiet_line(record))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memcalc.cli.deliver import deliver
 from memcalc.cli.options import BY_NAME
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import typed
@@ -15,6 +16,7 @@ from memcalc.errors import ConfigError
 
 if TYPE_CHECKING:
     from memcalc.harness.measure import MeasureOptions
+    from memcalc.output.console import Page
 
 
 def need_torch() -> None:
@@ -62,6 +64,29 @@ def keep(record: Mapping[str, Any], path: Path | None) -> str | None:
 
     append(path, record)
     return f"record appended to {path}"
+
+
+def deliver_record(
+    arguments: Arguments,
+    record: Mapping[str, Any],
+    said: str | None,
+    page: Callable[[Page], None],
+    line: str,
+) -> None:
+    """Write a record where it was asked for; below a page its notes, and `said`: where it was kept."""
+    from memcalc.output.files import put_notes
+
+    def plain() -> dict[str, Any]:
+        from memcalc.harness.records import finite
+
+        found: dict[str, Any] = finite(record)
+        return found
+
+    deliver(arguments, plain, page, line)
+    out = arguments.text("out") or ""
+    if not (arguments.has("quiet") or arguments.wants_json or out.lower().endswith(".json")):
+        put_notes([*record["setup"]["notes"], *record["notes"]])
+        put_notes([said] if said else [])
 
 
 def world_size() -> int:

@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memcalc.cli.deliver import deliver
 from memcalc.cli.measure import EXIT, OUTSIDE, trouble
-from memcalc.cli.on_device import keep, measure_options, need_torch, records_file, world_size
+from memcalc.cli.on_device import (
+    deliver_record,
+    keep,
+    measure_options,
+    need_torch,
+    records_file,
+    world_size,
+)
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, request_of
 from memcalc.errors import ConfigError, MemcalcError
@@ -99,20 +105,9 @@ def _draw(plan: Plan, verified: Verified, path: str) -> None:
 def _deliver(
     arguments: Arguments, request: Request, record: dict[str, Any], said: str | None
 ) -> None:
-    from memcalc.output.files import put_notes
     from memcalc.output.verify_text import quiet_line, verify_page
 
     def page(sheet: Page) -> None:
         verify_page(sheet, record, dict(request.stated))
 
-    def plain() -> dict[str, Any]:
-        from memcalc.harness.records import finite
-
-        found: dict[str, Any] = finite(record)
-        return found
-
-    deliver(arguments, plain, page, quiet_line(record))
-    out = arguments.text("out") or ""
-    if not (arguments.has("quiet") or arguments.wants_json or out.lower().endswith(".json")):
-        put_notes([*record["setup"]["notes"], *record["notes"]])
-        put_notes([said] if said else [])
+    deliver_record(arguments, record, said, page, quiet_line(record))
