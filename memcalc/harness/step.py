@@ -80,7 +80,7 @@ class TrainingStep:
         """Forward, loss and backward of the batch."""
         on_phase("forward")
         if self.plan.kernels.cuda_graphs:
-            torch.compiler.cudagraph_mark_step_begin()
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         loss: Tensor = self.model(self.ids, self.labels)
         on_phase("backward")
         loss.backward()  # type: ignore[no-untyped-call]

@@ -128,7 +128,7 @@ class _Follower:
         self.tracker.track(step.model, others, gradients, *self.held.values())
         self.tracker.reset()
         self.floors: dict[str, int] = {}
-        self.saved = self.gathered = self._at_forward = self._in_flight = 0
+        self.saved = self.gathered = self._in_flight = 0
         self._first_backward = True
         self._alive: set[int] = set()
         self.kept: set[int] = set()
@@ -141,17 +141,17 @@ class _Follower:
         self.floors[name] = max(self.floors.get(name, 0), tracker.live)
         if name == "forward":
             if not self._in_flight:
-                self._at_forward = tracker.live - tracker.gathered_bytes
                 self._alive = {alloc.storage for alloc in tracker.live_storages()}
                 self._first_backward = True
             self._in_flight += 1
         elif name == "backward":
+            new = [a for a in tracker.live_storages() if a.storage not in self._alive]
             if self._first_backward:
                 self.gathered = tracker.gathered_bytes
-                self.saved = tracker.live - self.gathered - self._at_forward
+                self.saved = sum(alloc.nbytes for alloc in new if alloc.aten != RESIZED)
                 self._first_backward = False
             self._in_flight -= 1
-            self.kept |= {alloc.storage for alloc in tracker.live_storages()} - self._alive
+            self.kept |= {alloc.storage for alloc in new}
         elif name == "optimizer":
             self.gradients = tracker.bytes_of(_gradients(self.step))
 

@@ -193,7 +193,7 @@ def test_a_killed_rank_ends_the_run_and_the_others_records_stay(
     first, second = read(path)
     assert first["status"] == second["status"] == "failed"
     assert second["error"]["type"] == "Lost" and second["error"]["stage"] == "timed steps"
-    assert first["time"]["first_step_s"] > 0 and first["loss"] is None or first["loss"]["first"] > 0
+    assert first["time"]["first_step_s"] > 0 and second["time"] == {}
     assert "error: rank 1: Lost: ended without a record" in err and "Lost" in out
 
 
@@ -219,12 +219,9 @@ def test_degrees_without_torchrun_say_how_to_start(
 )
 def test_bad_input_under_torchrun_is_refused_before_ranks_meet(
     model: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str,
-    memcalc: Callable[..., Outcome],
+    memcalc: Callable[..., Outcome], capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     from memcalc.harness import rank_end
-
-    class Left(Exception):
-        """Instead of the process's end."""
 
     def leave(status: int) -> None:
         assert status == 2
@@ -235,3 +232,6 @@ def test_bad_input_under_torchrun_is_refused_before_ranks_meet(
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit):
         memcalc("measure", model, *QUICK, "--no-record", *words)
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith(f"error: {said}")
+    assert len(captured.err.splitlines()) == 1

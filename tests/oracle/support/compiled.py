@@ -83,7 +83,7 @@ def meta_facts(plan: Plan) -> Facts:
 def cpu_facts(plan: Plan) -> Facts:
     """The second step by the real torch.compile on a CPU; its buffers are made visible."""
     torch._dynamo.reset()
-    no_caches = torch._inductor.config.patch(fx_graph_cache=False)
+    no_caches = torch._inductor.config.patch(fx_graph_cache=False, compile_threads=1)
     no_joint_cache = torch._functorch.config.patch(enable_autograd_cache=False)
     seen = mock.patch("torch._C._dynamo.guards._empty_strided_cpu", _empty_strided)
     with no_caches, no_joint_cache, seen:
