@@ -48,10 +48,11 @@ def divided(world: Mapping[str, Any]) -> str:
     if world["pp"] > 1:
         parts.append(f"pp {world['pp']} ({world['schedule']})")
     if not parts:
-        parts = ["fsdp2 on one rank"] if world["fsdp"] else ["one rank"]
+        parts = ["fsdp2"] if world["fsdp"] else ["whole"]
     hosts = f", {world['hosts']} hosts" if world["hosts"] > 1 else ""
     casts = f"; {world['mixed_precision']}" if world.get("mixed_precision") else ""
-    return f"{world['size']} ranks ({world['backend']}{hosts}): {', '.join(parts)}{casts}"
+    count = "1 rank" if world["size"] == 1 else f"{world['size']} ranks"
+    return f"{count} ({world['backend']}{hosts}): {', '.join(parts)}{casts}"
 
 
 def _row(record: Mapping[str, Any], shown: Mapping[str, str], on_gpu: bool) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The layouts of two ranks that are held against one process."""
+"""The layouts of two and of four ranks that are held against one process."""
 
 from __future__ import annotations
 
@@ -57,6 +57,15 @@ CASES = {
     "pp-uneven": _case(
         ONE_F_ONE_B, THREE, grad_accum_steps=2, recompute="full", recompute_layers=1
     ),
+}
+
+#: Two degrees at once, on four ranks.
+GRIDS = {
+    "fsdp x tp-sp": _case(Layout(dp=2, tp=2, sp=True, fsdp=True), GPT2, grad_accum_steps=2, **CLIP),
+    "fsdp x tp": _case(Layout(dp=2, tp=2, fsdp=True), recompute="full", **SGD),
+    "pp x tp": _case(Layout(pp=2, tp=2), QWEN3, grad_accum_steps=2, **CLIP),
+    "pp x ddp": _case(Layout(pp=2, dp=2), grad_accum_steps=2, **SGD),
+    "pp x fsdp": _case(Layout(pp=2, dp=2, fsdp=True), grad_accum_steps=3, **CLIP),
 }
 
 

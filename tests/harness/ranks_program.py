@@ -1,4 +1,4 @@
-"""What test_distributed.py runs under torchrun: every layout of two ranks, in one process group.
+"""What test_distributed.py runs under torchrun: every layout of so many ranks, in one process group.
 
 Writes rank{N}.json: of each case the losses of its steps, the tracked step's bytes, and MemTracker's
 peak of the same step. With the word "oom" instead: a run whose second rank runs out of memory.
@@ -25,7 +25,7 @@ from memcalc.harness.rank_records import completed, merged
 from memcalc.harness.rank_step import RankStep
 from memcalc.harness.ranks import Ranks, init_grid
 from memcalc.harness.tensors import tracked_step
-from tests.harness.ranks_cases import CASES, STEPS, Case, plan_of_case
+from tests.harness.ranks_cases import CASES, GRIDS, STEPS, Case, plan_of_case
 
 CPU = torch.device("cpu")
 REPEATS = 3
@@ -37,7 +37,8 @@ def main(out: Path, words: Sequence[str]) -> int:
     if words == ["oom"]:
         return out_of_memory(out, here)
     dist.init_process_group("gloo")
-    found = {name: run(case, here) for name, case in CASES.items()}
+    cases = CASES if here.size == 2 else GRIDS
+    found = {name: run(case, here) for name, case in cases.items()}
     (out / f"rank{here.rank}.json").write_text(json.dumps(found))
     dist.barrier()
     return 0

@@ -18,49 +18,64 @@ import torch
 from memcalc.engine.memory import step_memory
 from memcalc.engine.plan import Plan
 from memcalc.harness.step import TrainingStep
-from tests.harness.ranks_cases import CASES, STEPS, plan_of_case
+from tests.harness.ranks_cases import CASES, GRIDS, STEPS, Case, plan_of_case
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 1e-5  # of a loss in fp32; sums over ranks are in another order
 Found = list[dict[str, Any]]
 
 
-def torchrun(
-    program: Path, *words: object, timeout_s: float = 120
-) -> subprocess.CompletedProcess[str]:
-    """Two processes of a program, one thread each."""
+def torchrun(*words: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+    """So many processes of the program beside this file, one thread each."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    program = Path(__file__).with_name("ranks_program.py")
+    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     return subprocess.run(
         [*start, "--master-port", str(port), str(program), *map(str, words)],
-        cwd=ROOT, capture_output=True, text=True, timeout=timeout_s,
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What each rank wrote of every case: one launch for all."""
-    out = tmp_path_factory.mktemp("ranks")
-    done = torchrun(Path(__file__).with_name("ranks_program.py"), out)
+    """What each of two ranks wrote of every case: one launch for all."""
+    return _launched(tmp_path_factory.mktemp("ranks"), 2)
+
+
+@pytest.fixture(scope="module")
+def grids(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """The same of four ranks."""
+    return _launched(tmp_path_factory.mktemp("ranks"), 4)
+
+
+def _launched(out: Path, ranks: int) -> Found:
+    done = torchrun(out, ranks=ranks)
     assert done.returncode == 0, done.stderr[-4000:]
-    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
+    return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_losses_are_those_of_one_process(found: Found, name: str) -> None:
-    case = CASES[name]
+    _same_losses(CASES[name], [seen[name]["losses"] for seen in found])
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_two_degrees_at_once_give_the_losses_of_one_process(grids: Found, name: str) -> None:
+    _same_losses(GRIDS[name], [seen[name]["losses"] for seen in grids])
+
+
+def _same_losses(case: Case, by_rank: list[list[float | None]]) -> None:
     one = TrainingStep(plan_of_case(case, 2 * case.layout.dp), "cpu")
     expected = []
     for _ in range(STEPS):
         loss = one.run(keep_loss=True)
         assert loss is not None
         expected.append(float(loss))
-    by_rank = [found[rank][name]["losses"] for rank in range(2)]
     having = [losses for losses in by_rank if losses[0] is not None]
-    assert len(having) == 2 // case.layout.pp
+    assert len(having) == case.layout.size // case.layout.pp  # the last stage's ranks
     mean = [sum(losses) / len(having) for losses in zip(*having, strict=True)]
     # Mixed precision rounds at other places: under FSDP the policy casts norms and stream as well.
     tolerance = 1e-3 if plan_of_case(case).kernels.autocast else TOLERANCE
@@ -152,7 +167,7 @@ def test_stages_share_the_parameters(found: Found) -> None:
 
 def test_a_rank_out_of_memory_ends_the_others_in_seconds(tmp_path: Path) -> None:
     start = time.monotonic()
-    done = torchrun(Path(__file__).with_name("ranks_program.py"), tmp_path, "oom", timeout_s=60)
+    done = torchrun(tmp_path, "oom")
     assert done.returncode != 0 and "exitcode  : 3" in done.stderr, done.stderr[-3000:]
     assert time.monotonic() - start < 50
     result = json.loads((tmp_path / "result.json").read_text())

@@ -97,7 +97,8 @@ def _facts(step: _Step, device: str) -> Facts:
     # The compiler works in the first step, where nobody looks on.
     step.record(StorageTracker(device), False)
     tracker = _Tracker(device)
-    tracker.track(step.model, step.ids, step.labels, *step.optimizers)
+    gradients = [parameter.grad for parameter in step.model.parameters()]
+    tracker.track(step.model, gradients, step.ids, step.labels, *step.optimizers)
     with tracker:
         step.record(tracker, False)
     scalars = sum(
