@@ -30,11 +30,11 @@ from memcalc.engine.flops import step_flops
 from memcalc.errors import unknown
 from memcalc.harness.device import device_facts, pick_device, synchronize
 from memcalc.harness.failures import first_line, is_out_of_memory
-from memcalc.harness.profiling import profile_step
 from memcalc.harness.record_head import new_record, stated
 from memcalc.harness.records import append
 from memcalc.harness.step_clock import StepClock, frozen_garbage, spread_of
 from memcalc.harness.utilisation import datasheet_peak, measured_ceiling, utilisation
+from memcalc.harness.watch.profiling import profile_step
 
 CASES = ("1.3b", "8b-slice")
 #: Rounds of turns, steps a turn, steps before the clock.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from memcalc.harness.kernel_trace import read_trace
+from memcalc.harness.watch.kernel_trace import read_trace
 
 
 class Growth(NamedTuple):

@@ -19,11 +19,11 @@ from benchmarks.sweep.setups import Spec
 from memcalc.engine.allocator import simulate
 from memcalc.engine.memory import step_memory
 from memcalc.errors import ConfigError
-from memcalc.harness.kernel_trace import read_trace
 from memcalc.harness.local import local_kernels
 from memcalc.harness.measure import clean
-from memcalc.harness.profiling import profile_step
 from memcalc.harness.step import TrainingStep
+from memcalc.harness.watch.kernel_trace import read_trace
+from memcalc.harness.watch.profiling import profile_step
 from memcalc.inputs.training import TrainingSetup
 
 _BASE: dict[str, Any] = {

@@ -52,7 +52,7 @@ def _stated_file(arguments: Arguments) -> Path | None:
 
 def _prove_writable(stated: Path | None) -> None:
     """Raise ConfigError before minutes of measuring, where the profile could not be written."""
-    from memcalc.harness.calibrations import user_folder
+    from memcalc.harness.calibration.calibrations import user_folder
 
     folder = user_folder() if stated is None else stated.parent
     try:
@@ -82,7 +82,7 @@ def _measured(arguments: Arguments) -> dict[str, Any] | None:
     if "threads" in arguments.options:
         threads = typed(BY_NAME["threads"], arguments.options["threads"])
     try:
-        from memcalc.harness import calibrate
+        from memcalc.harness.calibration import calibrate
         from memcalc.harness.device import pick_device
         from memcalc.output.progress import progress
 
@@ -101,7 +101,7 @@ def _rank() -> int:
 
 def _keep_and_show(arguments: Arguments, profile: dict[str, Any], stated: Path | None) -> None:
     """Write the profile where it belongs, then the result to where that was asked for."""
-    from memcalc.harness.calibrations import ceiling, user_folder
+    from memcalc.harness.calibration.calibrations import ceiling, user_folder
     from memcalc.output.calibrate_text import calibration_page, quiet_line
     from memcalc.output.files import put_notes
 
@@ -125,7 +125,7 @@ def _keep_and_show(arguments: Arguments, profile: dict[str, Any], stated: Path |
 
 
 def _write(profile: dict[str, Any], path: Path) -> None:
-    from memcalc.harness.calibrations import to_text
+    from memcalc.harness.calibration.calibrations import to_text
     from memcalc.output.files import write_text
 
     write_text(str(path), to_text(profile))
@@ -133,7 +133,7 @@ def _write(profile: dict[str, Any], path: Path) -> None:
 
 def _replaced(path: Path) -> str | None:
     """What a file held before it is written over: a calibration's date, or what else it was."""
-    from memcalc.harness.calibrations import read
+    from memcalc.harness.calibration.calibrations import read
 
     if not path.is_file():
         return None

@@ -53,7 +53,7 @@ def run(arguments: Arguments) -> int:
 def report() -> dict[str, Any]:
     """What doctor shows, as plain values."""
     from memcalc import __version__
-    from memcalc.harness.calibrations import entries
+    from memcalc.harness.calibration.calibrations import entries
     from memcalc.inputs.profiles import KINDS, profile_names
 
     calibrations = [f"{entry.name} ({entry.origin})" for entry in entries()]

@@ -53,7 +53,7 @@ def _kind(word: str) -> str:
 
 def _count(kind: str) -> int:
     if kind == "calibrations":
-        from memcalc.harness.calibrations import entries
+        from memcalc.harness.calibration.calibrations import entries
 
         return len(entries())
     from memcalc.inputs.profiles import profile_names
@@ -158,7 +158,7 @@ def _stacks() -> list[dict[str, Any]]:
 def _calibrations() -> list[dict[str, Any]]:
     """The user's and the package's; a file that is none is passed over with a note."""
     from memcalc.errors import ConfigError
-    from memcalc.harness.calibrations import ceiling, entries, read
+    from memcalc.harness.calibration.calibrations import ceiling, entries, read
     from memcalc.output.files import put_notes
 
     rows = []

@@ -29,7 +29,7 @@ BAD_INPUT = 2
 
 def wanted(arguments: Arguments) -> bool:
     """Whether torchrun started this: several processes, or one and an option of this module."""
-    from memcalc.harness.layout import world
+    from memcalc.harness.ranks.layout import world
 
     if "WORLD_SIZE" not in os.environ:
         return False
@@ -38,7 +38,7 @@ def wanted(arguments: Arguments) -> bool:
 
 def refuse_alone(arguments: Arguments) -> None:
     """Raise ConfigError for an option that needs several processes, saying how to start them."""
-    from memcalc.harness.layout import layout_of
+    from memcalc.harness.ranks.layout import layout_of
 
     given = _stated(arguments)
     layout_of({name: given[name] for name in given if name in ("tp", "pp", "dp")}, 1)
@@ -51,7 +51,7 @@ def refuse_alone(arguments: Arguments) -> None:
 
 def run(arguments: Arguments) -> int:
     """Measure together with the other processes, then end this one: see leave_process."""
-    from memcalc.harness.rank_end import leave_process
+    from memcalc.harness.ranks.rank_end import leave_process
 
     try:
         status = _run(arguments)
@@ -66,9 +66,9 @@ def run(arguments: Arguments) -> int:
 
 
 def _run(arguments: Arguments) -> int:
-    from memcalc.harness.layout import layout_of, world
     from memcalc.harness.local import local_plan
-    from memcalc.harness.ranks import rank_device
+    from memcalc.harness.ranks.layout import layout_of, world
+    from memcalc.harness.ranks.ranks import rank_device
 
     here = world()
     if here.rank:
@@ -81,7 +81,7 @@ def _run(arguments: Arguments) -> int:
     plan = local_plan(request.config, setup, request.kernels, device.type)
     finish = _Finish(arguments, request, None if here.rank else records_file(arguments))
 
-    from memcalc.harness.distributed import measure_ranks
+    from memcalc.harness.ranks.distributed import measure_ranks
     from memcalc.output.progress import progress
 
     quiet = arguments.has("quiet") or here.rank > 0
@@ -123,7 +123,7 @@ class _Finish:
     ) -> int:
         import uuid
 
-        from memcalc.harness.rank_records import cause, completed, merged
+        from memcalc.harness.ranks.rank_records import cause, completed, merged
         from memcalc.harness.records import append_all, finite
         from memcalc.output.files import put_notes
 

@@ -61,7 +61,7 @@ def _find(name: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
             errors.append(error)
     if len(errors) == 1 or _is_path(name):
         raise errors[0]
-    from memcalc.harness.calibrations import entries
+    from memcalc.harness.calibration.calibrations import entries
     from memcalc.inputs.profiles import profile_names
 
     calibrations = [entry.name for entry in entries()]
@@ -140,7 +140,7 @@ def _stack(name: str) -> dict[str, Any]:
 
 
 def _calibration(name: str) -> dict[str, Any]:
-    from memcalc.harness.calibrations import find, read
+    from memcalc.harness.calibration.calibrations import find, read
 
     path = find(name)
     return {**read(path), "file": str(path)}

@@ -22,8 +22,6 @@ from memcalc.cli.request import Request, request_of
 from memcalc.errors import ConfigError, MemcalcError
 
 if TYPE_CHECKING:
-    import torch
-
     from memcalc.engine.plan import Plan
     from memcalc.harness.verify import Verified
     from memcalc.output.console import Page
@@ -81,7 +79,7 @@ def _verified(arguments: Arguments, request: Request) -> tuple[Verified, Plan, s
     return verified, plan, keep(verified.record, path)
 
 
-def _estimate(request: Request, plan: Plan, device: torch.device) -> dict[str, Any]:
+def _estimate(request: Request, plan: Plan, device: Any) -> dict[str, Any]:
     """The estimate of the same plan, for this device's own memory and profile."""
     from memcalc.engine.estimate import estimate
     from memcalc.harness.local import local_device

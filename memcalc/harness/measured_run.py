@@ -30,13 +30,13 @@ from memcalc.harness.memory_summary import memory_summary
 from memcalc.harness.nvml import DriverMemory, Sampler
 from memcalc.harness.step import TrainingStep
 from memcalc.harness.step_clock import LossLog, StepClock, frozen_garbage, spread_of
-from memcalc.harness.tensors import tracked_step
 from memcalc.harness.utilisation import (
     datasheet_peak,
     matmul_dtype,
     measured_ceiling,
     utilisation,
 )
+from memcalc.harness.watch.tensors import tracked_step
 
 if TYPE_CHECKING:
     from memcalc.harness.measure import MeasureOptions
@@ -237,7 +237,7 @@ class MeasuredRun:
 
     def _profile(self) -> None:
         assert self.step is not None
-        from memcalc.harness.profiling import profile_step
+        from memcalc.harness.watch.profiling import profile_step
 
         try:
             self.record["profile"] = profile_step(self.step.run, self.device)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from memcalc.engine.plan import Plan
-from memcalc.harness.decoder import Decoder, build
+from memcalc.harness.model.decoder import Decoder, build
 from memcalc.harness.optimizers import make_optimizers
-from memcalc.harness.scopes import op, unwatch, watch
+from memcalc.harness.watch.scopes import op, unwatch, watch
 
 OnPhase = Callable[[str], None]
 PHASES = ("forward", "loss", "backward", "optimizer", "zero_grad")

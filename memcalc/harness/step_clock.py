@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from memcalc.harness.calibration.timing import quantile
 from memcalc.harness.device import synchronize
-from memcalc.harness.timing import quantile
 
 
 class StepClock:

@@ -4,7 +4,7 @@
     attention over the full square ("mfu") and half of it ("mfu_causal"), or as executed, with
     recomputation ("hfu"); the peak is the datasheet's dense figure or a matmul measured here.
 (b) Throughput: tokens/s over those of a run named as reference.
-(c) Profile: shares of the step's time in kernels (memcalc/harness/profiling.py).
+(c) Profile: shares of the step's time in kernels (memcalc/harness/watch/profiling.py).
 Sources: Chowdhery et al. 2022 (arXiv:2204.02311, appendix B) for (a).
 Checked by: harness/test_utilisation.py.
 """
@@ -18,7 +18,7 @@ import torch
 from memcalc.engine.flops import StepFlops, step_flops
 from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
-from memcalc.harness.timing import CPU, CUDA, Bench, Protocol
+from memcalc.harness.calibration.timing import CPU, CUDA, Bench, Protocol
 from memcalc.inputs.hardware import load_gpu
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "fp8": torch.bfloat16,

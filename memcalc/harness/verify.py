@@ -18,13 +18,13 @@ from memcalc.engine.plan import Plan
 from memcalc.harness.comparison import Difference, compare
 from memcalc.harness.device import pick_device
 from memcalc.harness.failures import described, first_line, is_out_of_memory
-from memcalc.harness.flop_count import counted_flops
 from memcalc.harness.measure import MeasureOptions, measure
 from memcalc.harness.measured_run import Progress
-from memcalc.harness.op_times import op_times
 from memcalc.harness.step import TrainingStep
-from memcalc.harness.tensors import TensorBytes, place, tracked_step
-from memcalc.harness.tracker import Alloc
+from memcalc.harness.watch.flop_count import counted_flops
+from memcalc.harness.watch.op_times import op_times
+from memcalc.harness.watch.tensors import TensorBytes, place, tracked_step
+from memcalc.harness.watch.tracker import Alloc
 
 _TENSOR_ROWS = (
     "saved for backward", "peak in forward", "peak in loss", "peak in backward",

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from memcalc.harness import calibrations
+from memcalc.harness.calibration import calibrations
 
 _STOP_AFTER = 9  # tasks: the ceilings, copies and a few products
 
@@ -29,7 +29,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real micro-benchmarks, but few and tiny."""
-    from memcalc.harness import calibrate, microbench
+    from memcalc.harness.calibration import calibrate, microbench
 
     tasks_of = calibrate.tasks_of
     monkeypatch.setattr(calibrate, "CPU", microbench.SMALL)
@@ -137,7 +137,7 @@ def test_a_broken_file_costs_a_line_and_no_more(memcalc: Any, config: Path, cont
 def test_bad_input_is_refused_before_measuring(
     memcalc: Any, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str
 ) -> None:
-    from memcalc.harness import calibrate
+    from memcalc.harness.calibration import calibrate
 
     monkeypatch.setattr(calibrate, "tasks_of", lambda scale: pytest.fail("measured"))
     outcome = memcalc("calibrate", *words)

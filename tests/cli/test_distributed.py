@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from memcalc.harness.rank_records import rank_bytes, runs_of
+from memcalc.harness.ranks.rank_records import rank_bytes, runs_of
 from memcalc.harness.records import read
 from tests.cli.conftest import Outcome
 
@@ -221,7 +221,7 @@ def test_bad_input_under_torchrun_is_refused_before_ranks_meet(
     model: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...], said: str,
     memcalc: Callable[..., Outcome], capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    from memcalc.harness import rank_end
+    from memcalc.harness.ranks import rank_end
 
     def leave(status: int) -> None:
         assert status == 2

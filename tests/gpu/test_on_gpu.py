@@ -12,8 +12,8 @@ from memcalc.harness.device import pick_device
 from memcalc.harness.local import local_device, local_plan
 from memcalc.harness.measure import MeasureOptions
 from memcalc.harness.step import TrainingStep
-from memcalc.harness.tensors import tracked_step
 from memcalc.harness.verify import verify
+from memcalc.harness.watch.tensors import tracked_step
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
 from memcalc.inputs.training import TrainingSetup

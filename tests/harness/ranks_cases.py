@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from memcalc.engine.plan import Plan
-from memcalc.harness.layout import Layout
+from memcalc.harness.ranks.layout import Layout
 from memcalc.inputs.model import ModelConfig
 from tests.harness.models import GPT2, LLAMA, MIXTRAL, cpu_plan
 

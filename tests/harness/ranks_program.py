@@ -16,15 +16,15 @@ import torch
 import torch.distributed as dist
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from memcalc.harness import distributed
-from memcalc.harness.layout import Layout, World, world
-from memcalc.harness.layout_rules import check_layout
 from memcalc.harness.measure import MeasureOptions
-from memcalc.harness.rank_end import leave_process
-from memcalc.harness.rank_records import completed, merged
-from memcalc.harness.rank_step import RankStep
-from memcalc.harness.ranks import Ranks, init_grid
-from memcalc.harness.tensors import tracked_step
+from memcalc.harness.ranks import distributed
+from memcalc.harness.ranks.layout import Layout, World, world
+from memcalc.harness.ranks.layout_rules import check_layout
+from memcalc.harness.ranks.rank_end import leave_process
+from memcalc.harness.ranks.rank_records import completed, merged
+from memcalc.harness.ranks.rank_step import RankStep
+from memcalc.harness.ranks.ranks import Ranks, init_grid
+from memcalc.harness.watch.tensors import tracked_step
 from tests.harness.ranks_cases import CASES, GRIDS, STEPS, Case, plan_of_case
 
 CPU = torch.device("cpu")

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memcalc.harness import calibrate, calibrations, microbench_memory
-from memcalc.harness.microbench import CPU, CUDA, SMALL, Task
-from memcalc.harness.microbench_gemm import PARTS, Product
-from memcalc.harness.timing import TINY, Bench
+from memcalc.harness.calibration import calibrate, calibrations, microbench_memory
+from memcalc.harness.calibration.microbench import CPU, CUDA, SMALL, Task
+from memcalc.harness.calibration.microbench_gemm import PARTS, Product
+from memcalc.harness.calibration.timing import TINY, Bench
 
 DEVICE = torch.device("cpu")
 _NOT_ON_A_CPU = {
@@ -284,8 +284,8 @@ def test_two_ranks_measure_collectives_together(tmp_path: Path) -> None:
         textwrap.dedent("""
         import json, os, sys
         import torch
-        from memcalc.harness import calibrate
-        from memcalc.harness.microbench_collectives import collectives
+        from memcalc.harness.calibration import calibrate
+        from memcalc.harness.calibration.microbench_collectives import collectives
         calibrate.tasks_of = collectives
         found = calibrate.run(torch.device("cpu"), small=True, threads=1)
         with open(os.path.join(sys.argv[1], os.environ["RANK"]), "w") as file:

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from memcalc.harness.calibration_fit import Work, linear, roofline, saturating
+from memcalc.harness.calibration.calibration_fit import Work, linear, roofline, saturating
 
 _T0, _P, _W = 4e-6, 780e12, 4.3e12
 _SHAPES = [

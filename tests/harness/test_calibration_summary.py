@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from memcalc.harness.calibration_summary import summarise
+from memcalc.harness.calibration.calibration_summary import summarise
 
 _T0, _W = 4e-6, 4.3e12
 _P = {"forward": 780e12, "dgrad": 740e12, "wgrad": 700e12}

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memcalc.errors import ConfigError
-from memcalc.harness.decoder import build
+from memcalc.harness.model.decoder import build
 from memcalc.harness.step import TrainingStep
 from tests.harness.models import GPT2, LLAMA, cpu_plan
 

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from memcalc.engine.plan import plan_of
-from memcalc.harness.decoder import Decoder, build
-from memcalc.harness.norms import Norm
+from memcalc.harness.model.decoder import Decoder, build
+from memcalc.harness.model.norms import Norm
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.training import TrainingSetup
 from tests.oracle.support.tiny import TINY

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from memcalc.harness.decoder import build
-from memcalc.harness.fp8 import fp8_linear
+from memcalc.harness.model.decoder import build
+from memcalc.harness.model.fp8 import fp8_linear
 from memcalc.inputs.model import ModelConfig
 from tests.harness.models import GPT2, LLAMA, MIXTRAL, cpu_plan
 

@@ -180,7 +180,7 @@ def test_a_rank_out_of_memory_ends_the_others_in_seconds(tmp_path: Path) -> None
 
 
 def test_a_tracker_outside_ranks_sees_storages_resized() -> None:
-    from memcalc.harness.tracker import RESIZED, StorageTracker
+    from memcalc.harness.watch.tracker import RESIZED, StorageTracker
 
     kept, before = torch.zeros(100), torch.UntypedStorage.resize_
     tracker = StorageTracker("cpu")

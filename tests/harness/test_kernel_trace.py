@@ -13,8 +13,14 @@ from pathlib import Path
 import pytest
 
 from memcalc.errors import ConfigError
-from memcalc.harness import kernel_trace
-from memcalc.harness.kernel_trace import classify, read_trace, shares_of, summarise, union_length
+from memcalc.harness.watch import kernel_trace
+from memcalc.harness.watch.kernel_trace import (
+    classify,
+    read_trace,
+    shares_of,
+    summarise,
+    union_length,
+)
 
 RECORDED = Path(__file__).parents[1] / "data" / "kineto_v100_step.json"
 SHARES = ("busy_share", "tensor_core_share", "communication_share", "idle_share")
@@ -207,7 +213,7 @@ def test_a_file_that_is_no_trace_is_an_error_in_one_line(tmp_path, content):
 
 def test_reading_a_trace_needs_no_torch():
     code = (
-        f"import sys; from memcalc.harness.kernel_trace import shares_of; from pathlib import Path; \
+        f"import sys; from memcalc.harness.watch.kernel_trace import shares_of; from pathlib import Path; \
         shares_of(Path({str(RECORDED)!r})); sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
@@ -220,7 +226,7 @@ def test_every_class_says_why():
 
 def test_profiling_on_the_cpu_records_two_steps_and_no_shares(tmp_path):
     torch = pytest.importorskip("torch")
-    from memcalc.harness.profiling import profile_step
+    from memcalc.harness.watch.profiling import profile_step
 
     calls = []
     weight = torch.randn(64, 64)

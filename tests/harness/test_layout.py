@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from memcalc.errors import ConfigError
-from memcalc.harness.layout import Layout, divisors, layout_of, world
-from memcalc.harness.layout_rules import check_layout
+from memcalc.harness.ranks.layout import Layout, divisors, layout_of, world
+from memcalc.harness.ranks.layout_rules import check_layout
 from memcalc.inputs.model import ModelConfig
 from tests.harness.models import GPT2, LLAMA, MIXTRAL, cpu_plan
 

@@ -112,7 +112,7 @@ def test_progress_names_stages_in_order_and_ends_at_the_total() -> None:
 def test_a_run_that_computes_nothing_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     idle = SimpleNamespace(step=lambda: None, zero_grad=lambda set_to_none: None)
     monkeypatch.setattr(step, "make_optimizers", lambda *_: [idle])
-    monkeypatch.setattr("memcalc.harness.tensors._states", lambda _: iter(()))
+    monkeypatch.setattr("memcalc.harness.watch.tensors._states", lambda _: iter(()))
     found = measure(cpu_plan(), QUICK)
     assert found["status"] == "ok" and found["loss_fell"] is False
     assert found["loss"]["first"] == found["loss"]["last"]

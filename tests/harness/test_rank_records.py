@@ -8,8 +8,8 @@ import pytest
 
 from memcalc.errors import MemcalcError
 from memcalc.harness import records
-from memcalc.harness.layout import Layout
-from memcalc.harness.rank_records import (
+from memcalc.harness.ranks.layout import Layout
+from memcalc.harness.ranks.rank_records import (
     LOST,
     STOPPED,
     cause,

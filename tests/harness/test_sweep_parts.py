@@ -324,7 +324,7 @@ def test_nvidia_smis_rows_become_bytes(torch, monkeypatch):
 
 def test_a_large_trace_is_thinned_to_gpu_work_and_marks(torch, tmp_path):
     from benchmarks.sweep.step_questions import thin
-    from memcalc.harness.kernel_trace import shares_of
+    from memcalc.harness.watch.kernel_trace import shares_of
 
     source = ROOT / "tests" / "data" / "kineto_v100_step.json"
     path = tmp_path / "t.json.gz"

@@ -9,7 +9,7 @@ import pytest
 from memcalc.engine.memory import step_memory
 from memcalc.engine.plan import Plan
 from memcalc.harness.step import TrainingStep
-from memcalc.harness.tensors import TensorBytes, tracked_step
+from memcalc.harness.watch.tensors import TensorBytes, tracked_step
 from memcalc.inputs.model import ModelConfig
 from tests.harness.models import GPT2, LLAMA, MIXTRAL, cpu_plan
 

@@ -8,7 +8,7 @@ import time
 import pytest
 import torch
 
-from memcalc.harness.timing import MOST_SETS, TINY, Bench, quantile, summary
+from memcalc.harness.calibration.timing import MOST_SETS, TINY, Bench, quantile, summary
 
 CPU = torch.device("cpu")
 

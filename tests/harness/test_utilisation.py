@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from memcalc.engine.plan import plan_of
-from memcalc.harness.timing import TINY
+from memcalc.harness.calibration.timing import TINY
 from memcalc.harness.utilisation import (
     Peak,
     datasheet_peak,

@@ -14,13 +14,13 @@ import pytest
 
 from memcalc.engine.flops import step_flops
 from memcalc.engine.memory import step_memory
-from memcalc.harness.flop_count import counted_flops
 from memcalc.harness.local import local_plan
 from memcalc.harness.measure import MeasureOptions
-from memcalc.harness.op_times import op_times
 from memcalc.harness.step import TrainingStep
-from memcalc.harness.tensors import tracked_step
 from memcalc.harness.verify import differences, verify
+from memcalc.harness.watch.flop_count import counted_flops
+from memcalc.harness.watch.op_times import op_times
+from memcalc.harness.watch.tensors import tracked_step
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.training import TrainingSetup
 from memcalc.output.events import step_events

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from memcalc.engine.allocator import AllocatorResult, simulate
 from memcalc.engine.program import training_program
-from memcalc.harness.tracker import Alloc
+from memcalc.harness.watch.tracker import Alloc
 from tests.oracle.support.compare import How, plan_of, random_config, random_extras, random_how
 from tests.oracle.support.reference import RefConfig
 from tests.oracle.support.step import run_step

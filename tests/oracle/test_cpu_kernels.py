@@ -13,7 +13,7 @@ from memcalc.engine.aten.fused import flash_attention, layer_norm
 from memcalc.engine.aten.pointwise import dropout
 from memcalc.engine.sizes import number
 from memcalc.engine.tensors import Tape, Tensor
-from memcalc.harness.tracker import StorageTracker
+from memcalc.harness.watch.tracker import StorageTracker
 
 B, A, S, D = 2, 4, 48, 16
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from memcalc.harness.tracker import Alloc
+from memcalc.harness.watch.tracker import Alloc
 from tests.oracle.support.engine import EngineRecord, trace_hf
 from tests.oracle.support.hf import HfRecord, run_hf
 from tests.oracle.support.tiny import TINY, attention_of

@@ -13,8 +13,8 @@ from memcalc.engine.dims import dim_sizes, dim_values
 from memcalc.engine.kernels import BlockKind, Kernels, Traits
 from memcalc.engine.tensors import Tape
 from memcalc.engine.trace import micro_batch
-from memcalc.harness.decoder import assemble, ledger_name
-from memcalc.harness.tracker import Alloc, StorageTracker
+from memcalc.harness.model.decoder import assemble, ledger_name
+from memcalc.harness.watch.tracker import Alloc, StorageTracker
 from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
 from tests.oracle.support.engine import steps
 

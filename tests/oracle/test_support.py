@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from memcalc.harness.tracker import StorageTracker
+from memcalc.harness.watch.tracker import StorageTracker
 from tests.oracle.support.hf import run_hf
 from tests.oracle.support.reference import How, RefConfig, build
 from tests.oracle.support.step import run_step

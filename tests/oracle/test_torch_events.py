@@ -14,7 +14,7 @@ import pytest
 
 from memcalc.engine.program import expanded
 from memcalc.engine.timeline import size_values
-from memcalc.harness.tracker import Alloc, Event
+from memcalc.harness.watch.tracker import Alloc, Event
 from tests.oracle.support.compare import (
     RECOMPUTES,
     How,

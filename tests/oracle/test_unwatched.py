@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from memcalc.engine.dims import dim_sizes, dim_values
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.tensors import Tape
 from memcalc.engine.trace import micro_batch
-from memcalc.harness.decoder import assemble, initialize
+from memcalc.harness.model.decoder import assemble, initialize
 from memcalc.inputs.model import ModelConfig
 from tests.harness.models import GPT2, LLAMA, MIXTRAL
 
@@ -31,6 +32,15 @@ SCALAR, RANDOM_STATE, OF_A_SUM = 8, 5056, 32
 KERNELS = Kernels(
     param_dtype="fp32", compute_dtype="fp32", norm="hand", attention="eager", device="cpu"
 )
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums over several threads take a buffer for each."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def _kinds(model: ModelConfig, recompute: str) -> tuple[BlockKind, ...]:

@@ -19,8 +19,8 @@ def test_a_named_option_fits_when_it_is_used() -> None:
     setup = TrainingSetup(micro_batch_size=1, seq_len=2048)
     device = device_of("h100-80gb")
     lines = remedies(load_model("llama-3.1-8b"), setup, device)
-    assert lines[0].startswith("--optimizer adamw-8bit")
-    changed = TrainingSetup(micro_batch_size=1, seq_len=2048, optimizer="adamw-8bit")
+    assert lines[0].startswith("--precision bf16")
+    changed = TrainingSetup(micro_batch_size=1, seq_len=2048, precision="bf16")
     assert estimate("llama-3.1-8b", changed, gpu=device).fits
 
 

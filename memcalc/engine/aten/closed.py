@@ -1,7 +1,7 @@
 """Kernels from outside PyTorch: fp8 linear layers, fused head and cross-entropy.
 
-Written as the harness computes them (harness/fp8.py, harness/loss.py), after the published code of
-torchao and Liger-Kernel; those libraries' own kernels may keep less while they work.
+Written as the harness computes them (harness/model/fp8.py, harness/model/loss.py), after the published
+code of torchao and Liger-Kernel; those libraries' own kernels may keep less while they work.
 Checked by: oracle/test_plain_variants.py.
 """
 

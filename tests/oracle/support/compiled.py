@@ -20,7 +20,7 @@ from torch import Tensor
 
 from memcalc.engine.memory import step_memory
 from memcalc.engine.plan import Plan, make_plan
-from memcalc.harness.tracker import StorageTracker
+from memcalc.harness.watch.tracker import StorageTracker
 from memcalc.inputs.stacks import load_stack
 from memcalc.inputs.training import resolve
 from tests.oracle.support.reference import (
@@ -73,7 +73,7 @@ def meta_facts(plan: Plan) -> Facts:
     from tests.oracle.support.inductor import backend
 
     torch._dynamo.reset()
-    with mock.patch("memcalc.harness.norms.fused_rms_norm", _rms_norm), _without_data("meta"):
+    with mock.patch("memcalc.harness.model.norms.fused_rms_norm", _rms_norm), _without_data("meta"):
         step = _Step(plan, "meta")
         for block in step.model.layers:
             block.compile(backend=backend(), fullgraph=True)

@@ -15,7 +15,7 @@ from dataclasses import fields
 from itertools import takewhile
 from typing import Any
 
-from memcalc.harness.tracker import Alloc, Event
+from memcalc.harness.watch.tracker import Alloc, Event
 from tests.oracle.support.reference import How, RefConfig
 from tests.oracle.support.step import run_step
 

@@ -11,7 +11,7 @@ from memcalc.engine.families import traits_for
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.tensors import Tape
 from memcalc.engine.trace import micro_batch
-from memcalc.harness.tracker import Alloc
+from memcalc.harness.watch.tracker import Alloc
 from memcalc.inputs.hf import model_from_config
 from tests.oracle.support.hf import HfRecord
 

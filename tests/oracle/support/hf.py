@@ -17,8 +17,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from memcalc.harness.scopes import enter_loss, op
-from memcalc.harness.tracker import Alloc, Event, Peak, StorageTracker
+from memcalc.harness.watch.scopes import enter_loss, op
+from memcalc.harness.watch.tracker import Alloc, Event, Peak, StorageTracker
 
 _aten = torch.ops.aten
 #: transformers branches on names with "flash" in them; under this one it builds no mask.

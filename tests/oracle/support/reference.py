@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from memcalc.engine.plan import Plan, make_plan
-from memcalc.harness import decoder, norms
-from memcalc.harness.decoder import Decoder
+from memcalc.harness.model import decoder, norms
+from memcalc.harness.model.decoder import Decoder
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.stacks import load_stack
 from memcalc.inputs.training import TrainingSetup, resolve

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from memcalc.harness.optimizers import MasterWeights
 from memcalc.harness.step import OnPhase, TrainingStep
-from memcalc.harness.tracker import Alloc, Event, Peak, StorageTracker
+from memcalc.harness.watch.tracker import Alloc, Event, Peak, StorageTracker
 from tests.oracle.support.reference import DEFAULT, How, RefConfig, build, plan_of
 
 
