@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.sweep.gauge import growth
+from memcalc.harness.watch.growth import growth
 
 #: torch's numbers of its kernels (c10's SDPBackend).
 _NAMES = {-1: "none", 0: "math", 1: "flash", 2: "efficient", 3: "cudnn", 4: "overrideable"}

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.sweep.gauge import Growth, growth, in_units
+from memcalc.harness.watch.growth import Growth, growth, in_units
 
 Make = Callable[[torch.device], tuple[Tensor, int]]
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.sweep.gauge import growth
 from benchmarks.sweep.setups import Spec
 from memcalc.engine.allocator import simulate
 from memcalc.engine.memory import step_memory
@@ -22,6 +21,7 @@ from memcalc.errors import ConfigError
 from memcalc.harness.local import local_kernels
 from memcalc.harness.measure import clean
 from memcalc.harness.step import TrainingStep
+from memcalc.harness.watch.growth import growth
 from memcalc.harness.watch.kernel_trace import read_trace
 from memcalc.harness.watch.profiling import profile_step
 from memcalc.inputs.training import TrainingSetup

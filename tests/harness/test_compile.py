@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 
+from memcalc import TrainingSetup, estimate
 from memcalc.errors import ConfigError
+from memcalc.harness.local import local_plan
+from memcalc.harness.measure import MeasureOptions
 from memcalc.harness.model.decoder import build
 from memcalc.harness.step import TrainingStep
+from memcalc.harness.verify import verify
 from tests.harness.models import GPT2, LLAMA, cpu_plan
 
 pytestmark = pytest.mark.skipif(
@@ -54,3 +59,20 @@ def test_gate_and_up_may_be_one_projection() -> None:
     assert not any("gate_proj" in name or name.endswith("mlp.up_proj.weight") for name in names)
     count = [sum(p.numel() for p in model.parameters()) for model in (plain, fused)]
     assert count[0] == count[1]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "bf16-mixed"])
+def test_a_compiled_model_is_verified(precision: str) -> None:
+    """States and saved bytes equal the estimate; the rest is out of the tracker's sight, and said."""
+    setup = TrainingSetup(seq_len=64, micro_batch_size=2, precision=precision, compile=True)
+    config = replace(LLAMA, hidden_size=128, intermediate_size=320, head_dim=32)
+    plan = local_plan(config, setup, {}, "cpu")
+    kernels = {"device": "cpu", "norm": plan.kernels.norm}
+    options = MeasureOptions(device="cpu", steps=1, warmup=1, ceiling=False)
+    told = estimate(config, setup, kernels=kernels).to_dict()
+    comparison = verify(plan, told, options).record["comparison"]
+    verdicts = {row["name"]: row["verdict"] for row in comparison["rows"]}
+    equal = {"parameters", "gradients", "optimizer", "saved for backward"}
+    assert {name for name, verdict in verdicts.items() if verdict == "equal"} == equal
+    assert verdicts["peak requested"] == "not measured" and comparison["verified"]
+    assert "compiled" in comparison["differences"][0]["cause"]

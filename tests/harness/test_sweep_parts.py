@@ -201,7 +201,7 @@ def torch(monkeypatch):
 
 
 def test_growth_counts_peak_and_what_is_left(torch):
-    from benchmarks.sweep.gauge import growth
+    from memcalc.harness.watch.growth import growth
 
     def call():
         kept = torch.zeros(1 << 16)

@@ -210,6 +210,17 @@ class _Follower:
         return "activations" if kept else "temporary"
 
 
+def state_bytes(step: TrainingStep) -> dict[str, int]:
+    """Bytes of parameters, gradients as they are now, optimizer states on the device, master copies."""
+    parts: dict[str, list[Tensor]] = {
+        "parameters": list(step.model.parameters()),
+        "gradients": _gradients(step),
+        "optimizer": [t for o in step.optimizers for t, on_host in _states(o) if not on_host],
+        "master": [copy for o in step.optimizers for copy in _copies(o)],
+    }
+    return {name: sum(t.untyped_storage().nbytes() for t in parts[name]) for name in parts}
+
+
 def place(where: str) -> str:
     """The tracker's `2/down_proj` in an estimate's words, `layers.2/down_proj`."""
     return f"layers.{where}" if where[:1].isdigit() else where

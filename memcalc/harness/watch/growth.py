@@ -3,7 +3,7 @@
 On CUDA from the allocator's counters of requested bytes, scratch inside kernels included. On a CPU
 from the profiler's record of every allocation (it has no counters), which sees what PyTorch's own
 allocator hands out; libraries that allocate by themselves are not seen.
-Checked by: tests/harness/test_gpu_sweep.py.
+Checked by: harness/test_gpu_sweep.py, harness/test_compile.py.
 """
 
 from __future__ import annotations
