@@ -98,7 +98,7 @@ def _pair(family: str, **setup: Any) -> tuple[nn.Module, Decoder, dict[str, str]
 
 
 def _difference(ours: Tensor, theirs: Tensor) -> float:
-    return float((ours - theirs).abs().max() / theirs.abs().max())
+    return float((ours - theirs).detach().abs().max() / theirs.detach().abs().max())
 
 
 def _batch(vocabulary: int) -> tuple[Tensor, Tensor]:
