@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memcalc.cli.deliver import deliver
-from memcalc.cli.on_device import need_torch
 from memcalc.cli.options import BY_NAME
 from memcalc.cli.parse import Arguments, check_positionals
-from memcalc.cli.request import typed
+from memcalc.cli.request import need_torch, typed
 from memcalc.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -10,22 +10,20 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from memcalc.cli.on_device import (
+    EXIT,
+    OUTSIDE,
     deliver_record,
     keep,
     measure_options,
-    need_torch,
     records_file,
+    trouble,
 )
 from memcalc.cli.parse import Arguments
-from memcalc.cli.request import Request, request_of
+from memcalc.cli.request import Request, need_torch, request_of
 from memcalc.errors import MemcalcError
 
 if TYPE_CHECKING:
     from memcalc.output.console import Page
-
-EXIT = {"ok": 0, "failed": 1, "oom": 3, "interrupted": 130}
-#: A measurement outside what it must be: an estimate's band, or a loss that does not fall.
-OUTSIDE = 4
 
 
 def run(arguments: Arguments) -> int:
@@ -66,31 +64,6 @@ def measured(arguments: Arguments, request: Request) -> tuple[dict[str, Any], st
         record = measure(plan, options, tell)
     record["setup"]["stated_model"] = request.config.name
     return record, keep(record, path)
-
-
-def trouble(record: dict[str, Any]) -> str | None:
-    """What is wrong with a run, in a line; None when nothing is."""
-    error, status = record.get("error") or {}, record["status"]
-    if status == "interrupted":
-        steps = len(record["time"].get("step_s", []))
-        return f"interrupted in {error['stage']}, {steps} timed steps kept"
-    if status == "oom":
-        from memcalc.units import gib
-
-        asked = error.get("asked_bytes")
-        wanted = "" if asked is None else f" asking for {gib(asked)}"
-        phase = "" if error["phase"] is None else f", phase {error['phase']}"
-        return f"out of memory{wanted} (stage {error['stage']}{phase}); try --recompute full"
-    if status == "failed":
-        where = "" if error["where"] is None else f", {error['where']}"
-        return f"{error['type']}: {error['message']} (stage {error['stage']}{where})"
-    if record["loss_fell"] is False:
-        loss = record["loss"]
-        return (
-            f"loss: got {loss['first']:.6g} first and {loss['last']:.6g} last on one fixed batch; "
-            "rule: it falls; this run does not train, so its figures mean nothing"
-        )
-    return None
 
 
 def _deliver(

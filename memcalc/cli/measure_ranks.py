@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memcalc.cli.deliver import deliver
-from memcalc.cli.measure import EXIT, OUTSIDE, trouble
-from memcalc.cli.on_device import measure_options, records_file
+from memcalc.cli.on_device import EXIT, OUTSIDE, measure_options, records_file, trouble
 from memcalc.cli.options import BY_NAME
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, request_of, typed

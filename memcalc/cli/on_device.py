@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,11 +18,9 @@ if TYPE_CHECKING:
     from memcalc.output.console import Page
 
 
-def need_torch() -> None:
-    """Raise ConfigError unless torch can be imported; quiet its profiler's own messages."""
-    if importlib.util.find_spec("torch") is None:
-        raise ConfigError("torch is not installed; rule: pip install 'memcalc[harness]'")
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+EXIT = {"ok": 0, "failed": 1, "oom": 3, "interrupted": 130}
+#: A measurement outside what it must be: an estimate's band, or a loss that does not fall.
+OUTSIDE = 4
 
 
 def measure_options(arguments: Arguments) -> MeasureOptions:
@@ -87,6 +84,31 @@ def deliver_record(
     if not (arguments.has("quiet") or arguments.wants_json or out.lower().endswith(".json")):
         put_notes([*record["setup"]["notes"], *record["notes"]])
         put_notes([said] if said else [])
+
+
+def trouble(record: dict[str, Any]) -> str | None:
+    """What is wrong with a run, in a line; None when nothing is."""
+    error, status = record.get("error") or {}, record["status"]
+    if status == "interrupted":
+        steps = len(record["time"].get("step_s", []))
+        return f"interrupted in {error['stage']}, {steps} timed steps kept"
+    if status == "oom":
+        from memcalc.units import gib
+
+        asked = error.get("asked_bytes")
+        wanted = "" if asked is None else f" asking for {gib(asked)}"
+        phase = "" if error["phase"] is None else f", phase {error['phase']}"
+        return f"out of memory{wanted} (stage {error['stage']}{phase}); try --recompute full"
+    if status == "failed":
+        where = "" if error["where"] is None else f", {error['where']}"
+        return f"{error['type']}: {error['message']} (stage {error['stage']}{where})"
+    if record["loss_fell"] is False:
+        loss = record["loss"]
+        return (
+            f"loss: got {loss['first']:.6g} first and {loss['last']:.6g} last on one fixed batch; "
+            "rule: it falls; this run does not train, so its figures mean nothing"
+        )
+    return None
 
 
 def world_size() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -53,8 +55,6 @@ class Request:
 
 def _local_gpu() -> tuple[Gpu | None, int]:
     """The profile of this machine's GPU, where one fits, and the bytes torch sees of it."""
-    from memcalc.cli.on_device import need_torch
-
     need_torch()
     from memcalc.harness.device import pick_device
     from memcalc.harness.local import local_gpu
@@ -66,6 +66,13 @@ def _local_gpu() -> tuple[Gpu | None, int]:
         raise ConfigError(
             f"--gpu: got local, but {why[0]}; valid: a name of `memcalc list gpus`"
         ) from None
+
+
+def need_torch() -> None:
+    """Raise ConfigError unless torch can be imported; quiet its profiler's own messages."""
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError("torch is not installed; rule: pip install 'memcalc[harness]'")
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
 def request_of(arguments: Arguments) -> Request:

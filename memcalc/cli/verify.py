@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memcalc.cli.measure import EXIT, OUTSIDE, trouble
 from memcalc.cli.on_device import (
+    EXIT,
+    OUTSIDE,
     deliver_record,
     keep,
     measure_options,
-    need_torch,
     records_file,
+    trouble,
     world_size,
 )
 from memcalc.cli.parse import Arguments
-from memcalc.cli.request import Request, request_of
+from memcalc.cli.request import Request, need_torch, request_of
 from memcalc.errors import ConfigError, MemcalcError
 
 if TYPE_CHECKING:
