@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.sweep.setups import Spec
 from memcalc import TrainingSetup, estimate
-from memcalc.engine.estimate import Device, device_of
+from memcalc.engine.device_side import Device, device_of
 from memcalc.errors import ConfigError
 from memcalc.harness.local import local_kernels
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, request_of
-from memcalc.engine.estimate import Device, estimate, with_advice
+from memcalc.engine.device_side import Device
+from memcalc.engine.estimate import estimate, with_advice
 from memcalc.engine.results import Estimate
 from memcalc.errors import ConfigError
 
@@ -33,11 +34,17 @@ def run(arguments: Arguments) -> int:
 
 def estimated(request: Request, device: Device) -> Estimate:
     """The estimate of a request, with advice when it does not fit."""
-    result = estimate(request.config, request.setup, gpu=device, kernels=request.kernels)
+    result = estimate(
+        request.config,
+        request.setup,
+        parallel=request.parallel,
+        gpu=device,
+        kernels=request.kernels,
+    )
     if result.fits is False:
         from memcalc.engine.remedy import remedies
 
-        lines = remedies(request.config, request.setup, device, request.kernels)
+        lines = remedies(request.config, request.setup, device, request.kernels, request.parallel)
         result = with_advice(result, lines)
     return result
 
@@ -66,7 +73,7 @@ def _check_outputs(arguments: Arguments) -> None:
 def _plan(request: Request) -> Plan:
     from memcalc.engine.plan import plan_of
 
-    return plan_of(request.config, request.setup, request.kernels)
+    return plan_of(request.config, request.setup, request.kernels, request.parallel)
 
 
 def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:

@@ -7,12 +7,15 @@ The parser, the help, the completion and the run files are all made from it.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
+from memcalc.inputs.parallel import CP_METHODS, OFFLOADS, SCHEDULES, TP_LAYOUTS
 from memcalc.inputs.training import ATTENTIONS, LOSSES, OPTIMIZER_IMPLS, OPTIMIZERS, PRECISIONS
 
 SETUP: Final = ("estimate", "explain", "measure", "verify")
 ESTIMATE: Final = ("estimate",)
+LAYOUT: Final = ("estimate", "explain")
+RANKS: Final = ("estimate", "explain", "measure")
 MEASURE: Final = ("measure", "verify")
 ON_DEVICE: Final = ("measure", "verify", "calibrate")
 EVERY: Final = (
@@ -30,12 +33,12 @@ class Option(NamedTuple):
     help: str
     default: str = ""
     field: str = ""  # of TrainingSetup
+    parallel: str = ""  # of ParallelPlan
     commands: tuple[str, ...] = SETUP
     choices: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()  # beside --name
     later: bool = False
     harmless: tuple[str, ...] = ()  # of a later option: values that change nothing
-    now: tuple[str, ...] = ()  # of a later option: commands that already take it
 
     @property
     def flag(self) -> str:
@@ -54,7 +57,7 @@ class Option(NamedTuple):
 
 _METAVARS: Final = {
     "count": "N", "number": "X", "memory": "SIZE", "name": "NAME", "file": "FILE",
-    "recompute": "NAME", "many": "FIELD=VALUE",
+    "recompute": "NAME", "many": "FIELD=VALUE", "counts": "N,N,...", "reshard": "WHETHER",
 }  # fmt: skip
 
 _NOW: Final = (
@@ -137,26 +140,43 @@ def _later(name: str, panel: str, harmless: str = "", kind: str = "text") -> Opt
                   harmless=tuple(harmless.split()))  # fmt: skip
 
 
-def _measured(name: str, kind: str, said: str, harmless: str = "") -> Option:
-    """A parallel option that estimates refuse and `measure` takes under torchrun."""
-    return Option(name, kind, "Parallelism", said, commands=("estimate", "measure"), later=True,
-                  harmless=tuple(harmless.split()), now=("measure",))  # fmt: skip
+def _split(name: str, kind: str, said: str, default: str = "1", **more: Any) -> Option:
+    """A row of the layout: how several GPUs divide a model."""
+    field = name.removeprefix("no-").replace("-", "_")
+    return Option(name, kind, "Parallelism", said, default, commands=more.pop("commands", LAYOUT),
+                  parallel=field, **more)  # fmt: skip
+
+
+_PARALLEL: Final = (
+    _split("gpus", "count", "GPUs in all; those the degrees leave are dp", "tp x pp x cp x dp"),
+    _split("gpus-per-node", "count", "GPUs of one node", "the cluster's or GPU's"),
+    _split("tp", "count", "Ranks a layer is split over", commands=RANKS),
+    _split("sp", "flag", "Sequence parallelism beside tp", "the stack's", commands=RANKS),
+    _split("no-sp", "flag", "No sequence parallelism", ""),
+    _split("pp", "count", "Pipeline stages", commands=RANKS),
+    _split("vpp", "count", "Chunks of the model a stage holds (interleaved)"),
+    _split("schedule", "text", "Pipeline schedule", "1f1b", choices=SCHEDULES, commands=RANKS),
+    _split("stage-layers", "counts", "Blocks of each stage, as 7,8,8,7", "evenly"),
+    _split("cp", "count", "Ranks a sequence is split over"),
+    _split("cp-method", "text", "How: ring or ulysses", "ring", choices=CP_METHODS),
+    _split("ep", "count", "Ranks the experts are spread over"),
+    _split("etp", "count", "Ranks one expert is split over", "the stack's"),
+    _split("dp", "count", "Ranks that split the batch", "what gpus leaves", commands=RANKS),
+    _split("zero", "stage", "Sharded over dp: 1 optimizer states, 2 gradients, 3 parameters", "0",
+           choices=("0", "1", "2", "3")),
+    _split("fsdp", "flag", "Stage 3 as PyTorch's fully_shard (FSDP2)", "", commands=RANKS),
+    _split("shard", "count", "Ranks of one sharding group (HSDP)", "all of dp"),
+    _split("reshard", "reshard", "Free parameters after a block's forward: true, false or ranks",
+           "true"),
+    _split("offload", "text", "What lives on the host", "none", choices=OFFLOADS),
+    _split("tp-layout", "text", "Tensor layout: 1d, or Colossal-AI's 2d, 2.5d, 3d", "1d",
+           choices=TP_LAYOUTS),
+)  # fmt: skip
 
 
 _LATER: Final = (
-    _measured("tp", "count", "Ranks a layer is split over, under torchrun", "1"),
-    _measured("pp", "count", "Pipeline stages, under torchrun", "1"),
-    _measured("dp", "count", "Data-parallel ranks, under torchrun", "1"),
-    *(_later(name, "Parallelism", "1")
-      for name in ("cp", "ep", "vpp", "gpus", "gpus-per-node")),
-    _later("zero", "Parallelism", "0"),
-    _measured("schedule", "text", "Pipeline schedule: gpipe, 1f1b", "1f1b"),
-    _later("offload", "Parallelism", "none"),
     _later("cluster", "Hardware"),
     _later("calibration", "Hardware", "default"),
-    _measured("sp", "flag", "Sequence parallelism beside tensor parallelism"),
-    _measured("fsdp", "flag", "Shard parameters over the data-parallel ranks (FSDP2)"),
-    _later("no-sp", "Parallelism", "true", "flag"),
     *(_later(name, "Training") for name in (
         "peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "rlhf", "engine",
         "weights", "kv-cache", "batch", "context")),
@@ -164,7 +184,7 @@ _LATER: Final = (
     _later("price", "Output", kind="flag"),
 )  # fmt: skip
 
-OPTIONS: Final = (*_NOW, *_LATER)
+OPTIONS: Final = (*_NOW, *_PARALLEL, *_LATER)
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *option.flags)}
 
@@ -193,8 +213,4 @@ LATER_COMMANDS: Final = (
 
 def options_of(command: str) -> list[Option]:
     """The options a command takes, those of later versions included."""
-    return [
-        option._replace(later=False) if command in option.now else option
-        for option in OPTIONS
-        if command in option.commands
-    ]
+    return [option for option in OPTIONS if command in option.commands]

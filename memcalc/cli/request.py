@@ -14,11 +14,12 @@ from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
+from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import RECOMPUTE, TrainingSetup
 from memcalc.units import parse_count, parse_memory
 
 if TYPE_CHECKING:
-    from memcalc.engine.estimate import Device
+    from memcalc.engine.device_side import Device
     from memcalc.inputs.hardware import Gpu
 
 
@@ -31,10 +32,11 @@ class Request:
     setup: TrainingSetup
     kernels: Mapping[str, Any]
     stated: Mapping[str, Any]  # what --set changed
+    parallel: ParallelPlan = ParallelPlan()  # noqa: RUF009  # immutable
 
     def device(self, arguments: Arguments) -> Device:
         """The GPU side, from --gpu, --gpu-memory and --reserve."""
-        from memcalc.engine.estimate import device_of
+        from memcalc.engine.device_side import device_of
 
         memory, reserve = arguments.text("gpu-memory"), arguments.text("reserve")
         name = arguments.text("gpu")
@@ -91,7 +93,9 @@ def request_of(arguments: Arguments) -> Request:
         from memcalc.cli.runfile import save_run_file
 
         save_run_file(arguments, path)
-    return Request(name, config, setup, overrides.kernels, plain(overrides))
+    return Request(
+        name, config, setup, overrides.kernels, plain(overrides), _parallel_plan(arguments)
+    )
 
 
 def _setup_fields(arguments: Arguments) -> dict[str, Any]:
@@ -106,9 +110,19 @@ def _setup_fields(arguments: Arguments) -> dict[str, Any]:
     return found
 
 
+def _parallel_plan(arguments: Arguments) -> ParallelPlan:
+    """The layout stated; `measure` takes its own from torchrun."""
+    found: dict[str, Any] = {}
+    for option in OPTIONS:
+        if option.parallel and option.name in arguments.options and arguments.command != "measure":
+            value = typed(option, arguments.options[option.name])
+            found[option.parallel] = value
+    return ParallelPlan(**found)
+
+
 def typed(option: Option, value: object) -> Any:
     """The value of an option from its text. Raises ConfigError naming the option."""
-    if option.name == "no-set-to-none":
+    if option.name in ("no-set-to-none", "no-sp"):
         return False
     if option.kind == "flag":
         return True
@@ -116,15 +130,26 @@ def typed(option: Option, value: object) -> Any:
     if option.choices and text not in option.choices:
         raise unknown(option.flag, text, option.choices)
     if option.kind == "count":
-        count = parse_count(text, option.flag)
-        if count < 1:
-            raise ConfigError(f"{option.flag}: got {text}; rule: at least 1")
-        return count
+        return _at_least_one(text, option.flag)
     if option.kind == "number":
         return number(text, option.flag)
+    if option.kind == "stage":
+        return int(text)
+    if option.kind == "counts":
+        return tuple(parse_count(part, option.flag) for part in text.split(","))
+    if option.kind == "reshard":
+        words = {"true": True, "false": False}
+        return words[text] if text in words else _at_least_one(text, option.flag)
     if option.kind == "recompute":
         return _recompute(text)
     return text
+
+
+def _at_least_one(text: str, flag: str) -> int:
+    count = parse_count(text, flag)
+    if count < 1:
+        raise ConfigError(f"{flag}: got {text}; rule: at least 1")
+    return count
 
 
 def _recompute(text: str) -> tuple[str, int | None]:

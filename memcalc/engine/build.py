@@ -31,6 +31,7 @@ class Build:
     casts: dict[str, Tensor] | None = None
     kind: BlockKind = BlockKind()
     injectors: tuple[Injector, ...] = ()
+    ends: tuple[bool, bool] = (True, True)  # whether embedding, and norm and head, are here
     hooks: list[Hooks] = field(default_factory=list)
     held: Tensor | None = None  # attention weights a block hands to its caller (transformers)
 

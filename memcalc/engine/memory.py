@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from memcalc.engine.optimizer import OptimizerPlan, run_step
+from memcalc.engine.optimizer import run_step
 from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import Size
 from memcalc.engine.states import States, all_leaves, states
@@ -21,7 +21,8 @@ from memcalc.engine.timeline import Instant, Measured, measure, size_values
 CATEGORIES = (
     "parameters", "gradients", "optimizer", "activations", "loss", "temporary", "buffers",
 )  # fmt: skip
-_BUFFER_OPS = frozenset({"rope_tables", "relative_table", "causal_mask", "alibi", "position_ids"})
+#: Ledger operators whose tensors are tables and masks, and those of head and loss.
+BUFFER_OPS = frozenset({"rope_tables", "relative_table", "causal_mask", "alibi", "position_ids"})
 _LOSS_OPS = frozenset({"lm_head", "loss"})
 
 
@@ -58,16 +59,15 @@ class OptimizerTrace(NamedTuple):
         return [unique[i] for i in self.size_index]
 
 
-def optimizer_trace(
-    structure: Structure, runs: tuple[Run, ...], plan: OptimizerPlan, values: Mapping[str, int]
-) -> OptimizerTrace:
-    """The cached allocations of one optimizer step over all layers' parameters."""
-    shapes = tuple(sorted(values.items())) if plan.name == "muon" else ()
-    key = (tuple(run.count for run in runs), plan, shapes)
+def optimizer_trace(structure: Structure, runs: tuple[Run, ...], plan: Plan) -> OptimizerTrace:
+    """The cached allocations of one optimizer step over what this rank steps."""
+    shapes = tuple(sorted(plan.values.items())) if plan.optimizer.name == "muon" else ()
+    key = (tuple(run.count for run in runs), plan.optimizer, plan.strategy, shapes)
     known = structure.cache.get(key)
     if not isinstance(known, OptimizerTrace):
-        tape = Tape(values=dict(values))
-        run_step(tape, all_leaves(structure, runs), plan)
+        tape = Tape(values=dict(plan.values))
+        stepped = plan.strategy.optimized(all_leaves(structure, runs))
+        run_step(tape, stepped, plan.optimizer)
         unique = list(dict.fromkeys(tape.sizes))
         index = {size: i for i, size in enumerate(unique)}
         known = structure.cache[key] = OptimizerTrace(
@@ -88,18 +88,22 @@ def input_bytes(plan: Plan) -> int:
 def step_memory(plan: Plan) -> StepMemory:
     """Requested bytes of the step: phases, peak, its instant and breakdown."""
     structure, runs = plan.structure(plan.keeps_gradients)
-    held = states(structure, runs, plan.optimizer, plan.values)
+    held = states(structure, runs, plan.optimizer, plan.values, plan.strategy)
+    fixed = plan.strategy.fixed_bytes(plan)
     batch = measure(structure, runs, plan.values)
     existing = held.gradient_bytes if plan.keeps_gradients else 0
     inputs = input_bytes(plan)
     static = held.parameter_bytes + held.optimizer_bytes + held.master_bytes + inputs
+    static += sum(fixed.values())
     phases = {name: static + existing + i.live_bytes for name, i in batch.phases.items()}
     instants = dict(batch.phases)
-    step = _optimizer_peak(optimizer_trace(structure, runs, plan.optimizer, plan.values), plan)
+    step = _optimizer_peak(optimizer_trace(structure, runs, plan), plan)
     instants["optimizer"] = step
     phases["optimizer"] = static + held.gradient_bytes + step.live_bytes
     winner = max(phases, key=lambda name: phases[name])
     breakdown = _static_breakdown(held, inputs)
+    for name, size in fixed.items():
+        breakdown[name] += size
     if winner == "optimizer":
         breakdown["gradients"] += held.gradient_bytes
         breakdown["temporary"] += step.live_bytes
@@ -148,13 +152,17 @@ def category(structure: Structure, storage: int) -> str:
     label = structure.labels[structure.labels_of[storage]]
     if storage in structure.gradients:
         return "gradients"
-    if label.op in _BUFFER_OPS:
+    kept = storage in structure.kept or label.recomputed
+    return operator_category(label.op, label.phase, kept)
+
+
+def operator_category(op: str, phase: str, kept: bool) -> str:
+    """The category of what an operator makes, gradients apart. kept: for backward, or recomputed."""
+    if op in BUFFER_OPS:
         return "buffers"
-    if label.op in _LOSS_OPS and (label.op == "loss" or label.phase != "backward"):
+    if op in _LOSS_OPS and (op == "loss" or phase != "backward"):
         return "loss"
-    if storage in structure.kept or label.recomputed:
-        return "activations"
-    return "temporary"
+    return "activations" if kept else "temporary"
 
 
 def _alive(

@@ -1,57 +1,23 @@
-"""Plan: a resolved setup turned into kernels, block kinds, dims and an optimizer plan.
-
-The only place that knows what a precision or a stack's name means in dtypes and kernels.
-"""
+"""Plan: a resolved setup turned into kernels, block kinds, dims, an optimizer plan and a layout."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memcalc.engine.blocks.compiled_limits import check_compiled
 from memcalc.engine.dims import dim_sizes, dim_values
-from memcalc.engine.families import attention_for, traits_for
-from memcalc.engine.kernels import BlockKind, Kernels, Traits
+from memcalc.engine.kernel_choice import PRECISIONS, kernels_of
+from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.optimizer import OptimizerPlan
+from memcalc.engine.parallel.choose import resolve_layout, split_kernels, strategy_for
+from memcalc.engine.parallel.local import local_values
+from memcalc.engine.parallel.strategy import Strategy, Whole
 from memcalc.engine.sizes import Size
-from memcalc.engine.structure import Run, Structure, structure_of
-from memcalc.errors import ConfigError
-from memcalc.inputs.model import ModelConfig, check_choice
+from memcalc.engine.structure import Beside, Run, Structure, structure_of
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.parallel import ParallelPlan, with_degrees
 from memcalc.inputs.stacks import Stack, load_stack
-from memcalc.inputs.training import ATTENTIONS, LOSSES, ResolvedSetup, TrainingSetup, resolve
-
-
-class Precision(NamedTuple):
-    """What a precision's name means: dtypes of parameters and matmuls, casts, master copies."""
-
-    param_dtype: str
-    compute_dtype: str
-    autocast: bool = False
-    master: bool = False
-    fp8_linear: bool = False
-
-
-#: tf32 changes the matmuls' arithmetic (19 bits), not one stored byte: 4 bytes an element.
-PRECISIONS = {
-    "fp32": Precision("fp32", "fp32"),
-    "tf32": Precision("fp32", "fp32"),
-    "fp16-mixed": Precision("fp32", "fp16", autocast=True),
-    "bf16-mixed": Precision("fp32", "bf16", autocast=True),
-    "bf16": Precision("bf16", "bf16"),
-    "bf16-master": Precision("bf16", "bf16", master=True),
-    "fp8-mixed": Precision("fp32", "bf16", autocast=True, fp8_linear=True),
-}
-
-_CHUNKED = ("chunked", "fused")
-_CHOICES = {
-    "norm": ("hand", "decomposed", "fused"),
-    "attention": ATTENTIONS,
-    "loss": LOSSES,
-    "device": ("cuda", "cpu"),
-}
-#: watched: tensors as a dispatch mode sees them. fused_gate_up: one linear for both, as Phi-3 has it.
-#: cuda_graphs: compiled blocks are replayed as CUDA graphs.
-_FLAGS = ("watched", "fused_gate_up", "cuda_graphs")
+from memcalc.inputs.training import ResolvedSetup, TrainingSetup, resolve
 
 
 class Plan(NamedTuple):
@@ -64,6 +30,15 @@ class Plan(NamedTuple):
     dims: dict[str, Size]
     optimizer: OptimizerPlan
     notes: tuple[str, ...]
+    parallel: ParallelPlan = ParallelPlan()
+    strategy: Strategy = Whole()
+    ends: tuple[bool, bool] = (True, True)  # whether embedding, and final norm and head, are here
+    undivided: Plan | None = None  # the whole model on one GPU, where this is a rank's part
+
+    @property
+    def whole(self) -> Plan:
+        """The plan before it was divided."""
+        return self.undivided or self
 
     @property
     def config(self) -> ModelConfig:
@@ -72,138 +47,84 @@ class Plan(NamedTuple):
     @property
     def keeps_gradients(self) -> bool:
         """Whether gradients already exist when the last micro-batch of a step begins."""
-        return self.resolved.grad_accum_steps > 1 or not self.resolved.setup.set_to_none
+        setup = self.resolved.setup
+        several = self.resolved.grad_accum_steps > 1 or not setup.set_to_none
+        return several or self.strategy.persistent_gradients
 
     def structure(self, has_gradients: bool) -> tuple[Structure, tuple[Run, ...]]:
         """The traced structure of one micro-batch and its runs."""
-        return structure_of(self.config, self.kernels, self.kinds, self.dims, has_gradients)
+        beside = Beside(self.strategy.injectors(self), self.ends)
+        return structure_of(self.config, self.kernels, self.kinds, self.dims, has_gradients, beside)
 
 
 def make_plan(
-    resolved: ResolvedSetup, stack: Stack, overrides: Mapping[str, Any] | None = None
+    resolved: ResolvedSetup,
+    stack: Stack,
+    overrides: Mapping[str, Any] | None = None,
+    parallel: ParallelPlan = ParallelPlan(),  # noqa: B008  # immutable
 ) -> Plan:
-    """The plan of a setup on a stack; overrides are `kernels.*` values set by hand."""
+    """The plan of a setup on a stack; overrides are `kernels.*` values set by hand.
+
+    parallel: the resolved layout. With stages the plan still has every block; `engine.parallel.ranks`
+    cuts it.
+    """
     setup, config = resolved.setup, resolved.config
-    precision = PRECISIONS[setup.precision]
-    choices = {**stack.choices, **_checked(overrides or {})}
-    family_code = bool(choices.pop("family_code", False))
-    compiled = bool(choices.pop("compile", False))
-    wanted = setup.attention if "attention" not in (overrides or {}) else choices["attention"]
-    kernel, note = _attention(config, wanted, family_code)
-    loss = setup.loss or choices["loss"]
-    plain = Traits(fused_gate_up=choices.get("fused_gate_up", False))
-    kernels = Kernels(
-        param_dtype=precision.param_dtype,
-        compute_dtype=precision.compute_dtype,
-        autocast=precision.autocast,
-        fp8_linear=precision.fp8_linear,
-        norm=choices["norm"],
-        attention=kernel,
-        loss=loss,
-        loss_chunks=_chunks(resolved.tokens, setup.loss_chunks) if loss in _CHUNKED else 1,
-        selective=setup.recompute == "selective",
-        device=choices.get("device", "cuda"),
-        watched=choices.get("watched", False),
-        hf=family_code,
-        compiled=compiled,
-        cuda_graphs=choices.get("cuda_graphs", False),
-        traits=traits_for(config.model_type) if family_code else plain,
-    )
-    if kernels.cuda_graphs and not compiled:
-        raise ConfigError("kernels.cuda_graphs: got true without --compile; rule: both")
-    if compiled:
-        check_compiled(config, setup)
+    kernels, notes = kernels_of(resolved, stack, overrides or {})
     values = dim_values(config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance)
     optimizer = OptimizerPlan(
         name=setup.optimizer,
         impl=resolved.optimizer_impl,
         state_dtype=setup.optimizer_dtype,
-        master=precision.master,
+        master=PRECISIONS[setup.precision].master,
         grad_clip=setup.grad_clip,
     )
-    notes = ([note] if note else []) + _notes(config, kernels, choices["loss"])
-    if setup.optimizer_dtype and not precision.master:
+    if setup.optimizer_dtype and not optimizer.master:
         notes.append(f"optimizer states in {setup.optimizer_dtype}: a closed form")
-    return Plan(
+    plan = Plan(
         resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), optimizer,
         tuple(notes),
     )  # fmt: skip
+    return plan if parallel.is_single else divided(plan, parallel, stack)
 
 
 def plan_of(
-    config: ModelConfig, setup: TrainingSetup, overrides: Mapping[str, Any] | None = None
+    config: ModelConfig,
+    setup: TrainingSetup,
+    overrides: Mapping[str, Any] | None = None,
+    parallel: ParallelPlan | None = None,
 ) -> Plan:
-    """The plan of a model in a setup, on the setup's own stack."""
-    return make_plan(resolve(setup, config), load_stack(setup.code), overrides)
+    """The plan of a model in a setup, on the setup's own stack, divided as `parallel` states."""
+    stack = load_stack(setup.code)
+    layout = with_degrees(parallel or ParallelPlan())
+    return make_plan(resolve(setup, config, layout.copies), stack, overrides, layout)
 
 
-def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
-    """What a reader must know of the choices: closed forms, and what the stack does not do."""
-    said = {
-        "loss fused: gradients made in forward, chunk by chunk, as memcalc's decoder does it": (
-            kernels.loss == "fused" and not kernels.hf
-        ),
-        f"loss {kernels.loss} has no effect: the stack runs the family's own loss": (
-            kernels.hf and kernels.loss != stack_loss
-        ),
-        "recompute selective has no effect: the family's code has no such checkpoint": (
-            kernels.hf and kernels.selective
-        ),
-        "transformers' grouped expert products need 16-bit weights; use --precision bf16": (
-            kernels.hf and kernels.autocast and config.moe is not None
-        ),
-        "fp16-mixed: the gradient scaler's three scalars are left out": (
-            kernels.compute_dtype == "fp16"
-        ),
-        "CUDA graphs: their own memory pools are not estimated": kernels.cuda_graphs,
-        "fp8-mixed: linears of the blocks in fp8; head, routers, biased linears in 16 bit": (
-            kernels.fp8_linear
-        ),
-    }
-    return [note for note, applies in said.items() if applies]
+def divided(plan: Plan, parallel: ParallelPlan, stack: Stack) -> Plan:
+    """The plan of one rank of a layout: its part of each layer, and how it holds the states."""
+    layout, notes = resolve_layout(parallel, plan, stack)
+    kernels = split_kernels(plan.kernels, layout, stack)
+    values = local_values(plan.values, plan.config, layout)
+    plan = plan._replace(
+        undivided=plan,
+        parallel=layout,
+        kernels=kernels,
+        values=values,
+        dims=dim_sizes(values),
+        notes=(*plan.notes, *notes),
+    )
+    strategy = strategy_for(plan, stack)
+    kernels = strategy.kernels(kernels)
+    kinds = block_kinds(plan.resolved, kernels)
+    return plan._replace(strategy=strategy, kernels=kernels, kinds=kinds)
 
 
-def _chunks(tokens: int, wanted: int) -> int:
-    """How many chunks torch.chunk really cuts: equal ones, the last may be shorter, none empty."""
-    part = -(-tokens // wanted)
-    return -(-tokens // part)
+def block_kinds(
+    resolved: ResolvedSetup, kernels: Kernels, layers: Sequence[int] | None = None
+) -> tuple[BlockKind, ...]:
+    """The kind of every layer, or of a stage's. full:N means the first N blocks of the stage.
 
-
-def _attention(config: ModelConfig, wanted: str, family_code: bool) -> tuple[str, str]:
-    """The attention kernel that can compute this model, and a note where it is not the one asked."""
-    if family_code:
-        kernel, note = attention_for(config.model_type, wanted)
-        if note or config.position_embedding != "alibi":
-            return kernel, note
-    if wanted == "eager":
-        return wanted, ""
-    if config.attn_logit_softcapping:
-        return "eager", f"attention: eager, not {wanted}: no kernel of PyTorch caps scores"
-    if config.position_embedding == "relative":
-        return "eager", f"attention: eager, not {wanted}: no kernel takes relative positions"
-    if config.attention_sinks:
-        return "eager", f"attention: eager, not {wanted}: no kernel of PyTorch has sinks"
-    if config.position_embedding == "alibi" and wanted != "efficient":
-        return "efficient", f"attention: efficient, not {wanted}: only it takes ALiBi's bias"
-    return wanted, ""
-
-
-def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    for name, value in overrides.items():
-        if name in _FLAGS:
-            if not isinstance(value, bool):
-                raise ConfigError(f"kernels.{name}: got {value!r}; rule: true or false")
-            continue
-        if name not in _CHOICES:
-            from memcalc.errors import unknown
-
-            raise unknown("kernels", name, [*_CHOICES, *_FLAGS])
-        check_choice(f"kernels.{name}", value, _CHOICES[name])
-    return dict(overrides)
-
-
-def block_kinds(resolved: ResolvedSetup, kernels: Kernels) -> tuple[BlockKind, ...]:
-    """The kind of every layer. Windows count only where the attention code builds a second mask."""
+    Windows count only where the attention code builds a second mask.
+    """
     setup, config = resolved.setup, resolved.config
     recompute = "none" if setup.recompute == "selective" else setup.recompute
     if setup.reentrant:
@@ -213,7 +134,9 @@ def block_kinds(resolved: ResolvedSetup, kernels: Kernels) -> tuple[BlockKind, .
         BlockKind(
             config.layer_type(layer) if kernels.attention == "eager" else "full",
             config.is_sparse(layer),
-            recompute if layer < limit else "none",
+            recompute if number < limit else "none",
         )
-        for layer in range(config.num_hidden_layers)
+        for number, layer in enumerate(
+            range(config.num_hidden_layers) if layers is None else layers
+        )
     )

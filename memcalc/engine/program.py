@@ -16,7 +16,7 @@ from memcalc.engine.memory import input_bytes, optimizer_trace
 from memcalc.engine.optimizer import state_tensors
 from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import product
-from memcalc.engine.states import all_leaves
+from memcalc.engine.states import all_leaves, bytes_of_held
 from memcalc.engine.structure import Run, Structure
 from memcalc.engine.tensors import ITEMSIZE
 from memcalc.engine.timeline import size_values
@@ -79,12 +79,15 @@ def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list
     """Loading, then for each step its micro-batches (two stand for any more) and the optimizer."""
     structure, runs = plan.structure(False)
     leaves = all_leaves(structure, runs)
-    trace = optimizer_trace(structure, runs, plan.optimizer, plan.values)
+    trace = optimizer_trace(structure, runs, plan)
+    stepped = plan.strategy.optimized(leaves)
     gradients: list[int] = []
 
     def load(stream: Stream) -> None:
         for leaf in leaves:
-            stream.allocate(leaf.numel.value(plan.values) * ITEMSIZE[leaf.dtype])
+            stream.allocate(bytes_of_held(plan.strategy.parameter(leaf), plan.values))
+        for size in plan.strategy.fixed_bytes(plan).values():
+            stream.allocate(size)
         stream.allocate(input_bytes(plan))
         for size in workspaces:
             stream.allocate(size)
@@ -95,7 +98,7 @@ def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list
             gradients.extend(alive)
 
     def make_states(stream: Stream) -> None:
-        for leaf in leaves:
+        for leaf in stepped:
             for shape, dtype in state_tensors(leaf, plan.optimizer):
                 stream.allocate(product(shape).value(plan.values) * ITEMSIZE[dtype])
 

@@ -11,9 +11,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from memcalc.engine.estimate import Device, estimate
+from memcalc.engine.device_side import Device
+from memcalc.engine.estimate import estimate
 from memcalc.engine.results import Estimate
 from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.parallel import ParallelPlan, with_degrees
 from memcalc.inputs.training import TrainingSetup, resolve
 from memcalc.units import gib
 
@@ -76,12 +78,14 @@ def remedies(
     setup: TrainingSetup,
     device: Device,
     kernels: Mapping[str, Any] | None = None,
+    parallel: ParallelPlan | None = None,
 ) -> list[str]:
     """What makes the setup fit, cheapest first; the last line says so when nothing does.
 
     Checked by: unit/test_remedy.py.
     """
-    resolved = resolve(setup, config)
+    copies = 1 if parallel is None else with_degrees(parallel).copies
+    resolved = resolve(setup, config, copies)
     base = replace(
         setup,
         seq_len=resolved.seq_len,
@@ -91,10 +95,11 @@ def remedies(
     )
 
     def tried(changed: TrainingSetup) -> Estimate:
-        quick = estimate(config, changed, gpu=device, kernels=kernels, allocator=False)
+        how: dict[str, Any] = {"gpu": device, "kernels": kernels, "parallel": parallel}
+        quick = estimate(config, changed, **how, allocator=False)
         if not quick.fits:  # what is allocated is too much already
             return quick
-        return estimate(config, changed, gpu=device, kernels=kernels)
+        return estimate(config, changed, **how)
 
     lines: list[str] = []
     for label, change in _changes(base, resolved.seq_len):

@@ -77,11 +77,16 @@ class MemoryEstimate(NamedTuple):
     saved_for_backward_bytes: int
     saved_per_layer_bytes: int
     host_bytes: int
+    stages: tuple[MemoryEstimate, ...] = ()  # one rank of each pipeline stage; none for one stage
 
     def to_dict(self) -> dict[str, Any]:
-        """The contract's `memory` object; `stages` holds the one stage there is."""
+        """The contract's `memory` object; `stages` holds at least the one stage there is."""
+        return {**self._plain(), "stages": [one._plain() for one in self.stages or (self,)]}
+
+    def _plain(self) -> dict[str, Any]:
         plain = {**self._asdict(), "breakdown": self.breakdown._asdict()}
-        return {**plain, "stages": [plain]}
+        del plain["stages"]
+        return plain
 
 
 class TimeEstimate(NamedTuple):
@@ -120,6 +125,11 @@ class Estimate:
     assumptions: tuple[str, ...]
     notes: tuple[str, ...]
     advice: tuple[str, ...]
+
+    @property
+    def stages(self) -> tuple[MemoryEstimate, ...]:
+        """Memory of one rank of each pipeline stage, first to last."""
+        return self.memory.stages or (self.memory,)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract as plain dicts, lists, numbers and None."""

@@ -6,10 +6,12 @@ those not traced.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from memcalc.engine.optimizer import OptimizerPlan, state_tensors
+from memcalc.engine.parallel.strategy import Strategy, Whole
 from memcalc.engine.sizes import product
 from memcalc.engine.structure import Run, Structure
 from memcalc.engine.tensors import ITEMSIZE, Tensor
@@ -87,10 +89,11 @@ def states(
     runs: tuple[Run, ...],
     plan: OptimizerPlan,
     values: Mapping[str, int],
+    strategy: Strategy = Whole(),  # noqa: B008  # immutable
 ) -> States:
-    """Sum the states of all parameters."""
+    """Sum the states this rank holds; elements are those of the leaves before data sharding."""
     weights = multiplicity(runs)
-    elements = active = tensors = params = grads = optimizer = master = 0
+    elements = active = tensors = params = grads = 0
     per_token = {**values, "E": values.get("t", 0)}
     for leaf in structure.leaves:
         times = weights[block_of(leaf)]
@@ -99,12 +102,21 @@ def states(
         elements += times * numel
         active += times * (leaf.numel.value(per_token) if is_expert else numel)
         tensors += times
-        params += times * numel * ITEMSIZE[leaf.dtype]
-        grads += times * numel * ITEMSIZE[leaf.dtype]
+        params += times * bytes_of_held(strategy.parameter(leaf), values)
+        grads += times * bytes_of_held(strategy.gradient(leaf), values)
+    optimizer = master = 0
+    stepped = strategy.optimized(all_leaves(structure, runs))
+    times_of = Counter(map(id, stepped))  # equal layers share their leaves
+    for leaf in {id(leaf): leaf for leaf in stepped}.values():
         for index, (shape, dtype) in enumerate(state_tensors(leaf, plan)):
-            size = times * product(shape).value(values) * ITEMSIZE[dtype]
+            size = times_of[id(leaf)] * product(shape).value(values) * ITEMSIZE[dtype]
             if index == 0 and plan.master:
                 master += size
             else:
                 optimizer += size
     return States(elements, active, tensors, params, grads, optimizer, master)
+
+
+def bytes_of_held(tensor: Tensor, values: Mapping[str, int]) -> int:
+    """Bytes of a parameter, gradient or shard."""
+    return tensor.numel.value(values) * ITEMSIZE[tensor.dtype]

@@ -136,6 +136,17 @@ class StructureKey(NamedTuple):
     dims: tuple[tuple[str, Size], ...]
     has_gradients: bool
     injectors: tuple[Injector, ...] = ()
+    ends: tuple[bool, bool] = (True, True)
+
+
+class Beside(NamedTuple):
+    """What a rank has beside its blocks: injectors, and whether the model begins and ends here.
+
+    ends: (embedding, final norm and head); a pipeline's inner stages have neither.
+    """
+
+    injectors: tuple[Injector, ...] = ()
+    ends: tuple[bool, bool] = (True, True)
 
 
 _CACHE: dict[StructureKey, Structure] = {}
@@ -148,13 +159,13 @@ def structure_of(
     kinds: tuple[BlockKind, ...],
     dims: dict[str, Size],
     has_gradients: bool,
-    injectors: tuple[Injector, ...] = (),
+    beside: Beside = Beside(),  # noqa: B008  # immutable
 ) -> tuple[Structure, tuple[Run, ...]]:
     """The cached structure for this model and setup, and its runs with their true counts."""
     runs = find_runs(kinds)
     traced = tuple((r.pattern, r.traced) for r in runs)
     key = StructureKey(
-        architecture_key(config), kernels, traced, tuple(dims.items()), has_gradients, injectors
+        architecture_key(config), kernels, traced, tuple(dims.items()), has_gradients, *beside
     )
     found = _CACHE.get(key)
     if found is None:
@@ -169,7 +180,7 @@ def trace_structure(config: ModelConfig, key: StructureKey) -> Structure:
     _check_reference_counting()
     runs = tuple(Run(pattern, count) for pattern, count in key.runs)
     tape = Tape(device=key.kernels.device, watched=key.kernels.watched)
-    build = Build(tape, config, key.kernels, dict(key.dims), injectors=key.injectors)
+    build = Build(tape, config, key.kernels, dict(key.dims), injectors=key.injectors, ends=key.ends)
     layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
     micro_batch(build, layers, key.has_gradients)
     return _freeze(tape, runs)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from memcalc.engine.estimate import Device, device_of
+from memcalc.engine.device_side import Device, device_of
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.errors import ConfigError
 from memcalc.harness.utilisation import SAME_MEMORY

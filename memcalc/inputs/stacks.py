@@ -11,7 +11,10 @@ from memcalc.inputs.profiles import find_profile, profile_hash, read_toml
 
 
 class Stack(NamedTuple):
-    """A stack's choices (`norm`, `loss`, `attention`, `family_code`), each with its source."""
+    """A stack's choices (`norm`, `loss`, `attention`, `family_code`), each with its source.
+
+    parallel: how it divides a model and its states: buckets, buffers, dtypes, what is on by default.
+    """
 
     name: str
     description: str
@@ -19,6 +22,7 @@ class Stack(NamedTuple):
     choices: Mapping[str, Any]
     sources: Mapping[str, str]
     profile_hash: str
+    parallel: Mapping[str, Any] = {}  # noqa: RUF012  # never changed
 
 
 @lru_cache(maxsize=16)
@@ -26,15 +30,18 @@ def load_stack(name: str) -> Stack:
     """The stack of this name; ConfigError names the nearest for an unknown one."""
     path = find_profile("stacks", name)
     raw = read_toml(path)
-    kernels = raw.get("kernels", {})
-    for key, entry in kernels.items():
-        if not isinstance(entry, dict) or {"value", "source"} - entry.keys():
-            raise ConfigError(f"{path.name}: kernels.{key}: rule: {{ value = ..., source = ... }}")
+    kernels, parallel = raw.get("kernels", {}), raw.get("parallel", {})
+    for table, entries in (("kernels", kernels), ("parallel", parallel)):
+        for key, entry in entries.items():
+            if not isinstance(entry, dict) or {"value", "source"} - entry.keys():
+                rule = "{ value = ..., source = ... }"
+                raise ConfigError(f"{path.name}: {table}.{key}: rule: {rule}")
     return Stack(
         name=raw["name"],
         description=raw.get("description", ""),
         verified_against=raw.get("verified_against", ""),
         choices={key: entry["value"] for key, entry in kernels.items()},
-        sources={key: entry["source"] for key, entry in kernels.items()},
+        sources={key: entry["source"] for key, entry in {**kernels, **parallel}.items()},
         profile_hash=profile_hash(path),
+        parallel={key: entry["value"] for key, entry in parallel.items()},
     )

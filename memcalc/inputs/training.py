@@ -137,8 +137,11 @@ class ResolvedSetup(NamedTuple):
         return self.micro_batch_size * self.seq_len
 
 
-def resolve(setup: TrainingSetup, config: ModelConfig) -> ResolvedSetup:
-    """Fill defaults, truncate the model, check what only shows with the model at hand."""
+def resolve(setup: TrainingSetup, config: ModelConfig, copies: int = 1) -> ResolvedSetup:
+    """Fill defaults, truncate the model, check what only shows with the model at hand.
+
+    copies: data-parallel ranks, which split the global batch.
+    """
     notes: list[str] = list(config.notes)
     if setup.num_layers is not None:
         config, truncated = _truncate(config, setup.num_layers)
@@ -152,7 +155,7 @@ def resolve(setup: TrainingSetup, config: ModelConfig) -> ResolvedSetup:
         )
     seq = setup.seq_len or min(2048, config.max_position_embeddings)
     notes += _sequence_notes(config, seq)
-    micro, accum = _batch(setup)
+    micro, accum = _batch(setup, copies)
     if micro * seq > _MAX_TOKENS:
         raise ConfigError(
             f"micro-batch x seq: got {micro} x {seq} tokens, beyond any real run; rule: at most 2^40"
@@ -186,26 +189,30 @@ def _sequence_notes(config: ModelConfig, seq: int) -> list[str]:
     return [f"seq {seq} is beyond the {limit} positions {config.name} was made for"]
 
 
-def _batch(setup: TrainingSetup) -> tuple[int, int]:
+def _batch(setup: TrainingSetup, copies: int) -> tuple[int, int]:
     """(micro-batch, accumulation steps) from any two of micro, accumulation and global batch."""
     micro, accum, total = setup.micro_batch_size, setup.grad_accum_steps, setup.global_batch
     if total is None:
         return micro or 1, accum or 1
+    over = f" x {copies} copies" if copies > 1 else ""
     if micro is not None and accum is not None:
-        if micro * accum != total:
+        if micro * accum * copies != total:
             raise ConfigError(
-                f"global-batch: got {total}; rule: micro-batch x grad-accum = {micro * accum}"
+                f"global-batch: got {total}; rule: micro-batch x grad-accum{over} = "
+                f"{micro * accum * copies}"
             )
         return micro, accum
     known, name = (micro, "micro-batch") if micro is not None else (accum or 1, "grad-accum")
-    if total % known:
-        near = max(known, round(total / known) * known)
+    step = known * copies
+    if total % step:
+        near = max(step, round(total / step) * step)
         raise ConfigError(
-            f"global-batch: got {total}; rule: a multiple of {name} = {known}; nearest valid: {near}"
+            f"global-batch: got {total}; rule: a multiple of {name}{over} = {step}; "
+            f"nearest valid: {near}"
         )
     if micro is not None:
-        return micro, total // micro
-    return total // known, known
+        return micro, total // step
+    return total // step, known
 
 
 def _truncate(config: ModelConfig, layers: int) -> tuple[ModelConfig, list[str]]:

@@ -99,7 +99,7 @@ def _micro_batch(
 
 def _optimizer(out: _Recorder, plan: Plan) -> None:
     structure, runs = plan.structure(plan.keeps_gradients)
-    trace = optimizer_trace(structure, runs, plan.optimizer, plan.values)
+    trace = optimizer_trace(structure, runs, plan)
     sizes = trace.sizes(plan.values)
     for event in trace.events:
         storage = event if event >= 0 else ~event

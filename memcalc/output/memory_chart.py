@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+from memcalc.engine.memory import BUFFER_OPS
 from memcalc.output.events import Event
 from memcalc.units import GIB, MIB
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PHASES = {"forward": "#dbe9f6", "loss": "#fde6c8", "backward": "#e2f0d9", "optimizer": "#f0e0ee"}
-#: What is made before the first block; the estimate leaves out the steps in between.
-_TABLES = frozenset({"rope_tables", "relative_table", "causal_mask", "alibi"})
 _MEASURED, _PREDICTED, _PEAK = "#9aa5b1", "#0b5394", "#b45f06"
 
 
@@ -47,11 +46,11 @@ class Series(NamedTuple):
 
 
 def measured_series(timeline: Sequence[Instant]) -> list[Instant]:
-    """A measured step without the making of tables and masks, which an estimate makes in fewer steps."""
+    """A measured step without what makes tables and masks: an estimate makes them in fewer steps."""
     kept, in_blocks = [], False
     for instant in timeline:
         in_blocks = instant.where.startswith("layers.") or in_blocks and instant.phase != "forward"
-        if in_blocks or instant.where not in _TABLES:
+        if in_blocks or instant.where not in BUFFER_OPS:
             kept.append(instant)
     return kept
 
@@ -62,7 +61,7 @@ def predicted_series(events: Sequence[Event], accum: int) -> Series:
     rows, in_blocks = [], False
     for event in events[start:]:
         in_blocks = event.layer >= 0 or in_blocks and event.phase != "forward"
-        if event.allocated_bytes > 0 and (in_blocks or event.op not in _TABLES):
+        if event.allocated_bytes > 0 and (in_blocks or event.op not in BUFFER_OPS):
             rows.append((event.live_bytes, event.phase))
     if accum > 2:
         firsts = [i for i in range(1, len(rows)) if rows[i][1] == "forward" != rows[i - 1][1]]

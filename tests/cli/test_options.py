@@ -8,7 +8,8 @@ import pytest
 
 from memcalc.cli import options
 from memcalc.cli.options import BY_NAME, COMMANDS, LATER_COMMANDS, OPTIONS, PANELS
-from memcalc.inputs import training
+from memcalc.inputs import parallel, training
+from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
 
 _NAMES = """
@@ -18,9 +19,11 @@ gpu-memory reserve gpus gpus-per-node cluster tp pp cp ep vpp dp sp no-sp zero f
 peft lora-rank lora-targets lora-dropout lora-dtype rlhf engine stack calibration layers imbalance set
 config save json csv quiet ops timeline chart out device steps fix top price debug
 warmup threads reference profile records no-record
+cp-method etp shard reshard stage-layers tp-layout
 """
 _CONTRACT = _NAMES.split()
 _SETTINGS = {f.name for f in fields(TrainingSetup)}
+_LAYOUT = {f.name for f in fields(ParallelPlan)}
 #: Fields only --set reaches, or the second half of one option.
 _WITHOUT_OPTION = {"recompute_layers", "reentrant", "loss_chunks", "separate_labels"}
 #: Options that are no field of the training setup.
@@ -38,11 +41,16 @@ def test_the_table_holds_every_option_of_the_contract() -> None:
 @pytest.mark.parametrize("name", _CONTRACT)
 def test_every_option_is_a_field_or_a_commands_own_or_later(name: str) -> None:
     option = BY_NAME[name]
-    kinds = [bool(option.field), name in _OF_COMMANDS, option.later]
+    kinds = [bool(option.field), bool(option.parallel), name in _OF_COMMANDS, option.later]
     assert sum(kinds) == 1
     assert not option.field or option.field in _SETTINGS
+    assert not option.parallel or option.parallel in _LAYOUT
     assert option.panel in PANELS and set(option.commands) <= set(COMMANDS)
     assert option.help
+
+
+def test_every_degree_of_a_layout_has_an_option() -> None:
+    assert {option.parallel for option in OPTIONS if option.parallel} == _LAYOUT
 
 
 def test_every_training_field_has_an_option_or_is_reached_by_set() -> None:
@@ -58,6 +66,10 @@ def test_every_training_field_has_an_option_or_is_reached_by_set() -> None:
         ("optimizer-impl", training.OPTIMIZER_IMPLS),
         ("attention", training.ATTENTIONS),
         ("loss", training.LOSSES),
+        ("schedule", parallel.SCHEDULES),
+        ("offload", parallel.OFFLOADS),
+        ("cp-method", parallel.CP_METHODS),
+        ("tp-layout", parallel.TP_LAYOUTS),
     ],
 )
 def test_choices_are_those_of_the_library(name: str, valid: tuple[str, ...]) -> None:
@@ -69,9 +81,6 @@ def test_a_later_option_is_refused_in_one_line(memcalc, name: str) -> None:  # t
     option = BY_NAME[name]
     words = [option.flag] if option.kind == "flag" else [option.flag, "7"]
     outcome = memcalc("estimate", "gpt2", *words)
-    if name == "no-sp":  # what a single GPU does anyway
-        assert outcome.status == 0
-        return
     assert outcome.status == 2
     assert "not in this version" in outcome.error and option.flag in outcome.error
 

@@ -10,7 +10,7 @@ from memcalc.engine.build import Build
 from memcalc.engine.injectors import Hooks
 from memcalc.engine.plan import make_plan
 from memcalc.engine.sizes import number
-from memcalc.engine.structure import structure_of
+from memcalc.engine.structure import Beside, structure_of
 from memcalc.engine.tensors import Tensor
 from memcalc.engine.timeline import measure
 from memcalc.inputs.models import load_model
@@ -61,7 +61,7 @@ def measured(layers: int, *injectors: object):
     setup = TrainingSetup(num_layers=layers, precision="bf16", recompute="full", seq_len=256)
     plan = make_plan(resolve(setup, config), load_stack("torch"))
     structure, runs = structure_of(
-        plan.config, plan.kernels, plan.kinds, plan.dims, False, tuple(injectors)
+        plan.config, plan.kernels, plan.kinds, plan.dims, False, Beside(tuple(injectors))
     )
     return measure(structure, runs, plan.values)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memcalc import TrainingSetup, estimate, load_model
-from memcalc.engine.estimate import device_of
+from memcalc.engine.device_side import device_of
 from memcalc.engine.remedy import remedies
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 
 from memcalc import TrainingSetup, estimate
-from memcalc.engine.plan import PRECISIONS
+from memcalc.engine.kernel_choice import PRECISIONS
 from memcalc.engine.results import Estimate
 from memcalc.engine.tensors import ITEMSIZE
 from memcalc.units import GIB

@@ -16,15 +16,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memcalc.engine.memory import CATEGORIES
+from memcalc.engine.memory import CATEGORIES, operator_category
 from memcalc.harness.optimizers import MasterWeights
 from memcalc.harness.step import TrainingStep
 from memcalc.harness.watch.scopes import scopes
 from memcalc.harness.watch.tracker import RESIZED, Alloc, Event, StorageTracker, storages_of
-
-#: Ledger operators whose tensors are tables and masks, and those of head and loss.
-_BUFFER_OPS = frozenset({"rope_tables", "relative_table", "causal_mask", "alibi", "position_ids"})
-_LOSS_OPS = frozenset({"lm_head", "loss"})
 
 
 class TensorBytes(NamedTuple):
@@ -202,12 +198,8 @@ class _Follower:
             return next((stated[n] for n, numbers in held.items() if number in numbers), "buffers")
         if alloc.phase == "optimizer":
             return "temporary"
-        if where in _BUFFER_OPS:
-            return "buffers"
-        if where in _LOSS_OPS and (where == "loss" or alloc.phase != "backward"):
-            return "loss"
         kept = number in self.kept or number in self.tracker.recomputed
-        return "activations" if kept else "temporary"
+        return operator_category(where, alloc.phase, kept)
 
 
 def state_bytes(step: TrainingStep) -> dict[str, int]:

@@ -1,0 +1,47 @@
+"""The GPU side of an estimate: which GPU, what of its memory a process can use, what the driver takes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from memcalc.inputs.hardware import Gpu, context_bytes, cublas_workspace_bytes, load_gpu
+from memcalc.units import MIB
+
+_DEFAULT_WORKSPACE_BYTES = 32 * MIB
+_DEFAULT_CONTEXT_BYTES = 550 * MIB
+
+
+class Device(NamedTuple):
+    """The GPU side of an estimate, with what each figure rests on."""
+
+    gpu: Gpu | None
+    usable_bytes: int | None
+    workspace_bytes: int
+    context_bytes: int
+    notes: tuple[str, ...]
+    assumptions: tuple[str, ...]
+
+
+def device_of(
+    gpu: Gpu | str | None, gpu_memory_bytes: int | None = None, reserve_bytes: int = 0
+) -> Device:
+    """Resolve a GPU by name; its memory may be stated, and part of it set aside."""
+    if gpu is None:
+        usable = None if gpu_memory_bytes is None else gpu_memory_bytes - reserve_bytes
+        said = "no GPU named: matmul workspace and CUDA context of a Hopper card assumed"
+        return Device(
+            None, usable, _DEFAULT_WORKSPACE_BYTES, _DEFAULT_CONTEXT_BYTES, (), (said,)
+        )  # fmt: skip
+    notes: list[str] = []
+    if isinstance(gpu, str):
+        gpu, notes = load_gpu(gpu)
+    context, source, verified = context_bytes(gpu)
+    total = gpu.total_bytes if gpu_memory_bytes is None else gpu_memory_bytes
+    basis = gpu.total_bytes_source if gpu_memory_bytes is None else "as stated"
+    assumptions = (
+        f"usable memory of {gpu.name}: {basis}",
+        f"CUDA context: {context // MIB} MiB, {source}" + ("" if verified else " (not verified)"),
+    )
+    return Device(
+        gpu, total - reserve_bytes, cublas_workspace_bytes(gpu), context, tuple(notes), assumptions
+    )  # fmt: skip

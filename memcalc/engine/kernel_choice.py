@@ -1,0 +1,152 @@
+"""Which kernels a setup runs on a stack: what precisions, attention and loss options mean.
+
+The only place that knows what a precision or a stack's name means in dtypes and kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from memcalc.engine.blocks.compiled_limits import check_compiled
+from memcalc.engine.families import attention_for, traits_for
+from memcalc.engine.kernels import Kernels, Traits
+from memcalc.errors import ConfigError
+from memcalc.inputs.model import ModelConfig, check_choice
+from memcalc.inputs.stacks import Stack
+from memcalc.inputs.training import ATTENTIONS, LOSSES, ResolvedSetup
+
+
+class Precision(NamedTuple):
+    """What a precision's name means: dtypes of parameters and matmuls, casts, master copies."""
+
+    param_dtype: str
+    compute_dtype: str
+    autocast: bool = False
+    master: bool = False
+    fp8_linear: bool = False
+
+
+#: tf32 changes the matmuls' arithmetic (19 bits), not one stored byte: 4 bytes an element.
+PRECISIONS = {
+    "fp32": Precision("fp32", "fp32"),
+    "tf32": Precision("fp32", "fp32"),
+    "fp16-mixed": Precision("fp32", "fp16", autocast=True),
+    "bf16-mixed": Precision("fp32", "bf16", autocast=True),
+    "bf16": Precision("bf16", "bf16"),
+    "bf16-master": Precision("bf16", "bf16", master=True),
+    "fp8-mixed": Precision("fp32", "bf16", autocast=True, fp8_linear=True),
+}
+
+_CHUNKED = ("chunked", "fused")
+_CHOICES = {
+    "norm": ("hand", "decomposed", "fused"),
+    "attention": ATTENTIONS,
+    "loss": LOSSES,
+    "device": ("cuda", "cpu"),
+}
+#: watched: tensors as a dispatch mode sees them. fused_gate_up: one linear for both, as Phi-3 has it.
+#: cuda_graphs: compiled blocks are replayed as CUDA graphs.
+_FLAGS = ("watched", "fused_gate_up", "cuda_graphs")
+
+
+def kernels_of(
+    resolved: ResolvedSetup, stack: Stack, overrides: Mapping[str, Any]
+) -> tuple[Kernels, list[str]]:
+    """The kernels of a setup on a stack, and what a reader must know of them."""
+    setup, config = resolved.setup, resolved.config
+    precision = PRECISIONS[setup.precision]
+    choices = {**stack.choices, **_checked(overrides)}
+    family_code = bool(choices.pop("family_code", False))
+    compiled = bool(choices.pop("compile", False))
+    wanted = setup.attention if "attention" not in overrides else choices["attention"]
+    kernel, note = _attention(config, wanted, family_code)
+    loss = setup.loss or choices["loss"]
+    plain = Traits(fused_gate_up=choices.get("fused_gate_up", False))
+    kernels = Kernels(
+        param_dtype=precision.param_dtype,
+        compute_dtype=precision.compute_dtype,
+        autocast=precision.autocast,
+        fp8_linear=precision.fp8_linear,
+        norm=choices["norm"],
+        attention=kernel,
+        loss=loss,
+        loss_chunks=_chunks(resolved.tokens, setup.loss_chunks) if loss in _CHUNKED else 1,
+        selective=setup.recompute == "selective",
+        device=choices.get("device", "cuda"),
+        watched=choices.get("watched", False),
+        hf=family_code,
+        compiled=compiled,
+        cuda_graphs=choices.get("cuda_graphs", False),
+        traits=traits_for(config.model_type) if family_code else plain,
+    )
+    if kernels.cuda_graphs and not compiled:
+        raise ConfigError("kernels.cuda_graphs: got true without --compile; rule: both")
+    if compiled:
+        check_compiled(config, setup)
+    return kernels, ([note] if note else []) + _notes(config, kernels, choices["loss"])
+
+
+def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
+    """What a reader must know of the choices: closed forms, and what the stack does not do."""
+    said = {
+        "loss fused: gradients made in forward, chunk by chunk, as memcalc's decoder does it": (
+            kernels.loss == "fused" and not kernels.hf
+        ),
+        f"loss {kernels.loss} has no effect: the stack runs the family's own loss": (
+            kernels.hf and kernels.loss != stack_loss
+        ),
+        "recompute selective has no effect: the family's code has no such checkpoint": (
+            kernels.hf and kernels.selective
+        ),
+        "transformers' grouped expert products need 16-bit weights; use --precision bf16": (
+            kernels.hf and kernels.autocast and config.moe is not None
+        ),
+        "fp16-mixed: the gradient scaler's three scalars are left out": (
+            kernels.compute_dtype == "fp16"
+        ),
+        "CUDA graphs: their own memory pools are not estimated": kernels.cuda_graphs,
+        "fp8-mixed: linears of the blocks in fp8; head, routers, biased linears in 16 bit": (
+            kernels.fp8_linear
+        ),
+    }
+    return [note for note, applies in said.items() if applies]
+
+
+def _chunks(tokens: int, wanted: int) -> int:
+    """How many chunks torch.chunk really cuts: equal ones, the last may be shorter, none empty."""
+    part = -(-tokens // wanted)
+    return -(-tokens // part)
+
+
+def _attention(config: ModelConfig, wanted: str, family_code: bool) -> tuple[str, str]:
+    """The attention kernel that can compute this model, and a note where it is not the one asked."""
+    if family_code:
+        kernel, note = attention_for(config.model_type, wanted)
+        if note or config.position_embedding != "alibi":
+            return kernel, note
+    if wanted == "eager":
+        return wanted, ""
+    if config.attn_logit_softcapping:
+        return "eager", f"attention: eager, not {wanted}: no kernel of PyTorch caps scores"
+    if config.position_embedding == "relative":
+        return "eager", f"attention: eager, not {wanted}: no kernel takes relative positions"
+    if config.attention_sinks:
+        return "eager", f"attention: eager, not {wanted}: no kernel of PyTorch has sinks"
+    if config.position_embedding == "alibi" and wanted != "efficient":
+        return "efficient", f"attention: efficient, not {wanted}: only it takes ALiBi's bias"
+    return wanted, ""
+
+
+def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    for name, value in overrides.items():
+        if name in _FLAGS:
+            if not isinstance(value, bool):
+                raise ConfigError(f"kernels.{name}: got {value!r}; rule: true or false")
+            continue
+        if name not in _CHOICES:
+            from memcalc.errors import unknown
+
+            raise unknown("kernels", name, [*_CHOICES, *_FLAGS])
+        check_choice(f"kernels.{name}", value, _CHOICES[name])
+    return dict(overrides)
