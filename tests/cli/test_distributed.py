@@ -53,7 +53,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 
 
-def launch(*words: object, timeout_s: float = 90) -> subprocess.CompletedProcess[str]:
+def launch(*words: object, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(free_port(), *words), capture_output=True, text=True, timeout=timeout_s,
         env=environment(),
@@ -135,14 +135,20 @@ def test_rank_0_alone_prints_a_table_of_ranks(
 
 
 def test_bad_degrees_are_said_once(model: Path) -> None:
-    start = time.monotonic()
-    done = launch(model, *QUICK, "--tp", "2", "--set", "model.vocab_size=501", "--no-record")
-    lines = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert lines == [
+    words = (model, *QUICK, "--tp", "2", "--set", "model.vocab_size=501", "--no-record")
+    with subprocess.Popen(
+        command(free_port(), *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=environment(),
+    ) as running:  # fmt: skip
+        assert running.stdout is not None and running.stderr is not None
+        heard = [(time.monotonic(), line.rstrip()) for line in running.stderr]
+        end, out = time.monotonic(), running.stdout.read()
+    [(said_at, said)] = [(at, line) for at, line in heard if line.startswith("error: ")]
+    assert said == (
         "error: tp: got 2; rule: divides vocab_size = 501; valid: 1; or --set model.vocab_size=502"
-    ]
-    assert done.stdout == "" and "exitcode  : 2" in done.stderr
-    assert time.monotonic() - start < 28  # rank 1 waits no longer than it must
+    )
+    assert out == "" and any("exitcode  : 2" in line for _, line in heard)
+    assert end - said_at < 28  # rank 1 waits no longer than it must
 
 
 def workers(parent: int) -> Iterator[tuple[int, int]]:
@@ -172,7 +178,7 @@ def test_a_killed_rank_ends_the_run_and_the_others_records_stay(
         env=environment(),
     )  # fmt: skip
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         store, stage = None, b""
         while stage != b"timed steps" and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -186,7 +192,7 @@ def test_a_killed_rank_ends_the_run_and_the_others_records_stay(
                 store = None
         assert stage == b"timed steps"
         os.kill(next(pid for pid, rank in workers(running.pid) if rank == 1), signal.SIGKILL)
-        out, err = running.communicate(timeout=40)
+        out, err = running.communicate(timeout=120)
     finally:
         running.kill()
     assert running.returncode != 0

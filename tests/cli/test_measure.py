@@ -250,7 +250,7 @@ def test_ctrl_c_in_another_process_keeps_the_record(folder: Path) -> None:
     )
     assert process.stderr is not None and process.stderr.readline() == "timed\n"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130 and "Traceback" not in err
     assert err.splitlines()[-1].startswith("error: interrupted in timed steps")
     (kept,) = _kept(folder)

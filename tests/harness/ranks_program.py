@@ -1,7 +1,8 @@
 """What test_distributed.py runs under torchrun: every layout of so many ranks, in one process group.
 
 Writes rank{N}.json: of each case the losses of its steps, the tracked step's bytes, and MemTracker's
-peak of the same step. With the word "oom" instead: a run whose second rank runs out of memory.
+peak of the same step. With the word "oom" instead: a run whose second rank runs out of memory; a file
+"raised" tells when.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from memcalc.harness.watch.tensors import tracked_step
 from tests.harness.ranks_cases import CASES, GRIDS, STEPS, Case, plan_of_case
 
 CPU = torch.device("cpu")
-REPEATS = 3
+REPEATS = 5
 
 
 def main(out: Path, words: Sequence[str]) -> int:
@@ -79,13 +80,17 @@ def ranks_of(layout: Layout, here: World) -> Ranks:
 class _OutOfMemory(distributed.RankRun):
     """Rank 1 runs out of memory in the warm-up; rank 0 waits for it in a collective."""
 
+    raised: Path
+
     def _warm_up(self) -> None:
         if self.world.rank == 1:
+            self.raised.touch()
             raise MemoryError("DefaultCPUAllocator: you tried to allocate 4096 bytes")
         super()._warm_up()
 
 
 def out_of_memory(out: Path, here: World) -> int:
+    _OutOfMemory.raised = out / "raised"
     distributed.RankRun = _OutOfMemory  # type: ignore[misc]
 
     def finish(posted: Any, stages: Any, first: int | None) -> int:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import defaultdict
 from types import SimpleNamespace
 from typing import Any
 
-from benchmarks.sweep import stages
+from benchmarks.sweep import children, stages
 from benchmarks.sweep.children import ChildFailed, Clock, Log
 from benchmarks.sweep.kept import Kept
 
@@ -47,10 +48,17 @@ class FakeChild:
     kill = close
 
 
+def stop_the_clock(monkeypatch):
+    """No time passes for a sweep's clock."""
+    still = SimpleNamespace(monotonic=lambda: 0.0, strftime=time.strftime)
+    monkeypatch.setattr(children, "time", still)
+
+
 def sweep_of(tmp_path, monkeypatch, answer, minutes=1000.0, have=(), tiny=False, facts=FACTS):
-    """A sweep whose children are scripted; (sweep, script)."""
+    """A sweep whose children are scripted, and while which no time passes; (sweep, script)."""
     script = Script(answer)
     monkeypatch.setattr(stages, "Child", script.child)
+    stop_the_clock(monkeypatch)
     folder = tmp_path / "out"
     kept = Kept(folder, have)
     log = Log(folder / "log.txt")

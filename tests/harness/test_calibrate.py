@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import subprocess
 import sys
 import textwrap
-import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from memcalc.harness.calibration import calibrate, calibrations, microbench_memory
+from memcalc.harness.calibration import (
+    calibrate,
+    calibrations,
+    microbench_memory,
+    microbench_step,
+)
 from memcalc.harness.calibration.microbench import CPU, CUDA, SMALL, Task
 from memcalc.harness.calibration.microbench_gemm import PARTS, Product
 from memcalc.harness.calibration.timing import TINY, Bench
+from memcalc.harness.step import PHASES
 
 DEVICE = torch.device("cpu")
 _NOT_ON_A_CPU = {
@@ -33,6 +40,14 @@ _NOT_ON_A_CPU = {
 @pytest.fixture(scope="module")
 def told() -> list[tuple[str, int, int]]:
     return []
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +116,34 @@ def test_the_step_has_its_phases_and_both_depths(profile: dict[str, Any]) -> Non
         "forward_s", "loss_s", "backward_s", "optimizer_s", "zero_grad_s",
     }  # fmt: skip
     assert min(deep["phases"].values()) > 0
-    assert 0.2 < sum(deep["phases"].values()) / deep["median_s"] < 5  # other steps than the timed
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_phases_take_about_as_long_as_a_step() -> None:
+    """They are of other steps than the timed ones; a busy machine may disturb some, not each try."""
+    [_, deep] = microbench_step.steps(SMALL, SMALL.steps[:1])
+    for _ in range(5):
+        found = deep.run(Bench(DEVICE, TINY))
+        ratio = sum(found["phases"].values()) / found["median_s"]
+        if 0.2 < ratio < 5:
+            return
+    pytest.fail(f"phases over step: {ratio}")
+
+
+def test_a_phase_lasts_until_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = dict(zip(PHASES, (0.25, 0.5, 1.0, 2.0, 4.0), strict=True))
+    now = [0.0]
+
+    def run(mark: Callable[[str], None]) -> None:
+        for name in PHASES:
+            mark(name)
+            now[0] += taken[name]
+
+    clock = SimpleNamespace(perf_counter=lambda: now[0])
+    monkeypatch.setattr(microbench_step, "time", clock)
+    step: Any = SimpleNamespace(device=DEVICE, run=run)
+    found = microbench_step.phase_times(step)
+    assert found == {f"{name}_s": seconds for name, seconds in taken.items()}
 
 
 def test_progress_counts_to_the_end(
@@ -112,14 +154,16 @@ def test_progress_counts_to_the_end(
     assert {count for _, _, count in told} == {total}
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("part", PARTS)
 def test_time_grows_with_the_size(part: str) -> None:
-    bench, medians = Bench(DEVICE, TINY), []
-    for size in (64, 256, 768):
+    """Each size is over 60 times the work of the one before; others' work slows all but the fastest."""
+    bench, fastest = Bench(DEVICE, TINY), []
+    for size in (32, 192, 768):
         product = Product(size, size, size, "fp32", part)
         first, second = product.operands(bench)
-        medians.append(bench.time(lambda call: product.run(first, second)).median_s)  # noqa: B023
-    assert medians[0] * 3 < medians[1] and medians[1] * 3 < medians[2]
+        fastest.append(bench.time(lambda call: product.run(first, second)).p10_s)  # noqa: B023
+    assert fastest[0] * 3 < fastest[1] and fastest[1] * 3 < fastest[2]
 
 
 def test_products_are_those_of_a_linear_layer() -> None:
@@ -182,14 +226,20 @@ def test_attention_work_grows_with_the_sequence(profile: dict[str, Any]) -> None
     assert backward["flops"] == 2.5 * long["flops"]
 
 
-def test_a_deadline_leaves_out_the_least_valuable_points() -> None:
-    start = time.monotonic()
+def test_a_deadline_leaves_out_the_least_valuable_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock that is 50 ms on whenever it is read, which is once before each task."""
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 0.05 * next(ticks))
+    monkeypatch.setattr(calibrate, "time", clock)
     found = calibrate.run(DEVICE, small=True, deadline_s=0.6)
-    assert time.monotonic() - start < 5
-    labels = [task.label for task in calibrate.tasks_of(SMALL)]
+    tasks = calibrate.tasks_of(SMALL)
     late = [row["point"] for row in found["skipped"] if row["reason"] == "the deadline of 0.6 s"]
-    assert 0 < len(found["points"]) < len(labels)
-    assert labels[-1] in late and labels[0] not in late
+    each = TINY.least_s + 2 * TINY.warmup_s + calibrate._SETUP_S
+    begun = [task.label for task in tasks if task.label not in late]
+    assert begun == [
+        task.label for tick, task in enumerate(tasks, 1) if 0.05 * tick + each + task.cost_s <= 0.6
+    ]
+    assert 0 < len(found["points"]) <= len(begun) < len(tasks)
     assert calibrations.to_text(found)
 
 
@@ -295,7 +345,7 @@ def test_two_ranks_measure_collectives_together(tmp_path: Path) -> None:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     words = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     done = subprocess.run(
-        [*words, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120,
+        [*words, str(script), str(tmp_path)], capture_output=True, text=True, timeout=300,
         check=False, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]

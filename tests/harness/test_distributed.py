@@ -34,7 +34,7 @@ def torchrun(*words: object, ranks: int = 2) -> subprocess.CompletedProcess[str]
     start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
     return subprocess.run(
         [*start, "--master-port", str(port), str(program), *map(str, words)],
-        cwd=ROOT, capture_output=True, text=True, timeout=120,
+        cwd=ROOT, capture_output=True, text=True, timeout=500,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
 
@@ -166,10 +166,10 @@ def test_stages_share_the_parameters(found: Found) -> None:
 
 
 def test_a_rank_out_of_memory_ends_the_others_in_seconds(tmp_path: Path) -> None:
-    start = time.monotonic()
     done = torchrun(tmp_path, "oom")
+    over = time.time()
     assert done.returncode != 0 and "exitcode  : 3" in done.stderr, done.stderr[-3000:]
-    assert time.monotonic() - start < 50
+    assert over - (tmp_path / "raised").stat().st_mtime < 28  # torchrun kills what is left after 30
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "oom" and result["error"]["rank"] == 1
     assert result["error"]["asked_bytes"] == 4096 and result["error"]["stage"] == "warm-up"

@@ -256,7 +256,7 @@ def run(*words, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
     command = [sys.executable, "-m", "benchmarks.gpu_sweep", *map(str, words)]
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=240, env=environment, **options
+        command, cwd=ROOT, capture_output=True, text=True, timeout=540, env=environment, **options
     )
 
 
@@ -264,7 +264,7 @@ def run(*words, **options):
 def tiny_run(tmp_path_factory):
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("sweep") / "out"
-    return run("--tiny", "--device", "cpu", "--out", folder, "--minutes", 4), folder
+    return run("--tiny", "--device", "cpu", "--out", folder, "--minutes", 8), folder
 
 
 def test_the_whole_programme_runs_tiny_on_a_cpu(tiny_run):
@@ -321,7 +321,7 @@ def test_mfu_and_residual_records_hold_every_step(tiny_run):
 
 def test_a_second_call_has_nothing_left_to_do(tiny_run, tmp_path):
     _, folder = tiny_run
-    again = run("--tiny", "--device", "cpu", "--out", tmp_path, "--have", folder, "--minutes", 2)
+    again = run("--tiny", "--device", "cpu", "--out", tmp_path, "--have", folder, "--minutes", 8)
     assert again.returncode == 0, again.stderr[-2000:]
     said = json.loads((tmp_path / "summary.json").read_text())
     assert said["stages"] == {
@@ -358,11 +358,11 @@ def test_ctrl_c_keeps_whole_records_and_leaves_no_process(tmp_path):
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     path = tmp_path / "records.jsonl"
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while time.monotonic() < end and not (path.exists() and path.stat().st_size):
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == 130
     assert json.loads((tmp_path / "summary.json").read_text())["interrupted"]
     assert path.read_bytes().endswith(b"\n") and records.read_file(path).broken == []

@@ -192,7 +192,7 @@ def test_the_residual_is_two_blocks_apart(monkeypatch):
 def run(*words):
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.harness_mfu", *words], cwd=ROOT, capture_output=True,
-        text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
+        text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
     )  # fmt: skip
 
 

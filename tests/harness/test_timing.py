@@ -8,14 +8,52 @@ import time
 import pytest
 import torch
 
+from memcalc.harness.calibration import timing
 from memcalc.harness.calibration.timing import MOST_SETS, TINY, Bench, quantile, summary
 
 CPU = torch.device("cpu")
 
 
+class _Clock:
+    """A clock that only `sleep` moves: what a call takes is what it says."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def event(self, enable_timing: bool) -> _Event:
+        assert enable_timing
+        return _Event(self)
+
+
+class _Event:
+    """Stands in for a CUDA event: milliseconds between two records, by the clock."""
+
+    def __init__(self, clock: _Clock) -> None:
+        self.clock = clock
+
+    def record(self) -> None:
+        self.at = self.clock.now
+
+    def elapsed_time(self, other: _Event) -> float:
+        return (other.at - self.at) * 1000
+
+
 @pytest.fixture
 def bench() -> Bench:
     return Bench(CPU, TINY)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
+    made = _Clock()
+    monkeypatch.setattr(timing, "time", made)
+    return made
 
 
 def test_a_known_time_is_measured(bench: Bench) -> None:
@@ -25,16 +63,16 @@ def test_a_known_time_is_measured(bench: Bench) -> None:
     assert timed.batches >= 5 and timed.calls == timed.batches  # longer than a batch: one each
 
 
-def test_short_calls_are_timed_in_batches(bench: Bench) -> None:
-    timed = bench.time(lambda call: None)
-    assert timed.calls >= 20 * timed.batches and timed.median_s < 1e-4
-    fixed = bench.time(lambda call: None, calls=7)
+def test_short_calls_are_timed_in_batches(bench: Bench, clock: _Clock) -> None:
+    timed = bench.time(lambda call: clock.sleep(2e-6))
+    assert timed.calls == 500 * timed.batches and timed.median_s == pytest.approx(2e-6)
+    fixed = bench.time(lambda call: clock.sleep(2e-6), calls=7)
     assert fixed.calls == 7 * fixed.batches
 
 
-def test_the_stated_time_is_spent_at_the_least(bench: Bench) -> None:
-    samples, calls = bench.samples(lambda call: time.sleep(0.001), least_s=0.05)
-    assert sum(samples) * calls >= 0.045
+def test_the_stated_time_is_spent_at_the_least(bench: Bench, clock: _Clock) -> None:
+    samples, calls = bench.samples(lambda call: clock.sleep(0.001), least_s=0.05)
+    assert sum(samples) * calls == pytest.approx(0.05)
 
 
 def test_calls_count_up_and_the_collector_is_off_while_the_clock_runs(bench: Bench) -> None:
@@ -59,32 +97,18 @@ def test_ranks_make_the_same_number_of_calls_when_they_agree(bench: Bench) -> No
     assert slow.batches == 5 and slow.calls == 5  # as if a call took half a second
 
 
-class _Event:
-    """Stands in for a CUDA event: milliseconds between two records, by the clock."""
-
-    def __init__(self, enable_timing: bool) -> None:
-        assert enable_timing
-
-    def record(self) -> None:
-        self.at = time.perf_counter()
-
-    def elapsed_time(self, other: _Event) -> float:
-        return (other.at - self.at) * 1000
-
-
 def test_events_count_milliseconds_of_a_batch(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, clock: _Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
 
     def call(index: int) -> None:
         calls.append(index)
-        time.sleep(0.002)
+        clock.sleep(0.002)
 
-    monkeypatch.setattr(torch.cuda, "Event", _Event)
+    monkeypatch.setattr(torch.cuda, "Event", clock.event)
     found = bench._cuda_batches(call, 4, 3)
-    assert len(found) == 4 and calls == list(range(12))
-    assert all(0.002 <= seconds < 0.02 for seconds in found)
+    assert calls == list(range(12)) and found == pytest.approx([0.002] * 4)
 
 
 @pytest.mark.parametrize("set_bytes", [1 << 20, 10 << 20, 50 << 20])
