@@ -103,7 +103,7 @@ def divided(plan: Plan, parallel: ParallelPlan, stack: Stack) -> Plan:
     """The plan of one rank of a layout: its part of each layer, and how it holds the states."""
     layout, notes = resolve_layout(parallel, plan, stack)
     kernels = split_kernels(plan.kernels, layout, stack)
-    values = local_values(plan.values, plan.config, layout)
+    values = local_values(plan.values, layout)
     plan = plan._replace(
         undivided=plan,
         parallel=layout,

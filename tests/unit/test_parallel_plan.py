@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from memcalc.engine.parallel.local import local_values
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import ParallelPlan, divisors, stated, with_degrees
 
@@ -68,3 +69,11 @@ def test_only_what_was_stated_is_stated() -> None:
 @given(st.integers(1, 10_000))
 def test_divisors_are_all_and_in_order(number: int) -> None:
     assert divisors(number) == [n for n in range(1, number + 1) if number % n == 0]
+
+
+def test_a_rank_of_a_layer_holds_its_part_and_keeps_what_is_not_divided() -> None:
+    whole = {"a": 32, "k": 8, "g": 4, "f": 8192, "V": 128_256, "s": 4096, "h": 2048, "b": 2}
+    own = local_values(whole, ParallelPlan(tp=4, cp=2))
+    assert own == whole | {"a": 8, "k": 2, "f": 2048, "V": 32_064, "s": 2048}
+    assert local_values(whole, ParallelPlan()) == whole
+    assert local_values(whole, ParallelPlan(tp=16))["k"] == 1  # fewer heads than ranks: one each

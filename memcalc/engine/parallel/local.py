@@ -1,16 +1,27 @@
 """What one rank's dims are: heads, columns, vocabulary rows, positions and experts of its own.
 
-Checked by: unit/test_parallel_plan.py.
+A rank of tp holds a/t query heads, k/t key/value heads (at least one), f/t columns of the MLP and V/t
+rows of the vocabulary, rounded up; a rank of cp holds s/c positions. What is not divided keeps its
+value: the hidden size, head widths, the batch.
+Sources: Shoeybi et al. 2019 (arXiv:1909.08053), sec. 3. Checked by: unit/test_parallel_plan.py.
 """
 
 from __future__ import annotations
 
-from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
 
+#: Letters that tensor parallelism divides.
+_DIVIDED = ("a", "k", "f", "V")
 
-def local_values(
-    values: dict[str, int], config: ModelConfig, layout: ParallelPlan
-) -> dict[str, int]:
-    """The dim values of one rank, from those of the whole model."""
-    return dict(values)
+
+def local_values(values: dict[str, int], layout: ParallelPlan) -> dict[str, int]:
+    """The dim values of one rank, from those of the whole model.
+
+    values: as `dims.dim_values` gives them. Counts that tp does not divide are rounded up.
+    """
+    own = dict(values)
+    for letter in _DIVIDED:
+        own[letter] = -(-values[letter] // layout.tp)
+    own["g"] = own["a"] // own["k"]
+    own["s"] = -(-values["s"] // layout.cp)
+    return own
