@@ -40,6 +40,10 @@ _EXAMPLES = {
         "torchrun --nproc-per-node 8 -m memcalc measure llama-3.1-8b --fsdp",
     ),
     "calibrate": ("memcalc calibrate", "memcalc calibrate --out my-card.toml"),
+    "accuracy": (
+        "memcalc accuracy --confidence high --priceable yes",
+        "memcalc accuracy --rows my-runs.csv --json",
+    ),
     "list": ("memcalc list", "memcalc list gpus"),
     "show": ("memcalc show h100", "memcalc show models llama-3.1-8b --json"),
     "doctor": ("memcalc doctor",),
@@ -218,7 +222,7 @@ def _from_profiles(*kinds: str) -> Callable[..., list[str]]:
 
 _COMPLETE: dict[str, Callable[..., list[str]]] = {
     "MODEL": _from_profiles("models"),
-    "NAME": _from_profiles("models", "gpus", "stacks"),
+    "NAME": _from_profiles("models", "gpus", "stacks", "clusters"),
     "KIND": lambda incomplete="": [
         kind for kind in ("models", "gpus", "stacks", "clusters", "calibrations")
         if kind.startswith(incomplete)

@@ -18,10 +18,12 @@ LAYOUT: Final = ("estimate", "explain")
 RANKS: Final = ("estimate", "explain", "measure")
 MEASURE: Final = ("measure", "verify")
 ON_DEVICE: Final = ("measure", "verify", "calibrate")
+ACCURACY: Final = ("accuracy",)
 EVERY: Final = (
-    "estimate", "explain", "measure", "verify", "calibrate", "list", "show", "doctor", "diff",
+    "estimate", "explain", "measure", "verify", "calibrate", "accuracy", "list", "show", "doctor",
+    "diff",
 )  # fmt: skip
-PANELS: Final = ("Model", "Training", "Parallelism", "Hardware", "Measuring", "Output")
+PANELS: Final = ("Model", "Training", "Parallelism", "Hardware", "Measuring", "Rows", "Output")
 
 
 class Option(NamedTuple):
@@ -117,10 +119,18 @@ _NOW: Final = (
     Option("records", "file", "Measuring", "Append the record there (JSON lines)",
            "records.jsonl in the user's data directory", commands=MEASURE),
     Option("no-record", "flag", "Measuring", "Keep no record", commands=MEASURE),
+    Option("rows", "file", "Rows", "Measured runs to price (CSV), columns as the published ones",
+           "the published runs", commands=ACCURACY),
+    Option("source", "text", "Rows", "Only sources whose name holds this", "all", commands=ACCURACY),
+    Option("confidence", "text", "Rows", "Only rows of this confidence", "all", commands=ACCURACY,
+           choices=("high", "med", "low")),
+    Option("priceable", "text", "Rows", "Only rows whose columns hold all that decides the figures",
+           "all", commands=ACCURACY, choices=("yes", "partly", "no")),
     Option("config", "file", "Output", "Read options from a run file (TOML)"),
     Option("save", "file", "Output", "Write the options given to a run file"),
     Option("json", "flag", "Output", "One JSON object on stdout", commands=EVERY),
-    Option("csv", "flag", "Output", "One row of CSV with a header", commands=ESTIMATE),
+    Option("csv", "flag", "Output", "CSV with a header: one row (accuracy: one a figure)",
+           commands=("estimate", "accuracy")),
     Option("quiet", "flag", "Output", "One line, no notes", commands=EVERY, flags=("-q",)),
     Option("ops", "flag", "Output",
            "Add the ledger, an op a row (explain: what each op allocates and frees)"),
@@ -195,6 +205,7 @@ COMMANDS: Final = {
     "verify": ("MODEL", "Run real steps and hold the estimate against them"),
     "measure": ("MODEL", "Run real steps: memory, tokens/s, utilisation"),
     "calibrate": ("", "Micro-benchmarks of this device, into a calibration profile"),
+    "accuracy": ("", "Price measured runs, published or your own: predicted beside measured"),
     "list": ("[KIND]", "Known models, gpus, stacks, clusters, calibrations"),
     "show": ("[KIND] NAME", "Every figure of one model, GPU or stack, with its source"),
     "doctor": ("", "What is installed, which device"),
@@ -203,11 +214,11 @@ COMMANDS: Final = {
 #: (fewest, most) positional arguments.
 POSITIONALS: Final = {
     "estimate": (1, 1), "explain": (1, 1), "verify": (1, 1), "measure": (1, 1),
-    "calibrate": (0, 0), "list": (0, 1), "show": (1, 2), "doctor": (0, 0), "diff": (2, 2),
+    "calibrate": (0, 0), "accuracy": (0, 0), "list": (0, 1), "show": (1, 2), "doctor": (0, 0), "diff": (2, 2),
 }  # fmt: skip
 LATER_COMMANDS: Final = (
     "infer", "solve", "search", "advise", "compare", "chart", "report", "train-time", "mfu",
-    "accuracy", "export", "import",
+    "export", "import",
 )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ _MODULES = {
     "measure": "memcalc.cli.measure",
     "verify": "memcalc.cli.verify",
     "calibrate": "memcalc.cli.calibrate",
+    "accuracy": "memcalc.cli.accuracy",
     "list": "memcalc.cli.listing",
     "show": "memcalc.cli.show",
     "doctor": "memcalc.cli.doctor",
