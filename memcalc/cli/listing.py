@@ -35,6 +35,9 @@ def run(arguments: Arguments) -> int:
             sheet.line("memcalc list KIND names them, memcalc show NAME tells all of one")
         elif any(str(row.get("usable_bytes_source", "")).startswith("label") for row in rows):
             sheet.line("label: taken from the product's name, not read from a device")
+        elif kind == "clusters":
+            sheet.line("GPUs of a node and of the scale-up domain; GB/s of one direction, as sold:")
+            sheet.line("of a GPU to its peers on the link, of a node to other nodes")
 
     plain = {"schema": 1, "kind": kind or "kinds", "count": len(rows), "entries": rows}
     line = "\n".join(str(next(iter(row.values()))) for row in rows)
@@ -71,10 +74,13 @@ _SHORT = {
     "usable_bytes": "usable GiB", "usable_bytes_source": "known from",
     "memory_bandwidth_bytes_per_s": "GB/s", "bf16_flops_per_s": "bf16 TF/s",
     "verified_against": "checked against", "gemm_flops_per_s": "gemm TF/s",
+    "gpus_per_node": "GPUs", "domain_gpus": "domain", "topology": "wiring",
+    "link_bytes_per_s": "link GB/s", "node_network_bytes_per_s": "node GB/s",
 }  # fmt: skip
 _SCALE = {
     "usable_bytes": (GIB, ".1f"), "memory_bandwidth_bytes_per_s": (1e9, ",.0f"),
     "bf16_flops_per_s": (1e12, ",.1f"), "gemm_flops_per_s": (1e12, ",.3g"),
+    "link_bytes_per_s": (1e9, ",.4g"), "node_network_bytes_per_s": (1e9, ",.4g"),
 }  # fmt: skip
 
 
@@ -155,6 +161,22 @@ def _stacks() -> list[dict[str, Any]]:
     return rows + later
 
 
+def _clusters() -> list[dict[str, Any]]:
+    """Rates are of one direction: a GPU's to its peers, a node's to other nodes."""
+    from memcalc.inputs.clusters import load_cluster
+    from memcalc.inputs.profiles import profile_names
+
+    rows = []
+    for cluster in map(load_cluster, profile_names("clusters")):
+        row = {"name": cluster.slug, "gpu": cluster.gpu, "gpus_per_node": cluster.gpus_per_node}
+        row |= {key: getattr(cluster, key) for key in ("domain_gpus", "topology")}
+        row |= {
+            key: getattr(cluster, key) for key in ("link_bytes_per_s", "node_network_bytes_per_s")
+        }
+        rows.append(row)
+    return rows
+
+
 def _calibrations() -> list[dict[str, Any]]:
     """The user's and the package's; a file that is none is passed over with a note."""
     from memcalc.errors import ConfigError
@@ -181,4 +203,7 @@ def _calibrations() -> list[dict[str, Any]]:
     return rows
 
 
-_ROWS = {"models": _models, "gpus": _gpus, "stacks": _stacks, "calibrations": _calibrations}
+_ROWS = {
+    "models": _models, "gpus": _gpus, "stacks": _stacks, "clusters": _clusters,
+    "calibrations": _calibrations,
+}  # fmt: skip

@@ -7,7 +7,7 @@ of all but bad input.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from memcalc.cli.on_device import (
     EXIT,
@@ -15,21 +15,19 @@ from memcalc.cli.on_device import (
     deliver_record,
     keep,
     measure_options,
+    put_trouble,
     records_file,
-    trouble,
 )
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, need_torch, request_of
 from memcalc.errors import MemcalcError
-
-if TYPE_CHECKING:
-    from memcalc.output.console import Page
 
 
 def run(arguments: Arguments) -> int:
     """Measure, keep the record, write the result; returns the exit status."""
     need_torch()
     from memcalc.cli import measure_ranks
+    from memcalc.output.measure_text import measure_page, quiet_line
 
     if measure_ranks.wanted(arguments):
         return measure_ranks.run(arguments)
@@ -38,12 +36,8 @@ def run(arguments: Arguments) -> int:
     record, said = measured(arguments, request)
     if record["status"] == "refused":
         raise MemcalcError(record["error"]["message"])
-    _deliver(arguments, request, record, said)
-    line = trouble(record)
-    if line is not None:
-        from memcalc.output.files import put_notes
-
-        put_notes([line], "error")
+    deliver_record(arguments, request, record, said, measure_page, quiet_line(record))
+    put_trouble(record)
     if record["status"] == "ok" and record["loss_fell"] is False:
         return OUTSIDE
     return EXIT[record["status"]]
@@ -64,14 +58,3 @@ def measured(arguments: Arguments, request: Request) -> tuple[dict[str, Any], st
         record = measure(plan, options, tell)
     record["setup"]["stated_model"] = request.config.name
     return record, keep(record, path)
-
-
-def _deliver(
-    arguments: Arguments, request: Request, record: dict[str, Any], said: str | None
-) -> None:
-    from memcalc.output.measure_text import measure_page, quiet_line
-
-    def page(sheet: Page) -> None:
-        measure_page(sheet, record, dict(request.stated))
-
-    deliver_record(arguments, record, said, page, quiet_line(record))

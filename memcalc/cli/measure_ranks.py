@@ -10,17 +10,20 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from memcalc.cli.deliver import deliver
-from memcalc.cli.on_device import EXIT, OUTSIDE, measure_options, records_file, trouble
+from memcalc.cli.on_device import (
+    EXIT,
+    OUTSIDE,
+    deliver_record,
+    measure_options,
+    records_file,
+    trouble,
+)
 from memcalc.cli.options import BY_NAME
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, request_of, typed
 from memcalc.errors import ConfigError, MemcalcError
-
-if TYPE_CHECKING:
-    from memcalc.output.console import Page
 
 PARALLEL = ("tp", "pp", "dp", "schedule", "sp", "fsdp")
 BAD_INPUT = 2
@@ -125,6 +128,8 @@ class _Finish:
         from memcalc.harness.ranks.rank_records import cause, completed, merged
         from memcalc.harness.records import append_all, finite
         from memcalc.output.files import put_notes
+        from memcalc.output.measure_text import quiet_line
+        from memcalc.output.ranks_text import ranks_page
 
         records = completed(posted, stages, uuid.uuid4().hex)
         why = cause(records, first)
@@ -136,28 +141,13 @@ class _Finish:
         if self.path is not None:
             append_all(self.path, records)
         result = finite(merged(records, first))
-        self._deliver(result)
+        said = f"{len(records)} records appended to {self.path}" if self.path else None
+        line = quiet_line(result)
+        deliver_record(self.arguments, self.request, result, said, ranks_page, line)
+        put_notes(_errors(result), "error")
         if why is not None:
             return EXIT[why["status"]]
         return OUTSIDE if result["loss_fell"] is False else 0
-
-    def _deliver(self, result: dict[str, Any]) -> None:
-        from memcalc.output.files import put_notes
-        from memcalc.output.measure_text import quiet_line
-        from memcalc.output.ranks_text import ranks_page
-
-        def page(sheet: Page) -> None:
-            ranks_page(sheet, result, dict(self.request.stated))
-
-        deliver(self.arguments, lambda: result, page, quiet_line(result))
-        out = self.arguments.text("out") or ""
-        quiet = self.arguments.has("quiet") or self.arguments.wants_json
-        if not (quiet or out.lower().endswith(".json")):
-            put_notes([*result["setup"]["notes"], *result["notes"]])
-            put_notes(
-                [f"{len(result['ranks'])} records appended to {self.path}"] if self.path else []
-            )
-        put_notes(_errors(result), "error")
 
 
 def _errors(result: dict[str, Any]) -> list[str]:

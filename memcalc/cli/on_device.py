@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from memcalc.cli.deliver import deliver
 from memcalc.cli.options import BY_NAME
 from memcalc.cli.parse import Arguments
-from memcalc.cli.request import typed
+from memcalc.cli.request import Request, typed
 from memcalc.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -65,13 +64,20 @@ def keep(record: Mapping[str, Any], path: Path | None) -> str | None:
 
 def deliver_record(
     arguments: Arguments,
+    request: Request,
     record: Mapping[str, Any],
     said: str | None,
-    page: Callable[[Page], None],
+    write: Callable[[Page, Mapping[str, Any], Mapping[str, Any]], None],
     line: str,
 ) -> None:
-    """Write a record where it was asked for; below a page its notes, and `said`: where it was kept."""
+    """Write a record where it was asked for; below a page its notes, and `said`: where it was kept.
+
+    write: puts the record on a page, and what --set changed. line: what --quiet shows.
+    """
     from memcalc.output.files import put_notes
+
+    def page(sheet: Page) -> None:
+        write(sheet, record, dict(request.stated))
 
     def plain() -> dict[str, Any]:
         from memcalc.harness.records import finite
@@ -84,6 +90,14 @@ def deliver_record(
     if not (arguments.has("quiet") or arguments.wants_json or out.lower().endswith(".json")):
         put_notes([*record["setup"]["notes"], *record["notes"]])
         put_notes([said] if said else [])
+
+
+def put_trouble(record: dict[str, Any]) -> None:
+    """Say on stderr what is wrong with a run, if anything is."""
+    from memcalc.output.files import put_notes
+
+    line = trouble(record)
+    put_notes([] if line is None else [line], "error")
 
 
 def trouble(record: dict[str, Any]) -> str | None:
@@ -109,9 +123,3 @@ def trouble(record: dict[str, Any]) -> str | None:
             "rule: it falls; this run does not train, so its figures mean nothing"
         )
     return None
-
-
-def world_size() -> int:
-    """Processes of this run: torchrun's WORLD_SIZE, else 1."""
-    text = os.environ.get("WORLD_SIZE", "1")
-    return int(text) if text.isdigit() and int(text) > 0 else 1

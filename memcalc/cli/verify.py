@@ -14,9 +14,8 @@ from memcalc.cli.on_device import (
     deliver_record,
     keep,
     measure_options,
+    put_trouble,
     records_file,
-    trouble,
-    world_size,
 )
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, need_torch, request_of
@@ -25,7 +24,6 @@ from memcalc.errors import ConfigError, MemcalcError
 if TYPE_CHECKING:
     from memcalc.engine.plan import Plan
     from memcalc.harness.verify import Verified
-    from memcalc.output.console import Page
 
 _PICTURES = (".png", ".svg", ".pdf")
 
@@ -33,14 +31,17 @@ _PICTURES = (".png", ".svg", ".pdf")
 def run(arguments: Arguments) -> int:
     """Verify, keep the record, write the result; returns the exit status."""
     need_torch()
+    from memcalc.harness.ranks.layout import world
+    from memcalc.output.verify_text import quiet_line, verify_page
+
     picture = arguments.text("chart")
     if picture is not None and not picture.lower().endswith(_PICTURES):
         raise ConfigError(
             f"--chart: got {picture!r}; rule: a file ending in {', '.join(_PICTURES)}"
         )
-    if world_size() > 1:
+    if world().size > 1:
         raise ConfigError(
-            f"verify: got {world_size()} processes; rule: one; `memcalc measure` runs on several"
+            f"verify: got {world().size} processes; rule: one; `memcalc measure` runs on several"
         )
     request = request_of(arguments)
     verified, plan, said = _verified(arguments, request)
@@ -49,12 +50,8 @@ def run(arguments: Arguments) -> int:
         raise MemcalcError(record["error"]["message"])
     if picture is not None and verified.timeline:
         _draw(plan, verified, picture)
-    _deliver(arguments, request, record, said)
-    line = trouble(record)
-    if line is not None:
-        from memcalc.output.files import put_notes
-
-        put_notes([line], "error")
+    deliver_record(arguments, request, record, said, verify_page, quiet_line(record))
+    put_trouble(record)
     if record["status"] != "ok":
         return EXIT[record["status"]]
     fell = record["loss_fell"] is not False
@@ -73,7 +70,7 @@ def _verified(arguments: Arguments, request: Request) -> tuple[Verified, Plan, s
     plan = local_plan(request.config, request.setup, request.kernels, device.type)
     predicted = _estimate(request, plan, device)
     path = records_file(arguments)
-    wanted = (arguments.has("ops"), arguments.has("chart") or "chart" in arguments.options)
+    wanted = (arguments.has("ops"), "chart" in arguments.options)
     with progress(f"verify {request.config.name}", arguments.has("quiet")) as tell:
         verified = verify(plan, predicted, options, wanted, tell)
     verified.record["setup"]["stated_model"] = request.config.name
@@ -99,14 +96,3 @@ def _draw(plan: Plan, verified: Verified, path: str) -> None:
 
     accum = plan.resolved.grad_accum_steps
     memory_chart(step_events(plan), verified.timeline, verified.record, accum, path)
-
-
-def _deliver(
-    arguments: Arguments, request: Request, record: dict[str, Any], said: str | None
-) -> None:
-    from memcalc.output.verify_text import quiet_line, verify_page
-
-    def page(sheet: Page) -> None:
-        verify_page(sheet, record, dict(request.stated))
-
-    deliver_record(arguments, record, said, page, quiet_line(record))

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from memcalc.errors import ConfigError
 from memcalc.inputs import profiles
+from memcalc.inputs.profiles import read_text
 from memcalc.units import GIB, MIB
 
 TotalSource = Literal["measured", "nvidia-smi less 0.6 GiB", "label"]
@@ -179,18 +180,7 @@ def _resolve(name: str) -> tuple[str | None, list[str]]:
 
 def _figures(raw: Mapping[str, Any], where: str) -> tuple[dict[str, float], list[str]]:
     """The numbers of a profile by key, and the keys that are not verified."""
-    values: dict[str, float] = {}
-    unverified: list[str] = []
-    for key in FIGURES:
-        if key not in raw:
-            continue
-        entry = raw[key] if isinstance(raw[key], dict) else {"value": raw[key]}
-        value = entry.get("value")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e20:
-            raise ConfigError(f"{where}: {key}: got {value!r}; rule: a positive number")
-        values[key] = value
-        if not entry.get("verified", False):
-            unverified.append(key)
+    values, unverified = profiles.read_figures(raw, FIGURES, where)
     for key in ("marketed_gb", "memory_bandwidth_bytes_per_s"):
         if key not in values:
             raise ConfigError(f"{where}: {key}: got none; rule: every gpu profile states it")
@@ -206,13 +196,6 @@ def _total_bytes(values: Mapping[str, float]) -> tuple[int, TotalSource]:
     return round(values["marketed_gb"] * GIB), "label"
 
 
-def _text(raw: Mapping[str, Any], key: str, where: str) -> str | None:
-    value = raw.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{where}: {key}: got {value!r}; rule: a string")
-    return value
-
-
 def read_gpu(path: Path) -> Gpu:
     """The device of one profile file; in a user's file figures may be bare numbers.
 
@@ -225,7 +208,7 @@ def read_gpu(path: Path) -> Gpu:
     total, source = _total_bytes(values)
     if total <= 0:
         raise ConfigError(f"{where}: memory: got {total} bytes; rule: above 0.6 GiB")
-    capability = _text(raw, "compute_capability", where)
+    capability = read_text(raw, "compute_capability", where)
     if capability is not None and not re.fullmatch(r"[1-9]\d?\.\d", capability):
         raise ConfigError(f"{where}: compute_capability: got {capability!r}; rule: such as '9.0'")
     price = raw.get("price_usd_per_hour_low")
@@ -233,13 +216,13 @@ def read_gpu(path: Path) -> Gpu:
         k: values[k] for k in _PLAIN[4:] if k in values and not k.startswith("pcie")
     }
     texts: dict[str, Any] = {
-        k: _text(raw, k, where) for k in ("form_factor", "memory_type", "link")
+        k: read_text(raw, k, where) for k in ("form_factor", "memory_type", "link")
     }
     return Gpu(
-        name=_text(raw, "name", where) or path.stem,
+        name=read_text(raw, "name", where) or path.stem,
         slug=path.stem,
-        vendor=(_text(raw, "vendor", where) or "unknown").lower(),
-        architecture=(_text(raw, "architecture", where) or "unknown").lower(),
+        vendor=(read_text(raw, "vendor", where) or "unknown").lower(),
+        architecture=(read_text(raw, "architecture", where) or "unknown").lower(),
         compute_capability=capability,
         marketed_gb=values["marketed_gb"],
         total_bytes=total,

@@ -1,4 +1,4 @@
-"""Profiles: facts kept as TOML files, one a model, device or stack, found by name.
+"""Profiles: facts kept as TOML files, one a model, device, cluster or stack, found by name.
 
 Decides where the files lie and which one a name means, not what is in them. A name is tried as a
 file stem first (one file opened), then in normal spelling (lower case, hyphens), then against the
@@ -8,13 +8,14 @@ file stem first (one file opened), then in normal spelling (lower case, hyphens)
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from memcalc.errors import ConfigError, unknown
 
 #: Kinds of profiles, each a folder; the value is the word used in messages.
-KINDS = {"models": "model", "gpus": "gpu", "stacks": "stack"}
+KINDS = {"models": "model", "gpus": "gpu", "stacks": "stack", "clusters": "cluster"}
 #: Longest name accepted; a longer one is not a name.
 MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+()/:-]*")
@@ -123,3 +124,34 @@ def profile_hash(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except OSError as err:
         raise ConfigError(f"profile: got {str(path)!r}, not readable ({err.strerror})") from err
+
+
+def read_figures(
+    raw: Mapping[str, Any], keys: Iterable[str], where: str
+) -> tuple[dict[str, float], list[str]]:
+    """The numbers a profile states under these keys, and which of them have no second source.
+
+    A figure is a table of value, source and verified; in a user's own file a bare number will do.
+    Raises ConfigError unless each is a positive number. Checked by: unit/test_hardware.py.
+    """
+    values: dict[str, float] = {}
+    unverified: list[str] = []
+    for key in keys:
+        if key not in raw:
+            continue
+        entry = raw[key] if isinstance(raw[key], dict) else {"value": raw[key]}
+        value = entry.get("value")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e20:
+            raise ConfigError(f"{where}: {key}: got {value!r}; rule: a positive number")
+        values[key] = value
+        if not entry.get("verified", False):
+            unverified.append(key)
+    return values, unverified
+
+
+def read_text(raw: Mapping[str, Any], key: str, where: str) -> str | None:
+    """A word or sentence of a profile; None where it has none. Checked by: unit/test_hardware.py."""
+    value = raw.get(key)
+    if value is not None and not isinstance(value, str):
+        raise ConfigError(f"{where}: {key}: got {value!r}; rule: a string")
+    return value

@@ -75,7 +75,7 @@ def test_bad_input_is_one_line_and_status_2(memcalc, words, said: str) -> None: 
         (("list", "--tp", "2"), "--tp"),
         (("show",), "argument"),
         (("show", "nosuchthing"), "show: got 'nosuchthing'"),
-        (("show", "clusters", "x"), "none in this version"),
+        (("show", "clusters", "dgx-h101"), "nearest: dgx-h100"),
         (("doctor", "now"), "too many"),
         (("explain", "gpt2", "--gpu", "h100"), "not an option of explain"),
         (("explain", "gpt2", "--csv"), "not an option of explain"),
