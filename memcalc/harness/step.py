@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from memcalc.engine.plan import Plan
 from memcalc.harness.model.decoder import Decoder, build
-from memcalc.harness.optimizers import make_optimizers
+from memcalc.harness.optimizers import make_optimizers, step_in_backward
 from memcalc.harness.watch.scopes import op, unwatch, watch
 
 OnPhase = Callable[[str], None]
@@ -26,6 +26,9 @@ class TrainingStep:
     is the same batch, so that the loss must fall. Raises ConfigError for what cannot be run.
     """
 
+    #: Called when backward is over, before gradients are summed over ranks (harness/ranks).
+    before_sums: Callable[[], None] = staticmethod(lambda: None)
+
     def __init__(self, plan: Plan, device: torch.device | str, seed: int = 0) -> None:
         self.plan, self.device = plan, torch.device(device)
         self.model: Decoder = build(plan, device, seed)
@@ -34,6 +37,8 @@ class TrainingStep:
             for block in self.model.layers:
                 block.compile(mode=mode)
         self.optimizers = make_optimizers(plan.optimizer, self.model)
+        if plan.optimizer.in_backward:
+            step_in_backward(plan.optimizer, self.model)
         shape = (plan.resolved.micro_batch_size, plan.resolved.seq_len)
         generator = torch.Generator("cpu").manual_seed(seed + 1)
         ids = torch.randint(plan.config.vocab_size, shape, generator=generator)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from memcalc.errors import ConfigError
-from memcalc.harness.ranks.layout import Layout, divisors, layout_of, world
+from memcalc.harness.ranks.layout import Layout, layout_of, world
 from memcalc.harness.ranks.layout_rules import check_layout
 from memcalc.inputs.model import ModelConfig
 from tests.harness.models import GPT2, LLAMA, MIXTRAL, cpu_plan
@@ -66,8 +66,16 @@ def test_every_rank_has_a_place_of_its_own() -> None:
     layout = Layout(dp=2, tp=2, pp=3, fsdp=True)
     places = [layout.place(rank) for rank in range(12)]
     assert len(set(places)) == 12
-    assert places[0] == (0, 0, 0) and places[1] == (0, 0, 1)  # parts of a layer are neighbours
-    assert places[2] == (0, 1, 0) and places[4] == (1, 0, 0)
+    assert places[0] == (0, 0, 0, 0)
+    assert places[1] == (0, 0, 1, 0)  # parts of a layer are neighbours
+    assert places[2] == (0, 1, 0, 0) and places[4] == (1, 0, 0, 0)
+
+
+def test_ranks_that_share_sequences_lie_between_parts_and_copies() -> None:
+    layout = Layout(dp=2, cp=3, tp=2, fsdp=True)
+    places = [layout.place(rank) for rank in range(layout.size)]
+    assert len(set(places)) == 12 and layout.shard_ranks == 6
+    assert places[2] == (0, 0, 0, 1) and places[6] == (0, 1, 0, 0)
 
 
 @pytest.mark.parametrize(("layers", "pp"), [(12, 4), (3, 2), (7, 3), (2, 2)])
@@ -77,11 +85,6 @@ def test_stages_have_all_blocks_once_and_differ_by_one(layers: int, pp: int) -> 
     sizes = [len(stage) for stage in stages]
     assert len(sizes) == pp and sizes == sorted(sizes, reverse=True)
     assert max(sizes) - min(sizes) <= 1
-
-
-@pytest.mark.parametrize("number", [1, 2, 12, 36, 97, 4096])
-def test_divisors_are_all_and_in_order(number: int) -> None:
-    assert divisors(number) == [n for n in range(1, number + 1) if number % n == 0]
 
 
 TP, PP, FSDP = Layout(tp=2), Layout(pp=2), Layout(dp=2, fsdp=True)

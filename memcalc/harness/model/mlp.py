@@ -86,7 +86,9 @@ class Mlp(nn.Module):
         return self._modules[f"{self.prefix}up_proj"](x)  # type: ignore[misc, no-any-return]
 
     def _down(self, x: Tensor) -> Tensor:
-        return self._modules[f"{self.prefix}down_proj"](x)  # type: ignore[misc, no-any-return]
+        name = f"{self.prefix}down_proj"
+        with op(name):  # what ranks do around it (harness/ranks) belongs to it
+            return self._modules[name](x)  # type: ignore[misc, no-any-return]
 
     def _activate(self, x: Tensor) -> Tensor:
         with op(f"{self.prefix}activation"):

@@ -111,6 +111,7 @@ class RankRun(MeasuredRun):
             "pp_rank": place.pp,
             "dp_rank": place.dp,
             "tp_rank": place.tp,
+            "cp_rank": place.cp,
             "blocks": [blocks.start, blocks.stop],  # of this stage: from, up to
             "mixed_precision": self._casts(),
             "data_parallel": self._reduction(),
@@ -128,7 +129,7 @@ class RankRun(MeasuredRun):
         layout = self.ranks.layout
         if layout.fsdp:
             return "fsdp2: a group a block and the rest"
-        return "ddp: gradients are views of buckets of 25 MiB" if layout.dp > 1 else None
+        return "ddp: gradients are views of buckets of 25 MiB" if layout.replicas > 1 else None
 
     def _made_step(self) -> TrainingStep:
         return RankStep(self.plan, self.ranks, self.options.seed)
@@ -136,11 +137,11 @@ class RankRun(MeasuredRun):
     def host_bytes(self) -> int:
         """What this host's ranks take at least: whole steps under DDP, else their share of the states."""
         layout, memory = self.ranks.layout, step_memory(self.plan)
-        if layout.tp == layout.pp == 1 and not layout.fsdp:
+        if layout.tp == layout.pp == layout.cp == 1 and not layout.fsdp:
             return memory.peak_bytes * self.world.local_size
         held = memory.states
         states = held.parameter_bytes + held.optimizer_bytes + held.master_bytes
-        split = layout.tp * layout.pp * (layout.dp if layout.fsdp else 1)
+        split = layout.tp * layout.pp * (layout.replicas if layout.fsdp else 1)
         return states // split * self.world.local_size
 
     def _enter(self, stage: str) -> None:

@@ -1,8 +1,9 @@
 """How the ranks of a run divide a model and its batch, and which divisions a model allows.
 
-Ranks lie as a box of pp stages, dp copies and tp parts, tp innermost: rank = (stage dp + copy) tp + part,
-so that the parts of one layer are neighbours. dp ranks split the batch; with fsdp they also split every
-parameter. The degrees' product is the number of processes torchrun started.
+Ranks lie as a box of pp stages, dp copies, cp shares of a sequence and tp parts, tp innermost: rank =
+((stage dp + copy) cp + share) tp + part, so that the parts of one layer are neighbours. dp ranks split the
+batch; with fsdp they and the cp ranks, which have the same weights, also split every parameter. The
+degrees' product is the number of processes torchrun started.
 Sources: Shoeybi et al. 2019 (arXiv:1909.08053) for tp; Korthikanti et al. 2022 (arXiv:2205.05198) for sp;
 Huang et al. 2018 (arXiv:1811.06965) and Narayanan et al. 2021 (arXiv:2104.04473) for the schedules.
 Nothing here needs torch. Checked by: harness/test_layout.py.
@@ -16,10 +17,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
+from memcalc.engine.parallel.tensor_rules import check_kept, refuse_copies
 from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.model import check_choice
+from memcalc.inputs.parallel import CP_METHODS, divisors
 
 SCHEDULES: Final = ("gpipe", "1f1b")
-_DEGREES: Final = ("dp", "tp", "pp")
+_DEGREES: Final = ("dp", "cp", "tp", "pp")
 #: Largest number of processes; beyond it a number is a typing error.
 _MOST_RANKS: Final = 1 << 20
 
@@ -55,11 +59,12 @@ def _from_environment(name: str, default: int) -> int:
 
 
 class Place(NamedTuple):
-    """Where a rank is: its pipeline stage, its share of the batch, its part of each layer."""
+    """Where a rank is: its stage, its share of the batch, its part of each layer, its positions."""
 
     pp: int = 0
     dp: int = 0
     tp: int = 0
+    cp: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +74,10 @@ class Layout:
     dp: ranks that split the batch; tp: that split each layer; pp: stages, each with a run of blocks.
     sp: the stream between layers is split along the sequence over the tp ranks. fsdp: parameters,
     gradients and states are split over the dp ranks (FSDP2); else each has them all (DDP).
+    reshard: whether fsdp frees a block's parameters after its forward, or over how many ranks it then
+    keeps them split; None: freed, with stages kept. shard: ranks fsdp splits over, the dp ranks then
+    being dp / shard groups of them that sum their gradients (HSDP); None: all. cp: ranks that split
+    every sequence, by cp_method.
     """
 
     dp: int = 1
@@ -77,6 +86,10 @@ class Layout:
     sp: bool = False
     fsdp: bool = False
     schedule: str = "1f1b"
+    reshard: bool | int | None = None
+    shard: int | None = None
+    cp: int = 1
+    cp_method: str = "ring"
 
     def __post_init__(self) -> None:
         for name in _DEGREES:
@@ -85,22 +98,56 @@ class Layout:
                 raise ConfigError(f"{name}: got {value}; rule: 1 to {_MOST_RANKS:,}")
         if self.schedule not in SCHEDULES:
             raise unknown("schedule", self.schedule, SCHEDULES)
+        check_choice("cp_method", self.cp_method, CP_METHODS)
         if self.sp and self.tp == 1:
             raise ConfigError("sp: got tp 1; rule: beside tensor parallelism; valid: --tp above 1")
-        if self.tp > 1 and self.dp > 1 and not self.fsdp:
-            raise ConfigError(
-                f"tp: got {self.tp} with dp {self.dp} and no fsdp; rule: DDP takes no split "
-                f"parameters; valid: --fsdp, or --tp {self.tp * self.dp}"
-            )
+        if self.tp > 1 and self.replicas > 1 and not self.fsdp:
+            raise refuse_copies(self.tp, self.replicas)
+        self._check_sharding()
+
+    def _check_sharding(self) -> None:
+        """shard and reshard are of fsdp; a part of the dp ranks divides them."""
+        shard, reshard = self.shard, self.reshard
+        for name, value in (("shard", shard), ("reshard", reshard)):
+            if value is not None and not self.fsdp:
+                raise ConfigError(
+                    f"{name}: got no fsdp; rule: of sharded parameters; valid: --fsdp"
+                )
+        if shard is not None and self.cp > 1:
+            raise ConfigError(f"shard: got {shard} with cp {self.cp}; rule: all of dp x cp")
+        if shard is not None and (shard < 1 or self.dp % shard):
+            raise _not_divided("shard", shard, "dp", self.dp)
+        if reshard is None or isinstance(reshard, bool):
+            return
+        if reshard < 1 or self.shard_ranks % reshard:
+            raise _not_divided("reshard", reshard, "the sharding ranks", self.shard_ranks)
+        check_kept(reshard, self.tp, self.shard_ranks)
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that have the same weights: each with its share of the batch and of every sequence."""
+        return self.dp * self.cp
+
+    @property
+    def shard_ranks(self) -> int:
+        """Ranks that fsdp splits parameters over."""
+        return self.shard or self.replicas
+
+    @property
+    def frees_after_forward(self) -> bool | int:
+        """fully_shard's reshard_after_forward of the blocks; the root keeps its own, gathered."""
+        return self.pp == 1 if self.reshard is None else self.reshard
 
     @property
     def size(self) -> int:
         """Processes of the run."""
-        return self.dp * self.tp * self.pp
+        return self.replicas * self.tp * self.pp
 
     def place(self, rank: int) -> Place:
         """Where a rank is."""
-        return Place(rank // (self.dp * self.tp), rank // self.tp % self.dp, rank % self.tp)
+        stage, rest = divmod(rank, self.replicas * self.tp)
+        share, part = divmod(rest, self.tp)
+        return Place(stage, share // self.cp, part, share % self.cp)
 
     def stage_layers(self, layers: int) -> list[range]:
         """The blocks of each stage: equally many, the first stages one more where they must."""
@@ -110,29 +157,38 @@ class Layout:
 
     def plain(self) -> dict[str, Any]:
         """As a record keeps it; schedule is None without stages."""
-        return {**asdict(self), "schedule": self.schedule if self.pp > 1 else None}
+        method = self.cp_method if self.cp > 1 else None
+        schedule = self.schedule if self.pp > 1 else None
+        return {**asdict(self), "schedule": schedule, "cp_method": method}
 
 
 def layout_of(stated: Mapping[str, Any], size: int) -> Layout:
     """The layout of `size` processes; dp is what the other degrees leave. No option at all is DDP.
 
-    stated: what the user gave of tp, pp, dp, schedule, sp, fsdp. Raises ConfigError when the degrees'
+    stated: what the user gave of Layout's fields. Raises ConfigError when the degrees'
     product is not `size`, saying which are valid, or how to start so many processes.
     """
-    tp, pp = stated.get("tp", 1), stated.get("pp", 1)
-    inner = tp * pp
+    tp, pp, cp = (stated.get(name, 1) for name in ("tp", "pp", "cp"))
+    inner = tp * pp * cp
     if "schedule" in stated and pp == 1:
         raise ConfigError("schedule: got no stages; rule: of a pipeline; valid: --pp above 1")
+    if "cp_method" in stated and cp == 1:
+        raise ConfigError(
+            "cp_method: got whole sequences; rule: of split ones; valid: --cp above 1"
+        )
     dp = stated.get("dp", max(1, size // inner))
     if dp * inner != size:
-        _refuse_product({"dp": dp, "tp": tp, "pp": pp}, stated, size)
-    named = {name: stated[name] for name in ("schedule", "sp", "fsdp") if name in stated}
-    return Layout(dp=dp, tp=tp, pp=pp, **named)
+        _refuse_product(
+            {"dp": dp, **({"cp": cp} if cp > 1 else {}), "tp": tp, "pp": pp}, stated, size
+        )
+    more = ("schedule", "sp", "fsdp", "reshard", "shard", "cp_method")
+    named = {name: stated[name] for name in more if name in stated}
+    return Layout(dp=dp, tp=tp, pp=pp, cp=cp, **named)
 
 
 def _refuse_product(degrees: dict[str, int], stated: Mapping[str, Any], size: int) -> None:
     """Say which degree cannot be, and what it could be with the others as they are."""
-    name = next((n for n in ("tp", "pp", "dp") if stated.get(n, 1) > 1), "dp")
+    name = next((n for n in ("tp", "pp", "cp", "dp") if stated.get(n, 1) > 1), "dp")
     if size == 1:
         wanted = math.prod(degrees.values())
         raise ConfigError(
@@ -145,12 +201,11 @@ def _refuse_product(degrees: dict[str, int], stated: Mapping[str, Any], size: in
     valid = divisors(left) if free else [left] if left else []
     listing = ", ".join(map(str, valid)) or f"none with the other degrees at {others}"
     raise ConfigError(
-        f"{name}: got {degrees[name]}; rule: dp x tp x pp = {size}, the processes of torchrun; "
+        f"{name}: got {degrees[name]}; rule: {' x '.join(degrees)} = {size}, the processes of torchrun; "
         f"valid: {listing}"
     )
 
 
-def divisors(number: int) -> list[int]:
-    """Every divisor, least first; none of 0."""
-    small = [n for n in range(1, math.isqrt(number) + 1) if number % n == 0]
-    return small + [number // n for n in reversed(small) if n * n != number]
+def _not_divided(name: str, got: int, whole: str, number: int) -> ConfigError:
+    valid = ", ".join(map(str, divisors(number)))
+    return ConfigError(f"{name}: got {got}; rule: divides {whole} = {number}; valid: {valid}")

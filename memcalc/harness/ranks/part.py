@@ -14,9 +14,12 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from memcalc.engine.plan import Plan
+from memcalc.harness.model.block import Block
 from memcalc.harness.model.casting import DTYPES, cast_scope
 from memcalc.harness.model.decoder import Decoder, assemble, draw, parameters_made
 from memcalc.harness.model.recompute import run_block
+from memcalc.harness.ranks.context import own_positions, split_sequence
+from memcalc.harness.ranks.fsdp_stages import name_stages
 from memcalc.harness.ranks.ranks import Ranks
 from memcalc.harness.ranks.split_layers import SEQUENCE, gathered, part_of, split_dims, split_layers
 
@@ -50,7 +53,9 @@ class Part(Decoder):
 
     def __init__(self, plan: Plan, ranks: Ranks) -> None:
         super().__init__(plan.config, plan.kernels, plan.kinds)
-        self.ranks, self.seq_len = ranks, plan.resolved.seq_len
+        self.ranks, self.seq_len = ranks, plan.resolved.seq_len // ranks.layout.cp
+        # Taken once: taking a mesh apart makes tensors on the host.
+        self.tp_mesh = ranks.along("tp") if ranks.layout.tp > 1 else None
         own = ranks.layout.stage_layers(len(plan.kinds))[ranks.place.pp]
         blocks = {str(index): self.layers[index] for index in own}
         self.layers = nn.ModuleDict(blocks)  # type: ignore[assignment]  # a block keeps its name
@@ -77,17 +82,17 @@ class Part(Decoder):
     def hidden_states(self, ids: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, ...]]]:
         """What the last of these blocks returns, and what all of them read."""
         x = self._embed(ids) if self.ranks.is_first_stage else ids
-        contexts = self._contexts(ids.new_empty((0, self.seq_len)))  # the whole sequence's
+        contexts = self._contexts(ids.new_empty((0, self.seq_len)))  # the whole stream's
         for kind, block in zip(self.kinds, self.layers.values(), strict=True):  # type: ignore[operator]
             x = run_block(block, kind.recompute, x, *contexts[kind.attention])
         return x, contexts
 
     def _final(self, x: Tensor) -> Tensor:
         x = super()._final(x)
-        if self.ranks.layout.tp == 1:
+        if self.tp_mesh is None:
             return x
         stream = Shard(SEQUENCE) if self.ranks.layout.sp else Replicate()
-        return gathered(x, self.ranks.along("tp"), stream)
+        return gathered("head_gather", x, self.tp_mesh, stream)
 
 
 def build_part(plan: Plan, ranks: Ranks, seed: int) -> Decoder:
@@ -96,25 +101,35 @@ def build_part(plan: Plan, ranks: Ranks, seed: int) -> Decoder:
     Raises ConfigError for kernels the decoder does not run.
     """
     layout = ranks.layout
-    with parameters_made(plan.kernels.param_dtype, "meta"):
-        cut = layout.tp > 1 or layout.pp > 1
+    cut = layout.tp > 1 or layout.pp > 1
+    with parameters_made(plan.kernels.param_dtype, "meta" if cut or layout.fsdp else ranks.device):
         model = Part(plan, ranks) if cut else Decoder(plan.config, plan.kernels, plan.kinds)
     if layout.tp > 1:
         split_layers(model, ranks.along("tp"), layout.sp)
+    if layout.cp > 1:
+        split_sequence(model, ranks.along("cp"), layout.cp_method)
+        model.positions = rank_positions(plan, ranks)
     dims = split_dims(model)
     if layout.fsdp:
         _shard(model, plan, ranks)
-    model.to_empty(device=ranks.device)
+    if cut or layout.fsdp:
+        model.to_empty(device=ranks.device)
     _fill(model, plan, ranks, dims, seed)
     return model
+
+
+def rank_positions(plan: Plan, ranks: Ranks) -> Tensor:
+    """The positions of a sequence that this rank has, on its device."""
+    layout, seq = ranks.layout, plan.resolved.seq_len
+    return own_positions(seq, layout.cp, ranks.place.cp, layout.cp_method).to(ranks.device)
 
 
 def _shard(model: Decoder, plan: Plan, ranks: Ranks) -> None:
     """FSDP2: every block is a group of its own, the rest is the root's.
 
     16-bit mixed precision: parameters are cast before they are gathered, gradients are reduced in
-    fp32. With stages a block stays gathered between forward and backward, or it would be gathered
-    anew for every micro-batch.
+    fp32. With stages a block stays gathered between forward and backward unless the layout says
+    otherwise, or it would be gathered anew for every micro-batch. The root stays gathered always.
     """
     kernels = plan.kernels
     policy = MixedPrecisionPolicy()
@@ -122,11 +137,14 @@ def _shard(model: Decoder, plan: Plan, ranks: Ranks) -> None:
         policy = MixedPrecisionPolicy(
             param_dtype=DTYPES[kernels.compute_dtype], reduce_dtype=torch.float32
         )
-    mesh, reshard = ranks.along("dp"), ranks.layout.pp == 1
+    mesh, reshard = ranks.sharding, ranks.layout.frees_after_forward
     blocks = model.layers.values() if isinstance(model.layers, nn.ModuleDict) else model.layers
     for block in blocks:
         fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        assert isinstance(block, Block)
+        name_stages(block, block.index)
     fully_shard(model, mesh=mesh, mp_policy=policy)
+    name_stages(model, None)
 
 
 @torch.no_grad()
@@ -146,9 +164,9 @@ def _fill(model: Decoder, plan: Plan, ranks: Ranks, dims: dict[str, int], seed: 
             parts = (a, k, k) if ".qkv_proj." in name else ()
             values = part_of(name, values, dims[name], parts, place.tp, layout.tp)
         if layout.fsdp:
-            pieces = values.chunk(layout.dp, 0)
-            values = pieces[place.dp] if place.dp < len(pieces) else values[:0]
+            pieces, part = values.chunk(layout.shard_ranks, 0), ranks.share % layout.shard_ranks
+            values = pieces[part] if part < len(pieces) else values[:0]
         parameter = own[name]
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         local.copy_(values)
-    torch.manual_seed(seed + place.dp)  # dropout: masks of their own for each share of the batch
+    torch.manual_seed(seed + ranks.share)  # dropout: masks of their own for each share of the batch

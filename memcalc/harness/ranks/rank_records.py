@@ -22,7 +22,7 @@ _HEAD: Final = (
 
 
 #: Of a record's world, what is this rank's alone.
-_PLACE: Final = ("pp_rank", "dp_rank", "tp_rank", "blocks")
+_PLACE: Final = ("pp_rank", "dp_rank", "tp_rank", "cp_rank", "blocks")
 
 
 class RankBytes(NamedTuple):
@@ -102,8 +102,10 @@ def _lost(known: Mapping[str, Any], rank: int, stage: str | None) -> dict[str, A
     """What can be said of a rank that ended without a word."""
     head = {name: known.get(name) for name in _HEAD}
     world = dict(known["world"])
-    place = Layout(**{name: world[name] for name in ("dp", "tp", "pp", "fsdp")}).place(rank)
-    world |= {"pp_rank": place.pp, "dp_rank": place.dp, "tp_rank": place.tp, "blocks": None}
+    degrees = {name: world[name] for name in ("dp", "tp", "pp", "cp", "fsdp") if name in world}
+    place = Layout(**degrees).place(rank)
+    world |= {f"{name}_rank": number for name, number in place._asdict().items()}
+    world["blocks"] = None
     head["world"] = world
     return {
         **head,

@@ -25,10 +25,11 @@ from torch.nn.parallel import DistributedDataParallel
 from memcalc.engine.plan import Plan
 from memcalc.harness.model.casting import DTYPES
 from memcalc.harness.optimizers import make_optimizers
-from memcalc.harness.ranks.part import build_part, running_plan
+from memcalc.harness.ranks.part import build_part, rank_positions, running_plan
 from memcalc.harness.ranks.ranks import Ranks
 from memcalc.harness.ranks.split_layers import sum_partial_gradients
 from memcalc.harness.step import OnPhase, TrainingStep
+from memcalc.harness.watch.scopes import op
 
 _SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 
@@ -42,8 +43,8 @@ class RankStep(TrainingStep):
         self.optimizers = make_optimizers(self.plan.optimizer, self.model)
         self.called: nn.Module = self.model
         layout = ranks.layout
-        if layout.dp > 1 and not layout.fsdp:
-            group = ranks.along("dp").get_group()
+        if layout.replicas > 1 and not layout.fsdp:
+            group = ranks.replicas.get_group()
             self.called = DistributedDataParallel(
                 self.model, process_group=group, gradient_as_bucket_view=True
             )
@@ -60,7 +61,8 @@ class RankStep(TrainingStep):
         shape = (rows * layout.dp, resolved.seq_len)
         ids = torch.randint(self.plan.config.vocab_size, shape, generator=generator)
         first = rows * self.ranks.place.dp
-        return ids[first : first + rows].clone().to(self.device)
+        ids = ids[first : first + rows].clone().to(self.device)
+        return ids if layout.cp == 1 else ids[:, rank_positions(self.plan, self.ranks)]
 
     def micro_batches(self, on_phase: OnPhase, keep_loss: bool) -> Tensor | None:
         """Every micro-batch, gradients of all ranks reduced; the last one's loss if it is wanted."""
@@ -74,7 +76,9 @@ class RankStep(TrainingStep):
                     with self._reducing(last):
                         loss = self.micro_batch(on_phase, keep_loss and last)
         if self.ranks.layout.tp > 1:
-            sum_partial_gradients(self.model)
+            self.before_sums()
+            with op("partial_gradients"):
+                sum_partial_gradients(self.model)
         if isinstance(self.called, DistributedDataParallel):
             self._buckets = _one_of_each_storage(self.model)
         return loss
@@ -129,7 +133,7 @@ class _Pipeline:
         resolved, layout = plan.resolved, ranks.layout
         self.ranks, self.count = ranks, resolved.grad_accum_steps
         self.tokens = step.ids.repeat(self.count, 1)
-        s = resolved.seq_len // layout.tp if layout.sp else resolved.seq_len
+        s = resolved.seq_len // (layout.cp * (layout.tp if layout.sp else 1))
         shape = (resolved.micro_batch_size, s, plan.config.hidden_size)
         kernels = plan.kernels
         dtype = kernels.param_dtype if kernels.autocast else kernels.compute_dtype

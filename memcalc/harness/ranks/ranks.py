@@ -30,8 +30,23 @@ class Ranks(NamedTuple):
     mesh: DeviceMesh
 
     def along(self, name: str) -> DeviceMesh:
-        """The ranks that differ from this one in one degree only: "dp", "tp" or "pp"."""
+        """The ranks that differ from this one in one degree only: "dp", "cp", "tp" or "pp"."""
         return self.mesh[name]
+
+    @property
+    def replicas(self) -> DeviceMesh:
+        """The ranks that have the same weights: those of dp, and of cp where sequences are split."""
+        return self.along("dp" if self.layout.cp == 1 else "dp_cp")
+
+    @property
+    def sharding(self) -> DeviceMesh:
+        """The replicas as fully_shard takes them: copies by parts, or parts alone."""
+        return self.replicas if self.layout.shard is None else self.mesh["copies", "parts"]
+
+    @property
+    def share(self) -> int:
+        """This rank's number among the replicas."""
+        return self.place.dp * self.layout.cp + self.place.cp
 
     @property
     def is_first_stage(self) -> bool:
@@ -69,9 +84,23 @@ def join(layout: Layout, device: torch.device, world: World) -> Ranks:
 
 
 def init_grid(layout: Layout, device: torch.device) -> DeviceMesh:
-    """The ranks as stages by copies by parts; a group of its own along each."""
-    degrees = (layout.pp, layout.dp, layout.tp)
-    return init_device_mesh(device.type, degrees, mesh_dim_names=("pp", "dp", "tp"))
+    """The ranks as stages by copies by parts; a group of its own along each.
+
+    Where the copies are sharding groups of fewer ranks, "dp" is made of "copies" and "parts"; where
+    sequences are split, "dp_cp" is made of "dp" and "cp".
+    """
+    if layout.cp > 1:
+        shape = (layout.pp, layout.dp, layout.cp, layout.tp)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pp", "dp", "cp", "tp"))
+        mesh["dp", "cp"]._flatten("dp_cp")
+        return mesh
+    if layout.shard is None:
+        degrees = (layout.pp, layout.dp, layout.tp)
+        return init_device_mesh(device.type, degrees, mesh_dim_names=("pp", "dp", "tp"))
+    grid = (layout.pp, layout.dp // layout.shard, layout.shard, layout.tp)
+    mesh = init_device_mesh(device.type, grid, mesh_dim_names=("pp", "copies", "parts", "tp"))
+    mesh["copies", "parts"]._flatten("dp")
+    return mesh
 
 
 def leave() -> None:

@@ -27,6 +27,7 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import Placement
 
 from memcalc.harness.model.decoder import Decoder
+from memcalc.harness.watch.scopes import op
 
 SEQUENCE: Final = 1  # of the stream (b, s, h)
 _HEADS: Final = 2  # of q and k where they are normed (b, s, heads, d)
@@ -62,31 +63,33 @@ def _style(name: str, stream: Placement) -> ParallelStyle | None:
         return RowwiseParallel(input_layouts=Replicate(), output_layouts=stream)
     if name == "position_embedding":
         rows = Shard(0) if stream.is_shard() else Replicate()
-        return _Whole(Replicate(), rows)
+        return _Whole(name, Replicate(), rows)
     if name in ("q_norm", "k_norm"):
-        return _Whole(Shard(_HEADS), Shard(_HEADS))
+        return _Whole(name, Shard(_HEADS), Shard(_HEADS))
     if name.endswith("_norm"):
-        return _Whole(stream, stream)
+        return _Whole(name, stream, stream)
     if name in ("attn", "mlp"):
-        return _Gathered(stream)
+        return _Gathered(f"{name}_gather", stream)
     return _Vocabulary() if name == "lm_head" else None
 
 
 class _Whole(ParallelStyle):
     """Parameters whole on every rank; what goes in and comes out are this rank's parts."""
 
-    def __init__(self, takes: Placement, gives: Placement) -> None:
+    def __init__(self, name: str, takes: Placement, gives: Placement) -> None:
         super().__init__()
-        self.takes, self.gives = takes, gives
+        self.name, self.takes, self.gives = name, takes, gives
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         _place_parameters(module, device_mesh, Replicate())
 
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (DTensor.from_local(args[0], device_mesh, [self.takes], run_check=False),)
+            with op(self.name):
+                return (DTensor.from_local(args[0], device_mesh, [self.takes], run_check=False),)
 
         def after(_: nn.Module, args: tuple[Any, ...], out: DTensor) -> Tensor:
-            return out.redistribute(placements=[self.gives]).to_local()
+            with op(self.name):
+                return out.redistribute(placements=[self.gives]).to_local()
 
         module.register_forward_pre_hook(before)
         module.register_forward_hook(after)
@@ -96,13 +99,13 @@ class _Whole(ParallelStyle):
 class _Gathered(ParallelStyle):
     """The first argument is gathered from its parts; the module's own linears are split."""
 
-    def __init__(self, stream: Placement) -> None:
+    def __init__(self, name: str, stream: Placement) -> None:
         super().__init__()
-        self.stream = stream
+        self.name, self.stream = name, stream
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         def before(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            return (gathered(args[0], device_mesh, self.stream), *args[1:])
+            return (gathered(self.name, args[0], device_mesh, self.stream), *args[1:])
 
         module.register_forward_pre_hook(before)
         return module
@@ -116,10 +119,11 @@ class _Vocabulary(ParallelStyle):
         return module
 
 
-def gathered(x: Tensor, mesh: DeviceMesh, stream: Placement) -> DTensor:
-    """The stream as a tensor that is whole on every rank."""
-    part = DTensor.from_local(x, mesh, [stream], run_check=False)
-    return part.redistribute(placements=[Replicate()])
+def gathered(name: str, x: Tensor, mesh: DeviceMesh, stream: Placement) -> DTensor:
+    """The stream as a tensor that is whole on every rank, as the ledger's operator `name`."""
+    with op(name):
+        part = DTensor.from_local(x, mesh, [stream], run_check=False)
+        return part.redistribute(placements=[Replicate()])
 
 
 def _place_parameters(module: nn.Module, mesh: DeviceMesh, placement: Placement) -> None:

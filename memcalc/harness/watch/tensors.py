@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from memcalc.engine.memory import CATEGORIES, operator_category
+from memcalc.engine.memory import CATEGORIES, GATHERED_OPS, operator_category
 from memcalc.harness.optimizers import MasterWeights
 from memcalc.harness.step import TrainingStep
 from memcalc.harness.watch.scopes import scopes
@@ -96,7 +96,7 @@ class _Tracker(StorageTracker):  # type: ignore[no-untyped-call]
     @property
     def gathered_bytes(self) -> int:
         """Bytes of parameters gathered from other ranks that are alive now."""
-        return sum(alloc.nbytes for alloc, _ in self._known.values() if alloc.aten == RESIZED)
+        return sum(alloc.nbytes for alloc, _ in self._known.values() if _is_gathered(alloc))
 
     def _add(self, storage: torch.UntypedStorage, aten: str, where: str) -> None:
         if storage._cdata in self._ignored:
@@ -112,13 +112,9 @@ class _Follower:
 
     def __init__(self, step: TrainingStep) -> None:
         self.step = step
-        states = [entry for o in step.optimizers for entry in _states(o)]
-        self.tracker = _Tracker(step.device.type, [t for t, on_host in states if on_host])
-        self.held: dict[str, list[Tensor]] = {
-            "parameters": list(step.model.parameters()),
-            "optimizer": [t for t, on_host in states if not on_host],
-            "master": [copy for o in step.optimizers for copy in _copies(o)],
-        }
+        on_host = [t for o in step.optimizers for t, ignored in _states(o) if ignored]
+        self.tracker = _Tracker(step.device.type, on_host)
+        self.held = _held(step)
         gradients = _gradients(step)
         others = [step.ids, step.labels, *step.other_tensors()]
         self.tracker.track(step.model, others, gradients, *self.held.values())
@@ -127,6 +123,8 @@ class _Follower:
         self.saved = self.gathered = self._in_flight = 0
         self._first_backward = True
         self._alive: set[int] = set()
+        self._unsummed: dict[int, int] = {}
+        step.before_sums = self._note_gradients
         self.kept: set[int] = set()
         self.gradients: dict[int, int] = {}
 
@@ -136,6 +134,7 @@ class _Follower:
         tracker.set_phase(name)
         self.floors[name] = max(self.floors.get(name, 0), tracker.live)
         if name == "forward":
+            self._note_gradients()
             if not self._in_flight:
                 self._alive = {alloc.storage for alloc in tracker.live_storages()}
                 self._first_backward = True
@@ -144,12 +143,16 @@ class _Follower:
             new = [a for a in tracker.live_storages() if a.storage not in self._alive]
             if self._first_backward:
                 self.gathered = tracker.gathered_bytes
-                self.saved = sum(alloc.nbytes for alloc in new if alloc.aten != RESIZED)
+                self.saved = sum(alloc.nbytes for alloc in new if not _is_gathered(alloc))
                 self._first_backward = False
             self._in_flight -= 1
             self.kept |= {alloc.storage for alloc in new}
         elif name == "optimizer":
             self.gradients = tracker.bytes_of(_gradients(self.step))
+
+    def _note_gradients(self) -> None:
+        """What DDP's buckets or sums over ranks replace later are gradients too."""
+        self._unsummed |= self.tracker.bytes_of(_gradients(self.step))
 
     def result(self, initial: list[Alloc], before: int) -> TensorBytes:
         """Everything read off the events."""
@@ -189,9 +192,9 @@ class _Follower:
 
     def _category(self, alloc: Alloc, held: dict[str, dict[int, int]]) -> str:
         number, where = alloc.storage, alloc.where.rpartition("/")[2]
-        if number in self.gradients:
+        if number in self.gradients or number in self._unsummed:
             return "gradients"
-        if alloc.aten == RESIZED:
+        if _is_gathered(alloc):
             return "gathered"
         if alloc.aten == "existing":
             stated = {"parameters": "parameters", "optimizer": "optimizer", "master": "optimizer"}
@@ -202,14 +205,14 @@ class _Follower:
         return operator_category(where, alloc.phase, kept)
 
 
+def _is_gathered(alloc: Alloc) -> bool:
+    """Whether it is a parameter FSDP holds whole, or in a larger part than between steps."""
+    return alloc.aten == RESIZED or alloc.where.rpartition("/")[2] in GATHERED_OPS
+
+
 def state_bytes(step: TrainingStep) -> dict[str, int]:
     """Bytes of parameters, gradients as they are now, optimizer states on the device, master copies."""
-    parts: dict[str, list[Tensor]] = {
-        "parameters": list(step.model.parameters()),
-        "gradients": _gradients(step),
-        "optimizer": [t for o in step.optimizers for t, on_host in _states(o) if not on_host],
-        "master": [copy for o in step.optimizers for copy in _copies(o)],
-    }
+    parts = {**_held(step), "gradients": _gradients(step)}
     return {name: sum(t.untyped_storage().nbytes() for t in parts[name]) for name in parts}
 
 
@@ -233,6 +236,15 @@ def _alive_at_peak(initial: list[Alloc], events: list[Event]) -> dict[int, Alloc
         else:
             del alive[event.storage]
     return alive
+
+
+def _held(step: TrainingStep) -> dict[str, list[Tensor]]:
+    """Parameters, optimizer states on the device and master copies, which stay between steps."""
+    return {
+        "parameters": list(step.model.parameters()),
+        "optimizer": [t for o in step.optimizers for t, on_host in _states(o) if not on_host],
+        "master": [copy for o in step.optimizers for copy in _copies(o)],
+    }
 
 
 def _gradients(step: TrainingStep) -> list[Tensor]:
