@@ -13,7 +13,7 @@ from benchmarks.sweep.setups import Spec
 from memcalc import TrainingSetup, estimate
 from memcalc.engine.device_side import Device, device_of
 from memcalc.errors import ConfigError
-from memcalc.harness.local import local_kernels
+from memcalc.harness.local import local_kernels, profile_of
 
 KEPT = (
     "peak_requested_bytes", "peak_allocated_bytes", "peak_reserved_bytes", "device_used_bytes",
@@ -32,11 +32,10 @@ _OVERRUN_S = 20.0  # it ends in the first step
 
 def device_for(facts: Mapping[str, Any]) -> Device:
     """The estimate's device from a worker's facts: the GPU's profile where one fits, its own bytes."""
-    total = facts["total_bytes"] if facts["type"] == "cuda" else None
-    try:
-        return device_of(facts["name"] if facts["type"] == "cuda" else None, total)
-    except ConfigError:
-        return device_of(None, total)
+    if facts["type"] != "cuda":
+        return device_of(None)
+    total = facts["total_bytes"]
+    return device_of(profile_of(facts["name"], total), total)
 
 
 def predict(spec: Spec, device: Device, kind: str) -> dict[str, Any]:

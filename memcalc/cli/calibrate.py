@@ -28,6 +28,8 @@ def run(arguments: Arguments) -> int:
     """Measure, write the profile, show it; returns the exit status."""
     check_positionals(arguments)
     need_torch()
+    from memcalc.harness.ranks.layout import world
+
     stated = _stated_file(arguments)
     _prove_writable(stated)
     profile = _measured(arguments)
@@ -36,7 +38,7 @@ def run(arguments: Arguments) -> int:
 
         put_notes(["interrupted; nothing was written"], "error")
         return _INTERRUPTED
-    if _rank() == 0:
+    if world().rank == 0:
         _keep_and_show(arguments, profile, stated)
     return 0
 
@@ -83,19 +85,14 @@ def _measured(arguments: Arguments) -> dict[str, Any] | None:
     try:
         from memcalc.harness.calibration import calibrate
         from memcalc.harness.device import pick_device
+        from memcalc.harness.ranks.layout import world
         from memcalc.output.progress import progress
 
         device = pick_device(arguments.text("device"))
-        with progress("calibrate", arguments.has("quiet") or _rank() > 0) as tell:
+        with progress("calibrate", arguments.has("quiet") or world().rank > 0) as tell:
             return calibrate.run(device, threads=threads, progress=tell)
     except KeyboardInterrupt:
         return None
-
-
-def _rank() -> int:
-    """This process's rank under torchrun, else 0."""
-    text = os.environ.get("RANK", "0")
-    return int(text) if text.isdigit() else 0
 
 
 def _keep_and_show(arguments: Arguments, profile: dict[str, Any], stated: Path | None) -> None:

@@ -2,25 +2,28 @@
 
 What a CPU computes differs where its kernels keep other tensors: LayerNorm's statistics, dropout's
 masks, and RMSNorm, which is one kernel on CUDA and several operators elsewhere. An estimate that is
-to be held against a CPU describes those. What the user set by hand stays.
-Checked by: harness/test_measure.py.
+to be held against a CPU describes those. What the user set by hand stays. A plan alone needs no torch.
+Checked by: harness/test_measure.py, harness/test_utilisation.py (profiles).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from memcalc.engine.device_side import Device, device_of
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.errors import ConfigError
-from memcalc.harness.utilisation import SAME_MEMORY
 from memcalc.inputs.hardware import Gpu, load_gpu
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.stacks import load_stack
 from memcalc.inputs.training import TrainingSetup
+
+if TYPE_CHECKING:
+    import torch
+
+#: How far a profile's memory may be from a device's: partitions of a GPU carry its name.
+_SAME_MEMORY = 0.12
 
 
 def local_kernels(
@@ -60,20 +63,23 @@ def local_device(device: torch.device) -> Device:
 
 
 def local_gpu(device: torch.device) -> tuple[Gpu | None, int]:
-    """The profile of a CUDA device and the bytes torch sees of it.
-
-    A profile counts only if its memory agrees to 12 %: a partition of a card carries the card's name.
-    """
+    """The profile of a CUDA device and the bytes torch sees of it."""
     from memcalc.harness.device import device_facts
 
     facts = device_facts(device)
     total = int(facts["total_bytes"])
+    return profile_of(facts["name"], total), total
+
+
+def profile_of(name: str, total_bytes: int | None) -> Gpu | None:
+    """The profile of a GPU by the driver's name for it; None where no name or no memory agrees."""
     try:
-        gpu, _ = load_gpu(facts["name"])
+        gpu, _ = load_gpu(name)
     except ConfigError:
-        return None, total
-    same = abs(total / gpu.total_bytes - 1) <= SAME_MEMORY
-    return (gpu if same else None), total
+        return None
+    if total_bytes is None or abs(total_bytes / gpu.total_bytes - 1) > _SAME_MEMORY:
+        return None
+    return gpu
 
 
 def _check(plan: Plan, device: str) -> None:

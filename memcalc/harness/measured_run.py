@@ -215,7 +215,7 @@ class MeasuredRun:
         self.readings["stepped"] = self.driver.read()
         self._tell(1)
         self.peaks, tensors = PhasePeaks(self.device), None
-        if self.options.tracked and not getattr(self.plan.kernels, "compiled", False):
+        if self.options.tracked and not self.plan.kernels.compiled:
             try:
                 tensors = tracked_step(self.step, self._note_phase).plain()
                 self.allocator["tracked_step"] = self.peaks.done()

@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from memcalc.engine.kernel_choice import CHOICES
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.errors import ConfigError
 from memcalc.harness.records import SCHEMA
@@ -22,8 +23,8 @@ from memcalc.inputs.training import TrainingSetup
 
 #: What a run can come to. refused: not started, it could not fit.
 STATUSES = ("ok", "oom", "interrupted", "failed", "refused")
-#: Kernel choices that, with model and training setup, give the plan again.
-_CHOICES = ("norm", "attention", "loss", "device", "cuda_graphs")
+#: Kernel choices that, with model, training setup and a trait, give the plan again.
+_CHOSEN = (*CHOICES, "cuda_graphs")
 _GIT_TIMEOUT_S = 10
 
 
@@ -76,7 +77,7 @@ def stated(plan: Plan) -> dict[str, Any]:
         "model": asdict(resolved.config),
         "training": asdict(resolved.setup),
         "kernels": {
-            **{name: kernels[name] for name in _CHOICES},
+            **{name: kernels[name] for name in _CHOSEN},
             "fused_gate_up": traits["fused_gate_up"],
         },
         "resolved": {

@@ -17,17 +17,14 @@ import torch
 
 from memcalc.engine.flops import StepFlops, step_flops
 from memcalc.engine.plan import Plan
-from memcalc.errors import ConfigError
 from memcalc.harness.calibration.timing import CPU, CUDA, Bench, Protocol
-from memcalc.inputs.hardware import load_gpu
+from memcalc.harness.local import profile_of
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "fp8": torch.bfloat16,
            "bf16": torch.bfloat16}  # fmt: skip
 _CUDA_SIZE, _CPU_SIZES = 8192, (2048, 1024, 512)
 #: A CPU's product may take this long; where 2048 takes longer a smaller one is timed, and said.
 _CPU_CALL_S = 0.5
-#: A profile is this device's only if their memory agrees: partitions of a GPU carry its name.
-SAME_MEMORY = 0.12
 _ceilings: dict[tuple[str, str, int], dict[str, Any]] = {}
 
 
@@ -50,14 +47,9 @@ def matmul_dtype(plan: Plan) -> str:
 
 def datasheet_peak(name: str, total_bytes: int | None, dtype: str) -> Peak | None:
     """The dense datasheet rate of a GPU by the driver's name for it; None where no profile fits."""
-    try:
-        gpu, _ = load_gpu(name)
-    except ConfigError:
-        return None
-    if total_bytes is None or abs(total_bytes / gpu.total_bytes - 1) > SAME_MEMORY:
-        return None
-    rate = gpu.peak_flops_per_s.get(dtype)
-    return None if rate is None else Peak(float(rate), dtype, gpu.slug)
+    gpu = profile_of(name, total_bytes)
+    rate = None if gpu is None else gpu.peak_flops_per_s.get(dtype)
+    return None if gpu is None or rate is None else Peak(float(rate), dtype, gpu.slug)
 
 
 def measured_ceiling(

@@ -34,6 +34,7 @@ from memcalc.harness.calibration.microbench import CPU, CUDA, SMALL, Point, Scal
 from memcalc.harness.calibration.timing import Bench
 from memcalc.harness.device import device_facts, empty_cache, synchronize
 from memcalc.harness.failures import first_line, is_out_of_memory
+from memcalc.harness.ranks.layout import world
 
 #: What is being measured, points done, points in all.
 Progress = Callable[[str, int, int], None]
@@ -71,7 +72,7 @@ def run(
         "date": date.isoformat(timespec="seconds"),
         "duration_s": time.monotonic() - start,
         "small": small,
-        "ranks": microbench_collectives.world_size(),
+        "ranks": world().size,
         "device": facts,
         "protocol": scale.protocol._asdict(),
         "summary": _fitted(points, skipped),
@@ -213,7 +214,7 @@ def _broken(device: torch.device) -> str:
         empty_cache(device)
         synchronize(device)
     except RuntimeError as error:
-        if microbench_collectives.world_size() > 1:
+        if world().size > 1:
             raise  # the other ranks would wait for this one
         return f"the device failed before: {_reason(error)}"
     return ""
@@ -250,7 +251,7 @@ def _threads(count: int | None) -> Iterator[None]:
 @contextmanager
 def _process_group(device: torch.device) -> Iterator[None]:
     """The ranks' process group, where there is more than one rank."""
-    made = microbench_collectives.world_size() > 1 and microbench_collectives.join(device)
+    made = world().size > 1 and microbench_collectives.join(device)
     try:
         yield
     finally:

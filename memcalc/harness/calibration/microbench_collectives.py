@@ -3,12 +3,11 @@
 message_bytes is the total gathered or scattered size (the size of the tensor for all-reduce and
 all-to-all). Ring algorithms move (n-1)/n of it over each link, all-reduce twice that: bus_bytes.
 All ranks make the same number of calls, which they agree on before each point.
-Checked by: harness/test_calibrate_ranks.py (gloo, two processes; never run with NCCL).
+Checked by: harness/test_calibrate.py (gloo, two processes; never run with NCCL).
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -17,29 +16,18 @@ import torch.distributed as dist
 
 from memcalc.harness.calibration.microbench import Point, Scale, Task, point
 from memcalc.harness.calibration.timing import Bench
+from memcalc.harness.ranks.layout import world
 
 _DTYPE = torch.bfloat16
 #: Name -> how often (n-1)/n of the message crosses a link.
 COLLECTIVES = {"all_reduce": 2, "all_gather": 1, "reduce_scatter": 1, "all_to_all": 1}
 
 
-def world_size() -> int:
-    """Ranks of this run, as torchrun says; 1 outside it."""
-    text = os.environ.get("WORLD_SIZE", "1")
-    return int(text) if text.isdigit() and int(text) else 1
-
-
-def rank() -> int:
-    """This process's rank, 0 outside torchrun."""
-    text = os.environ.get("RANK", "0")
-    return int(text) if text.isdigit() else 0
-
-
 def local_device(device: torch.device) -> torch.device:
     """The GPU of this rank on its host, where several ranks share one; else the device itself."""
-    index = os.environ.get("LOCAL_RANK", "")
-    if device.type == "cuda" and world_size() > 1 and index.isdigit():
-        return torch.device("cuda", int(index))
+    here = world()
+    if device.type == "cuda" and here.size > 1:
+        return torch.device("cuda", here.local_rank)
     return device
 
 
@@ -67,13 +55,13 @@ def agreed(value: float, device: torch.device) -> float:
 
 def collectives(scale: Scale) -> list[Task]:
     """Every collective at every message size; none in a run of one rank."""
-    if world_size() == 1:
+    if world().size == 1:
         return []
     return [_task(name, size) for name in COLLECTIVES for size in scale.messages_bytes]
 
 
 def _task(name: str, size: int) -> Task:
-    ranks = world_size()
+    ranks = world().size
     part = -(-size // _DTYPE.itemsize // ranks)  # elements of one rank
     message = part * ranks * _DTYPE.itemsize
 
@@ -83,7 +71,7 @@ def _task(name: str, size: int) -> Task:
         what = {
             "what": name, "ranks": ranks, "backend": dist.get_backend(), "message_bytes": message,
             "dtype": "bf16", "bus_bytes": COLLECTIVES[name] * message * (ranks - 1) / ranks,
-            "hosts": ranks // int(os.environ.get("LOCAL_WORLD_SIZE", ranks)),
+            "hosts": world().hosts,
         }  # fmt: skip
         return point("collective", what, timed, moved=message)
 
@@ -93,7 +81,7 @@ def _task(name: str, size: int) -> Task:
 def _prepared(name: str, elements: int, bench: Bench) -> Callable[[], object]:
     """The call on `elements` of each rank. Reductions keep values in range: the mean with NCCL,
     the maximum with gloo, which has no mean; sums of sums would soon be infinite."""
-    whole = bench.randn(elements * world_size(), dtype=_DTYPE)
+    whole = bench.randn(elements * world().size, dtype=_DTYPE)
     part = bench.randn(elements, dtype=_DTYPE)
     received = torch.empty_like(whole)
     op = dist.ReduceOp.AVG if dist.get_backend() == "nccl" else dist.ReduceOp.MAX
