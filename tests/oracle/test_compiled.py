@@ -61,6 +61,23 @@ def test_saved_bytes_and_peaks_are_those_of_the_cuda_programs(name: str) -> None
 
 
 @needs_the_release
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_long_rows_of_eager_scores_are_stored_once_more_in_backward(precision: str) -> None:
+    """What a softmax's backward sums over a row of more than 1,024, where it is dear to make anew.
+
+    In fp32 it is not: its result is kept. The rest is the order of kernels inside backward.
+    """
+    cfg = RefConfig(V=128, L=2, b=1, s=1088, attention="eager", norm="fused", precision=precision)
+    plan = compiled_plan(cfg)
+    facts = meta_facts(plan)
+    assert set(differences(plan, facts)) <= {"backward", "peak"}
+    assert step_memory(plan).peak_bytes == pytest.approx(facts.peak, rel=0.01)
+    in_one_pass = plan._replace(kernels=plan.kernels._replace(long_rows=False))
+    more = step_memory(plan).peak_bytes / step_memory(in_one_pass).peak_bytes - 1
+    assert more > 0.2 if precision == "bf16" else more == 0
+
+
+@needs_the_release
 @pytest.mark.parametrize("name", ["gemma-2-27b", "pythia-1.4b", "opt-1.3b", "olmo-2-13b"])
 def test_families_keep_what_the_cuda_programs_keep(name: str) -> None:
     """Norms on both sides of a branch, branches side by side, relu's mask, norms after a branch."""
@@ -130,6 +147,7 @@ def test_the_ledger_of_compiled_blocks_adds_up(model: str, recompute: str) -> No
         ("mixtral-8x7b", {}, "experts"),
         ("gpt-1", {}, "norms after the sum"),
         ("chinchilla-70b", {}, "relative positions"),
+        ("bloom-560m", {"attention": "eager"}, "ALiBi in eager attention"),
         ("llama-3.2-1b", {"recompute": "sac"}, "recompute 'sac'"),
         ("llama-3.2-1b", {"recompute": "full", "reentrant": True}, "reentrant"),
         ("llama-3.2-1b", {"precision": "fp8-mixed"}, "fp8-mixed"),

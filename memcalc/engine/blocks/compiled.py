@@ -44,7 +44,7 @@ class _Held:
 def compiled_block(block: Block, build: Build, x: Tensor, context: Context) -> Tensor:
     """block(build, x, context) as torch.compile runs it: (b, s, h) in and out."""
     outer, casts = build.tape, build.casts
-    region = RegionTape(outer)
+    region = RegionTape(outer, build.kernels.long_rows)
     inside = region.enter(x)
     build.tape = region
     build.casts = {} if build.kernels.autocast else None

@@ -60,9 +60,9 @@ class Value:
 class RegionTape(Tape):
     """A tape that allocates nothing: it notes the values of a compiled block's joint graph."""
 
-    def __init__(self, outer: Tape) -> None:
+    def __init__(self, outer: Tape, long_rows: bool = False) -> None:
         super().__init__(outer.device, outer.values, watched=True)  # a graph makes every sum anew
-        self.outer = outer
+        self.outer, self.long_rows = outer, long_rows
         self.block = outer.block
         self.grad_enabled = outer.grad_enabled
         self.graph: list[Value] = []
@@ -108,6 +108,8 @@ class RegionTape(Tape):
             self.record.note_traffic(self.phase, ZERO, shape)
         if name == "_softmax":
             return self._softmax(shape, dtype, order)
+        if name == "_softmax_backward_data" and self.long_rows:
+            self._multiply_rows(shape, dtype, order)
         if _is_mask(name, dtype):
             return self._mask(name, shape, order)
         if name in ("relu", "threshold_backward"):
@@ -145,6 +147,16 @@ class RegionTape(Tape):
         total = self._made("reduction", "sum", rows, dtype, None)
         self.using((*self._reading, largest, total))
         return self._made("pointwise", "_softmax", shape, dtype, order)
+
+    def _multiply_rows(self, shape: Shape, dtype: str, order: tuple[int, ...] | None) -> None:
+        """A softmax's backward over long rows: gradient times result, for a row's sum and once more.
+
+        What follows reads the products instead of the gradient.
+        """
+        gradient, *rest = self._reading
+        products = self._made("pointwise", "mul.Tensor", shape, dtype, order)
+        self.graph[products.storage.index].users += 1  # the sum, which is not stored
+        self.using((*rest, products))
 
     def _relu(self, name: str, shape: Shape, dtype: str, order: tuple[int, ...] | None) -> Tensor:
         """relu and its backward, which reads a mask of one byte an element and not the result."""

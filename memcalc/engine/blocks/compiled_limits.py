@@ -1,9 +1,9 @@
 """Which setups the description of a compiled block holds for; the rest is refused in one line.
 
 Only what was held against PyTorch's compiler is estimated (oracle/test_compiled.py). Blocks with
-experts, sinks or relative positions keep other sets than the rules give; selective checkpointing runs
-the block eagerly, since torch.compile stands back while its dispatch mode is on; a reentrant
-checkpoint compiles the block twice.
+experts, sinks, relative positions or ALiBi in eager attention keep other sets than the rules give;
+selective checkpointing runs the block eagerly, since torch.compile stands back while its dispatch mode
+is on; a reentrant checkpoint compiles the block twice.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.training import TrainingSetup
 
+#: The compiler reduces rows of up to so many elements in one pass, without storing what it sums.
+LONG_ROW = 1024
 #: Said of every estimate of a compiled block.
 ASSUMPTIONS = (
     "compiled blocks: what is stored and kept follows rules held against PyTorch 2.13.0's compiler "
@@ -21,13 +23,15 @@ ASSUMPTIONS = (
 )
 
 
-def check_compiled(config: ModelConfig, setup: TrainingSetup) -> None:
-    """Raise ConfigError where the rules were not found to hold."""
+def check_compiled(config: ModelConfig, setup: TrainingSetup, attention: str) -> None:
+    """Raise ConfigError where the rules were not found to hold. attention: the kernel that runs."""
+    alibi = config.position_embedding == "alibi"
     model = {
         "experts": config.moe is not None,
         "attention sinks": config.attention_sinks,
         "relative positions": config.position_embedding == "relative",
         "norms after the sum": config.norm_placement == "post-residual",
+        "ALiBi in eager attention": alibi and attention == "eager",
     }
     for what, present in model.items():
         if present:
