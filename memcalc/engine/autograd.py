@@ -20,6 +20,8 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from memcalc.engine.injectors import begin_op
+from memcalc.engine.parallel.placed import WHOLE
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Shape, Tape, Tensor
 
@@ -36,8 +38,8 @@ class Node:
     """One step of the graph: what it saved, whom it feeds, and its backward rule."""
 
     __slots__ = (
-        "block", "edges", "inputs", "meta", "needs", "number", "op", "outputs", "phase", "rule",
-        "saved",
+        "block", "edges", "inputs", "meta", "needs", "number", "op", "outputs", "phase", "placed",
+        "rule", "saved",
     )  # fmt: skip
 
     def __init__(self, tape: Tape, rule: BackwardRule, inputs: tuple[Tensor, ...]) -> None:
@@ -52,6 +54,7 @@ class Node:
         self.outputs: list[tuple[Shape, str]] = []
         self.saved: list[tuple[Packing | None, Any]] | None = []
         self.meta: Any = None
+        self.placed = next((WHOLE for t in inputs if t.placed), None)
 
     def save(self, tensor: Tensor | None, needed_by: str) -> None:
         """Keep a tensor for backward; needed_by is `dgrad`, `wgrad` or `both`, for the ledger."""
@@ -77,6 +80,7 @@ class Node:
         tensor.node = self
         tensor.output_nr = len(self.outputs)
         tensor.requires_grad = True
+        tensor.placed = self.placed
         self.outputs.append((tensor.shape, tensor.dtype))
         return tensor
 
@@ -89,12 +93,13 @@ class Node:
 class LeafNode:
     """Gradient accumulation into one parameter (AccumulateGrad)."""
 
-    __slots__ = ("__weakref__", "leaf", "number", "outputs")
+    __slots__ = ("__weakref__", "leaf", "number", "outputs", "placed")
 
     def __init__(self, leaf: Tensor) -> None:
         self.leaf = leaf
         self.number = _LEAF_PRIORITY
         self.outputs = [(leaf.shape, leaf.dtype)]
+        self.placed = leaf.placed
 
     def accumulate(self, gradient: Tensor) -> None:
         """Steal the first gradient, add later ones in place; a strided one is copied."""
@@ -198,13 +203,15 @@ def _send(edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Gr
     if buffer[slot] is None:
         buffer[slot] = gradient
         return
-    alone = not gradient.tape.watched and _is_sole(buffer, slot)
+    alone = not gradient.tape.watched and not following.placed and _is_sole(buffer, slot)
     waiting = buffer[slot]
     assert waiting is not None
     gradient.tape.using((waiting, gradient))
     if alone:
         return
     order = waiting.order if waiting.is_dense else None
+    if following.placed and gradient.shape != waiting.shape:  # this rank's rows of all of them
+        gradient = gradient.tape.empty("clone", waiting.shape, waiting.dtype)
     buffer[slot] = gradient.tape.empty("add.Tensor", waiting.shape, waiting.dtype, order)
 
 
@@ -243,7 +250,7 @@ def backward(root: Tensor, seed: Tensor) -> None:
     del root
     ready: list[tuple[int, int, AnyNode]] = [(-first.number, 0, first)]
     pushes = 1
-    visiting = tape.block
+    visiting = started = tape.block
     while ready:
         node = heapq.heappop(ready)[2]
         grads = buffers.pop(node)
@@ -251,7 +258,7 @@ def backward(root: Tensor, seed: Tensor) -> None:
             gradient = grads.pop()
             if gradient is not None:
                 node.accumulate(gradient)
-                for hook in tape.gradient_hooks:
+                for hook in tape.gradient_hooks if node.leaf.name else ():  # no stage's input
                     hook(node.leaf)
             del gradient, grads
             continue
@@ -260,6 +267,8 @@ def backward(root: Tensor, seed: Tensor) -> None:
             for moved in tape.block_hooks:
                 moved(visiting, node.block)
             visiting = node.block
+        if tape.op_hooks:
+            begin_op(tape, node.block, node.op)
         tape.at(node.op, node.block)
         results = _run(node, grads)
         del grads
@@ -276,3 +285,6 @@ def backward(root: Tensor, seed: Tensor) -> None:
             if not waiting[following]:
                 heapq.heappush(ready, (-following.number, pushes, following))
                 pushes += 1
+    if visiting != started:  # no node outside the blocks came last
+        for moved in tape.block_hooks:
+            moved(visiting, started)

@@ -5,19 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from memcalc.engine.aten.closed import fp8_linear
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import to
-from memcalc.engine.injectors import Hooks, Injector
+from memcalc.engine.injectors import Hooks, Injector, begin_op
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.ledger import OpRecord
-from memcalc.engine.sizes import Size
+from memcalc.engine.parallel.placed import PART, Placed
+from memcalc.engine.parallel.tensor_layers import ROWS, bias_placed, entered, left
+from memcalc.engine.sizes import ZERO, Size
 from memcalc.engine.tensors import Shape, Tape, Tensor
 from memcalc.inputs.model import ModelConfig
 
 #: Linears of the blocks that fp8 recipes leave in 16 bit; so is everything outside the blocks.
 _NOT_FP8 = frozenset({"router", "shared_expert_gate"})
+
+
+class Handed(NamedTuple):
+    """Storages that outlive a stage's micro-batch: the stream it sends (or its loss), its gradient.
+
+    received: bytes of the stream it was given, which its gradient has too.
+    """
+
+    stream: int = -1
+    gradient: int = -1
+    received: Size = ZERO
 
 
 @dataclass(eq=False)
@@ -32,7 +46,11 @@ class Build:
     kind: BlockKind = BlockKind()
     injectors: tuple[Injector, ...] = ()
     ends: tuple[bool, bool] = (True, True)  # whether embedding, and norm and head, are here
+    handed: Handed = Handed()
     hooks: list[Hooks] = field(default_factory=list)
+    has_gradients: bool = False  # an earlier micro-batch's exist
+    reduces: bool = True  # ranks that split the batch sum their gradients in this micro-batch
+    standing: list[list[Tensor]] = field(default_factory=list)  # what outlives the trace
     held: Tensor | None = None  # attention weights a block hands to its caller (transformers)
 
     def __getitem__(self, letter: str) -> Size:
@@ -41,15 +59,29 @@ class Build:
     def at(self, op: str, part: str) -> None:
         """Enter an op of the ledger: what follows belongs to its row."""
         tape = self.tape
+        if tape.op_hooks:
+            begin_op(tape, tape.block, op)
         tape.at(op)
         if not tape.recomputing and (tape.block, op) not in tape.records:
             tape.record = tape.records[tape.block, op] = OpRecord(tape.block, op, part)
 
-    def param(self, name: str, shape: Shape, dtype: str | None = None) -> Tensor:
-        """The parameter `name` of the current op, created at first use."""
+    @property
+    def positions(self) -> Size:
+        """Positions of the stream between layers on this rank: all, or a part of the sequence."""
+        return self.dims.get("s_t", self.dims["s"])
+
+    def param(
+        self, name: str, shape: Shape, dtype: str | None = None, placed: Placed | None = None
+    ) -> Tensor:
+        """The parameter `name` of the current op, created at first use.
+
+        placed: how the ranks of a divided layer share it; None: each has a part.
+        """
         tape = self.tape
         key = name if tape.block < 0 else f"layers.{tape.block}.{name}"
         leaf = tape.leaf(key, shape, dtype or self.kernels.param_dtype)
+        if self.kernels.dtensor:
+            leaf.placed = placed or PART
         if not tape.recomputing:
             record = tape.records[tape.block, tape.op]
             record.params[name] = leaf.numel
@@ -94,13 +126,20 @@ class Build:
         The casts come in the order of PyTorch's wrapper: bias, weight, input.
         """
         i, o = features
+        x = entered(self, x, name)
         weight = self.param(f"{name}.weight", (o, i))
-        b = self.param(f"{name}.bias", (o,)) if bias else None
+        b = self.param(f"{name}.bias", (o,), placed=bias_placed(name)) if bias else None
+        return left(self, self._product(x, weight, b, name), name)
+
+    def _product(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str) -> Tensor:
+        divided = self.kernels.dtensor is not None and name in ROWS
+        plain = bias is None and self.tape.block >= 0 and name not in _NOT_FP8
+        fp8 = self.kernels.fp8_linear and plain
         if not self.kernels.autocast:
-            return linear(x, weight, b)
-        b = None if b is None else self.cast_param(b)
+            return fp8_linear(x, weight) if fp8 else linear(x, weight, bias, divided)
+        bias = None if bias is None else self.cast_param(bias)
         weight = self.cast_param(weight)
         narrow = to(x, self.kernels.compute_dtype)
-        if self.kernels.fp8_linear and b is None and self.tape.block >= 0 and name not in _NOT_FP8:
+        if fp8:
             return fp8_linear(narrow, weight)
-        return linear(narrow, weight, b)
+        return linear(narrow, weight, bias, divided)

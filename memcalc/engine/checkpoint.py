@@ -15,10 +15,12 @@ import weakref
 from collections.abc import Callable
 from typing import Any, Final
 
+from memcalc.engine.activation_offload import HostStash
 from memcalc.engine.autograd import Grads, Node, backward, node_for
 from memcalc.engine.tensors import Tape, Tensor
 
 Function = Callable[..., Tensor]
+_PRODUCTS: Final = ("mm", "_scaled_mm")
 #: Operators whose outputs selective checkpointing keeps.
 KEEP_ATTENTION: Final = frozenset(
     {
@@ -27,7 +29,32 @@ KEEP_ATTENTION: Final = frozenset(
         "_scaled_dot_product_cudnn_attention",
     }
 )
+#: torchtitan's list: products of two matrices, every second one, and two attention kernels
+#: (torchtitan/parallelisms/parallelize_llama.py, _save_list and _get_custom_policy). An fp8 product is
+#: a product of matrices to the policy: it sees the tensors' subclass.
+KEEP_EVERY_SECOND: Final = frozenset(
+    {
+        "mm",
+        "_scaled_mm",
+        "_scaled_dot_product_flash_attention",
+        "_scaled_dot_product_efficient_attention",
+    }
+)
 KEEP_MATMULS: Final = KEEP_ATTENTION | {"mm", "addmm", "bmm", "_grouped_mm", "_scaled_mm"}
+
+
+def policy(keep: frozenset[str]) -> Callable[[str], bool]:
+    """Whether the next operator's outputs are kept, asked once an operator in the order they run."""
+    if keep is not KEEP_EVERY_SECOND:
+        return keep.__contains__
+    products = 0
+
+    def keeps(name: str) -> bool:
+        nonlocal products
+        products += name in _PRODUCTS
+        return name in keep and (name not in _PRODUCTS or products % 2 == 1)
+
+    return keeps
 
 
 class _EarlyStopError(Exception):
@@ -45,10 +72,11 @@ class _Keep:
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
+        self.keeps = policy(frame.keep)
 
     def outputs(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         made = compute()
-        if name in self.frame.keep:
+        if self.keeps(name):
             self.frame.cache.setdefault(name, []).append(tuple(t.detach() for t in made))
         return made
 
@@ -58,9 +86,10 @@ class _Reuse:
 
     def __init__(self, frame: Frame) -> None:
         self.frame = frame
+        self.keeps = policy(frame.keep)
 
     def outputs(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        if name not in self.frame.keep:
+        if not self.keeps(name):
             return compute()
         return self.frame.cache[name].pop(0)
 
@@ -90,8 +119,11 @@ class Frame:
     """One checkpointed call: its function and arguments, its holders, what was recomputed."""
 
     def __init__(self, function: Function, args: tuple[Any, ...], keep: frozenset[str]) -> None:
+        self.tape: Tape = next(t for t in args if isinstance(t, Tensor)).tape
         self.function = function
-        self.args = args
+        outer = self.tape.packing[-1] if self.tape.packing else None
+        self.outer = outer if isinstance(outer, HostStash) else None
+        self.args = args if self.outer is None else self.outer.pack_arguments(args)
         self.keep = keep
         self.cache: dict[str, list[tuple[Tensor, ...]]] = {}
         self.holders: list[weakref.ref[_Holder]] = []
@@ -109,7 +141,8 @@ class Frame:
         return self.recomputed.pop(holder)
 
     def _recompute(self) -> None:
-        tape: Tape = next(t for t in self.args if isinstance(t, Tensor)).tape
+        tape, outer = self.tape, self.outer
+        args = self.args if outer is None else tuple(map(outer.unpack, self.args))
         block, op, was_enabled = tape.block, tape.op, tape.grad_enabled
         tape.packing.append(_Rerun(self))
         if self.keep:
@@ -117,7 +150,7 @@ class Frame:
         tape.recomputing += 1
         tape.grad_enabled = True
         try:
-            self.function(*self.args)
+            self.function(*args)
         except _EarlyStopError:
             pass
         finally:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from memcalc.errors import ConfigError
+from memcalc.inputs.clusters import Cluster, load_cluster
 from memcalc.inputs.hardware import Gpu, context_bytes, cublas_workspace_bytes, load_gpu
 from memcalc.units import MIB
 
@@ -20,12 +22,23 @@ class Device(NamedTuple):
     context_bytes: int
     notes: tuple[str, ...]
     assumptions: tuple[str, ...]
+    cluster: Cluster | None = None
 
 
 def device_of(
-    gpu: Gpu | str | None, gpu_memory_bytes: int | None = None, reserve_bytes: int = 0
+    gpu: Gpu | str | None,
+    gpu_memory_bytes: int | None = None,
+    reserve_bytes: int = 0,
+    cluster: Cluster | str | None = None,
 ) -> Device:
-    """Resolve a GPU by name; its memory may be stated, and part of it set aside."""
+    """Resolve a GPU by name or by its cluster; its memory may be stated, and part of it set aside.
+
+    Raises ConfigError when the GPU is not the cluster's.
+    """
+    if isinstance(cluster, str):
+        cluster = load_cluster(cluster)
+    if cluster is not None and gpu is None:
+        gpu = cluster.gpu
     if gpu is None:
         usable = None if gpu_memory_bytes is None else gpu_memory_bytes - reserve_bytes
         said = "no GPU named: matmul workspace and CUDA context of a Hopper card assumed"
@@ -35,6 +48,11 @@ def device_of(
     notes: list[str] = []
     if isinstance(gpu, str):
         gpu, notes = load_gpu(gpu)
+    if cluster is not None and gpu.slug != cluster.gpu:
+        raise ConfigError(
+            f"gpu: got {gpu.slug} with cluster {cluster.slug}; rule: the cluster's; "
+            f"valid: {cluster.gpu}"
+        )
     context, source, verified = context_bytes(gpu)
     total = gpu.total_bytes if gpu_memory_bytes is None else gpu_memory_bytes
     basis = gpu.total_bytes_source if gpu_memory_bytes is None else "as stated"
@@ -43,5 +61,6 @@ def device_of(
         f"CUDA context: {context // MIB} MiB, {source}" + ("" if verified else " (not verified)"),
     )
     return Device(
-        gpu, total - reserve_bytes, cublas_workspace_bytes(gpu), context, tuple(notes), assumptions
+        gpu, total - reserve_bytes, cublas_workspace_bytes(gpu), context, tuple(notes),
+        assumptions, cluster,
     )  # fmt: skip

@@ -6,7 +6,7 @@ most, w narrow
 embedding width; experts: E in all in G groups (t_G of them a token), t per token, m width of one, n
 shared width, R token rows routed to this rank (b s t when balanced); latent attention: q_r and c
 ranks of queries and of keys/values, d_n and d_r the parts of a query head without and with
-positions, d_v value head width.
+positions, d_v value head width. a_c and k_c: heads of a rank where attention is divided over heads.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def dim_sizes(values: dict[str, int]) -> dict[str, Size]:
         sizes["r"], sizes["r/2"] = sizes["d_r"], sizes["d_r/2"]
     if values.get("d_v") == values["d"]:
         sizes["d_v"] = sizes["d"]
+    if "k_c" in values and values["k"] == values["a"]:
+        sizes["k_c"] = sizes["a_c"]
     if values.get("G") == 1:
         sizes["E/G"] = sizes["E"]
     elif values.get("E/G") == 1:

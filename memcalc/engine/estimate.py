@@ -9,10 +9,12 @@ from typing import Any
 from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
 from memcalc.engine.device_side import Device, device_of
 from memcalc.engine.flops import step_flops
+from memcalc.engine.parallel.rules import check_size
 from memcalc.engine.plan import Plan, plan_of
-from memcalc.engine.rank_memory import WORKSPACES, rank_memory
+from memcalc.engine.rank_memory import WORKSPACES, RankMemory, rank_memory
 from memcalc.engine.results import Estimate, MemoryEstimate, ModelSummary, TimeEstimate
 from memcalc.engine.states import States, states
+from memcalc.inputs.clusters import Cluster
 from memcalc.inputs.hardware import Gpu
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
@@ -27,7 +29,7 @@ def estimate(
     setup: TrainingSetup | None = None,
     *,
     parallel: ParallelPlan | None = None,
-    gpu: Gpu | str | Device | None = None,
+    gpu: Gpu | Cluster | str | Device | None = None,
     kernels: Mapping[str, Any] | None = None,
     allocator: bool = True,
 ) -> Estimate:
@@ -35,18 +37,25 @@ def estimate(
 
     model: a ModelConfig, a profile's name, or a path to a config.json. parallel: how several GPUs
     divide it; `memory` is then the rank that needs most, `memory.stages` one rank of each pipeline
-    stage. kernels: overrides of the stack's choices, e.g. {"norm": "hand"}. allocator: simulate
-    PyTorch's caching allocator; without it reserved and driver-used bytes are None and allocated
-    leaves rounding out.
+    stage. gpu: a GPU, or the cluster that has it. kernels: overrides of the stack's choices, e.g.
+    {"norm": "hand"}. allocator: simulate PyTorch's caching allocator; without it reserved and
+    driver-used bytes are None and allocated leaves rounding out.
     Raises ConfigError when the inputs cannot be used. "Does not fit" is a result, not an error.
     Checked by: oracle/test_step_peak.py, cli/test_estimate.py, benchmarks/engine_speed.py.
     """
     config = load_model(model) if isinstance(model, str) else model
     setup = setup or TrainingSetup()
     stack = load_stack(setup.code)
-    device = gpu if isinstance(gpu, Device) else device_of(gpu)
+    device = _device(gpu)
     plan = plan_of(config, setup, kernels, parallel)
+    check_size(plan.parallel, device.cluster)
     return _estimate(plan, stack, device, allocator)
+
+
+def _device(gpu: Gpu | Cluster | str | Device | None) -> Device:
+    if isinstance(gpu, Device):
+        return gpu
+    return device_of(None, cluster=gpu) if isinstance(gpu, Cluster) else device_of(gpu)
 
 
 def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Estimate:
@@ -81,7 +90,7 @@ def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Esti
         ),
         fits=fits,
         verdict=verdict,
-        assumptions=(*_assumptions(plan, stack, device),),
+        assumptions=(*_assumptions(plan, stack, device), *_between(plan, device, worst)),
         notes=(*device.notes, *plan.resolved.notes, *plan.notes),
         advice=(),
     )
@@ -111,8 +120,34 @@ def _assumptions(plan: Plan, stack: Stack, device: Device) -> list[str]:
         said.append("tf32 is stored as 4 bytes an element (19 significant bits in 32)")
     if plan.kernels.compiled:
         said += ASSUMPTIONS
-    if plan.kernels.norm == "fused" and plan.config.norm_type == "rmsnorm":
+    is_plain = plan.kernels.norm == "fused" and plan.kernels.megatron is None
+    if is_plain and plan.config.norm_type == "rmsnorm":
         said.append("RMSNorm runs as one fused kernel (F.rms_norm on CUDA)")
+    if plan.config.moe is not None:
+        said.append(_load(setup.imbalance, setup.capacity_factor))
+    return said
+
+
+def _load(imbalance: float, capacity: float | None) -> str:
+    """What was assumed of how many token rows reach the experts of a rank."""
+    fullest = "every rank's receive as many token rows (--imbalance 1)"
+    if imbalance != 1:
+        fullest = f"the fullest rank's receive {imbalance:g} times the mean of token rows"
+    dropped = (
+        "none is dropped" if capacity is None else f"an expert takes {capacity:g} times its mean"
+    )
+    return f"experts: {fullest}; {dropped}"
+
+
+def _between(plan: Plan, device: Device, worst: RankMemory) -> list[str]:
+    """What the figures of communication rest on."""
+    reasons = worst.communication.reasons
+    if not reasons:
+        return []
+    cluster, nodes = device.cluster, plan.parallel.gpus_per_node
+    said = [f"communicators (driver memory, never measured here): {'; '.join(reasons)}"]
+    if cluster is None and nodes is None:
+        said.append("no cluster named: nodes of 8 GPUs behind NVSwitch assumed")
     return said
 
 
@@ -122,6 +157,8 @@ def _setup_dict(plan: Plan, stack: Stack, device: Device) -> dict[str, Any]:
     stated = asdict(resolved.setup)
     kernels = plan.kernels._asdict()
     traits = kernels.pop("traits")._asdict()
+    for name in ("megatron", "dtensor"):
+        kernels[name] = None if kernels[name] is None else kernels[name]._asdict()
     layout = plan.parallel
     return {
         **stated,
@@ -130,17 +167,19 @@ def _setup_dict(plan: Plan, stack: Stack, device: Device) -> dict[str, Any]:
         "micro_batch_size": resolved.micro_batch_size,
         "grad_accum_steps": resolved.grad_accum_steps,
         "global_batch": resolved.micro_batch_size * resolved.grad_accum_steps * layout.copies,
-        "optimizer_impl": resolved.optimizer_impl,
+        "optimizer_impl": plan.optimizer.impl,
         "loss": plan.kernels.loss,
         "attention": plan.kernels.attention,
         "num_layers": resolved.config.num_hidden_layers,
         **asdict(layout),
         "gpu": None if device.gpu is None else device.gpu.slug,
+        "cluster": None if device.cluster is None else device.cluster.slug,
         "kernels": kernels,
         "traits": traits,
         "profile_hashes": {
             "stack": stack.profile_hash,
             "gpu": None if device.gpu is None else device.gpu.profile_hash,
+            "cluster": None if device.cluster is None else device.cluster.profile_hash,
         },
         "dims": dict(plan.values),
     }

@@ -1,4 +1,4 @@
-"""Write out every event of every block from a structure that holds three repetitions of each run.
+"""Write out every event of every block from a structure that holds a few repetitions of each run.
 
 The k-th allocation of an interior repetition is the counterpart of the k-th allocation of its
 neighbours; a reference to something the previous repetition made is moved along with the copy.
@@ -9,19 +9,23 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from memcalc.engine.structure import Run, Segment, Structure
-from memcalc.engine.timeline import true_layer
+from memcalc.engine.timeline import true_layer, true_repetition
 
 
 @dataclass(eq=False)
 class Expanded:
     """All events: i >= 0 allocates storage i, ~i frees it; traced[i] is the storage it copies.
 
-    layers[i] is the true layer of the allocation, -1 outside the blocks.
+    layers[i] is the true layer of the allocation, -1 outside the blocks. earlier: storages of an
+    earlier micro-batch, which are freed and never allocated here. forward: how many events, and how
+    many storages, there are before backward begins.
     """
 
     events: list[int] = field(default_factory=list)
     traced: list[int] = field(default_factory=list)
     layers: list[int] = field(default_factory=list)
+    earlier: list[int] = field(default_factory=list)
+    forward: tuple[int, int] = (-1, -1)
 
     def sizes(self, traced_sizes: list[int]) -> list[int]:
         """Bytes of each storage, from the bytes of the traced ones."""
@@ -57,6 +61,8 @@ class _Expander:
 
     def play(self) -> Expanded:
         for number, segment in enumerate(self.structure.segments):
+            if segment.start == self.structure.forward_end and self.out.forward[0] < 0:
+                self.out.forward = (len(self.out.events), len(self.out.traced))
             for copy in range(self.skipped(segment) + 1):
                 self._play_segment(number, segment, copy)
         return self.out
@@ -68,20 +74,27 @@ class _Expander:
         for position in range(segment.start, segment.end):
             event = structure.events[position]
             if event >= 0:
-                identity = len(out.traced)
-                out.traced.append(event)
-                block = structure.labels[structure.labels_of[event]].block
-                out.layers.append(
-                    true_layer(structure, self.runs, segment, block, copy) if block >= 0 else -1
-                )
+                identity = self._add(event, segment, copy)
                 mine.append(identity)
                 out.events.append(identity)
+            elif ~event in structure.earlier:
+                out.events.append(~self._add(~event, segment, copy))
+                out.earlier.append(len(out.traced) - 1)
             elif position in self.late:
                 home, ordinal = self.home[~event]
                 for each in range(self.skipped(structure.segments[home]) + 1):
                     out.events.append(~self.ids[home, each][ordinal])
             else:
                 out.events.append(~self._resolve(number, copy, ~event))
+
+    def _add(self, storage: int, segment: Segment, copy: int) -> int:
+        """The id of one more storage, a copy of a traced one."""
+        structure, out = self.structure, self.out
+        block = structure.labels[structure.labels_of[storage]].block
+        layer = true_layer(structure, self.runs, segment, block, copy) if block >= 0 else -1
+        out.traced.append(storage)
+        out.layers.append(layer)
+        return len(out.traced) - 1
 
     def _resolve(self, number: int, copy: int, storage: int) -> int:
         """The id of what a copy of segment `number` calls `storage`.
@@ -95,25 +108,18 @@ class _Expander:
             return self.ids[number, copy][ordinal]
         if here.run != there.run or here.run < 0:
             return self.ids[home, self.skipped(there)][ordinal]
-        true = self._true_repetition(here, copy) - (here.repetition - there.repetition)
+        true = true_repetition(self.runs[here.run], here, copy)
+        true += there.repetition - here.repetition
         return self.ids[self._segment_of(there.direction, there.run, true)][ordinal]
-
-    def _true_repetition(self, segment: Segment, copy: int) -> int:
-        run = self.runs[segment.run]
-        if segment.repetition == 1 and run.skipped:
-            return 1 + copy if segment.direction == "forward" else run.count - 2 - copy
-        if segment.repetition == run.traced - 1:
-            return run.count - 1
-        return segment.repetition
 
     def _segment_of(self, direction: str, run: int, true: int) -> tuple[int, int]:
         """(segment, copy) of a true repetition of a run."""
-        count, skipped = self.runs[run].count, self.runs[run].skipped
-        if true == count - 1:
-            return self.visited[direction, run, self.runs[run].traced - 1], 0
-        if not skipped or true == 0:
-            return self.visited[direction, run, true], 0
-        copy = true - 1 if direction == "forward" else count - 2 - true
+        skipped = self.runs[run].skipped
+        if true == 0:
+            return self.visited[direction, run, 0], 0
+        if true > 1 + skipped:
+            return self.visited[direction, run, true - skipped], 0
+        copy = true - 1 if direction == "forward" else 1 + skipped - true
         return self.visited[direction, run, 1], copy
 
 

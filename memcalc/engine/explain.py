@@ -8,11 +8,15 @@ Checked by: unit/test_explain.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from memcalc.engine.explanation import FLOP_KINDS, Amount, Explanation, KeptTensor, Row, Total
+from memcalc.engine.holdings import holdings, state_bytes
 from memcalc.engine.kernels import BlockKind
 from memcalc.engine.microprogram import micro_programs
+from memcalc.engine.parallel.layout_table import layout_table
+from memcalc.engine.parallel.strategy import Whole
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.sizes import ZERO, Size
 from memcalc.engine.states import multiplicity
@@ -20,93 +24,8 @@ from memcalc.engine.structure import Run, Structure
 from memcalc.engine.tensors import Shape
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
+from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
-
-FLOP_KINDS = ("forward", "dgrad", "wgrad")
-
-
-@dataclass(frozen=True, slots=True)
-class Amount:
-    """A quantity of an interior layer, in symbols and as an integer, and its total over all layers."""
-
-    size: Size
-    value: int
-    total: int
-
-    @property
-    def formula(self) -> str:
-        """The quantity in symbols."""
-        return str(self.size)
-
-
-@dataclass(frozen=True, slots=True)
-class KeptTensor:
-    """A tensor held from forward to backward: bytes, the kernel that made it, whose gradient needs it."""
-
-    formula: str
-    value: int
-    made_by: str
-    needed_by: str  # dgrad | wgrad | both | run (held by the running code, not by a node)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One op of the layers of one kind (layers 1 and kind "once" outside the blocks)."""
-
-    op: str
-    part: str
-    kind: str
-    layers: int
-    input_shape: str
-    output_shape: str
-    weights: Mapping[str, str]
-    params: Amount
-    saved: Amount
-    kept: tuple[KeptTensor, ...]
-    flops: Mapping[str, Amount]
-    traffic: Mapping[str, Amount]
-    gemms: tuple[tuple[str, str, str], ...]
-    programs: Mapping[str, tuple[str, ...]]  # micro-programs, forward and backward
-
-
-@dataclass(frozen=True, slots=True)
-class Total:
-    """A sum over the ledger: the formula in symbols, the same with numbers put in, the value."""
-
-    name: str
-    unit: str
-    formula: str
-    numbers: str
-    value: int
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """The ledger of one micro-batch and its totals; dims holds each letter's value."""
-
-    model: str
-    rows: tuple[Row, ...]
-    totals: tuple[Total, ...]
-    dims: Mapping[str, int]
-    notes: tuple[str, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain dicts for JSON."""
-        found: dict[str, Any] = plain(self)
-        return {"schema": 1, **found}
-
-
-def plain(value: Any) -> Any:
-    """Dataclasses, mappings and tuples as JSON sees them; an amount's size as its formula."""
-    if isinstance(value, Amount):
-        return {"formula": value.formula, "value": value.value, "total": value.total}
-    if is_dataclass(value):
-        return {spec.name: plain(getattr(value, spec.name)) for spec in fields(value)}
-    if isinstance(value, Mapping):
-        return {name: plain(part) for name, part in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain(part) for part in value]
-    return value
 
 
 @dataclass(slots=True)
@@ -123,14 +42,26 @@ def explain(
     model: ModelConfig | str,
     setup: TrainingSetup | None = None,
     kernels: Mapping[str, Any] | None = None,
+    parallel: ParallelPlan | None = None,
 ) -> Explanation:
-    """The ledger of a model in a setup, as `memcalc explain` prints it."""
+    """The ledger of a model in a setup, as `memcalc explain` prints it.
+
+    parallel: how several GPUs divide it; the ledger is then one rank's. A layout of tensors other than
+    1D has no timeline: its closed forms stand in `layouts`, and the ledger is the whole model's.
+    """
     config = load_model(model) if isinstance(model, str) else model
-    return explain_plan(plan_of(config, setup or TrainingSetup(), kernels))
+    setup = setup or TrainingSetup()
+    if parallel is not None and parallel.tp_layout != "1d":
+        found = explain_plan(plan_of(config, setup, kernels))
+        table = layout_table(plan_of(config, setup, kernels), parallel)
+        return replace(found, layouts=table)
+    return explain_plan(plan_of(config, setup, kernels, parallel))
 
 
 def explain_plan(plan: Plan) -> Explanation:
-    """The ledger of a plan: rows in program order, then the totals."""
+    """The ledger of a plan: rows in program order, the totals, and what the rank holds of each part."""
+    held, kept = holdings(plan), state_bytes(plan)
+    plan = plan._replace(strategy=Whole())  # gathers and reductions are no operators of the decoder
     structure, runs = plan.structure(plan.keeps_gradients)
     groups = _groups(structure, runs)
     owners = _owners(structure)
@@ -143,7 +74,11 @@ def explain_plan(plan: Plan) -> Explanation:
         done.add((group.name, op))
         rows.append(_row(structure, plan, group, op, owners))
     totals = _totals(rows, plan.values)
-    return Explanation(plan.config.name, tuple(rows), totals, dict(plan.values), plan.notes)
+    notes = plan.notes
+    if plan.parallel.pp > 1:
+        notes += (f"blocks of all {plan.parallel.pp} stages; estimate says what each stage holds",)
+    name, values = plan.config.name, dict(plan.values)
+    return Explanation(name, tuple(rows), totals, values, notes, held, kept)
 
 
 def _groups(structure: Structure, runs: tuple[Run, ...]) -> list[_Group]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.tensors import Tape, Tensor
 
 if TYPE_CHECKING:
     from memcalc.engine.build import Build
@@ -22,13 +22,18 @@ class Hooks(NamedTuple):
     """What an injector does at each hook; None for nothing.
 
     before_block, after_block: (block, "forward" or "backward"). gradient_ready: a parameter's gradient
-    has just been stored or added. phase: forward, loss (as the head ends), backward, end.
+    has just been stored or added. before_op: (block, op) of each operator as it begins, forward,
+    backward and when it is recomputed. phase: forward; forward end (the loss is there); backward (the
+    loss's own gradient is there); end (backward is over, the loss still held). takes_gradients: the
+    injector takes the gradients off the parameters, which begin every micro-batch without any.
     """
 
     before_block: Callable[[int, str], None] | None = None
     after_block: Callable[[int, str], None] | None = None
     gradient_ready: Callable[[Tensor], None] | None = None
     phase: Callable[[str], None] | None = None
+    takes_gradients: bool = False
+    before_op: Callable[[int, str], None] | None = None
 
 
 class Injector(Hashable, Protocol):
@@ -73,3 +78,13 @@ def attach(hooks: list[Hooks], build: Build) -> None:
     for one in hooks:
         if one.gradient_ready:
             build.tape.gradient_hooks.append(one.gradient_ready)
+        if one.before_op:
+            build.tape.op_hooks.append(one.before_op)
+
+
+def begin_op(tape: Tape, block: int, op: str) -> None:
+    """Tell the before_op hooks of an operator other than the last."""
+    if tape.working != (block, op):
+        tape.working = (block, op)
+        for begun in tape.op_hooks:
+            begun(block, op)

@@ -8,9 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from memcalc.engine.blocks.compiled_limits import check_compiled
+from memcalc.engine.blocks.compiled_limits import LONG_ROW, check_compiled
+from memcalc.engine.blocks.layer_limits import check_layer_code
 from memcalc.engine.families import attention_for, traits_for
 from memcalc.engine.kernels import Kernels, Traits
+from memcalc.engine.parallel.deepspeed_setup import deepspeed_kernels, runs_deepspeed
+from memcalc.engine.parallel.megatron_layout import MEGATRON_CODES, megatron_kernels
+from memcalc.engine.parallel.nanotron_layout import CODE as NANOTRON
+from memcalc.engine.parallel.nanotron_layout import nanotron_kernels
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig, check_choice
 from memcalc.inputs.stacks import Stack
@@ -39,7 +44,8 @@ PRECISIONS = {
 }
 
 _CHUNKED = ("chunked", "fused")
-_CHOICES = {
+#: What `--set kernels.NAME=` takes.
+CHOICES = {
     "norm": ("hand", "decomposed", "fused"),
     "attention": ATTENTIONS,
     "loss": LOSSES,
@@ -47,7 +53,8 @@ _CHOICES = {
 }
 #: watched: tensors as a dispatch mode sees them. fused_gate_up: one linear for both, as Phi-3 has it.
 #: cuda_graphs: compiled blocks are replayed as CUDA graphs.
-_FLAGS = ("watched", "fused_gate_up", "cuda_graphs")
+#: packed: rotary rows by sample. compile_loss: with compiled blocks, the cross-entropy too.
+_FLAGS = ("watched", "fused_gate_up", "cuda_graphs", "packed", "compile_loss")
 
 
 def kernels_of(
@@ -58,11 +65,16 @@ def kernels_of(
     precision = PRECISIONS[setup.precision]
     choices = {**stack.choices, **_checked(overrides)}
     family_code = bool(choices.pop("family_code", False))
-    compiled = bool(choices.pop("compile", False))
+    compiled = setup.compile or bool(choices.pop("compile", False))
     wanted = setup.attention if "attention" not in overrides else choices["attention"]
     kernel, note = _attention(config, wanted, family_code)
     loss = setup.loss or choices["loss"]
-    plain = Traits(fused_gate_up=choices.get("fused_gate_up", False))
+    plain = Traits(
+        fused_gate_up=choices.get("fused_gate_up", False),
+        code=choices.get("layer_code", "plain"),
+        packed=choices.get("packed", False),
+    )
+    check_layer_code(config, plain.code, kernel)
     kernels = Kernels(
         param_dtype=precision.param_dtype,
         compute_dtype=precision.compute_dtype,
@@ -77,13 +89,21 @@ def kernels_of(
         watched=choices.get("watched", False),
         hf=family_code,
         compiled=compiled,
+        compiled_loss=compiled and choices.get("compile_loss", False),
+        long_rows=compiled and resolved.seq_len > LONG_ROW,
         cuda_graphs=choices.get("cuda_graphs", False),
         traits=traits_for(config.model_type) if family_code else plain,
     )
+    if stack.parallel.get("code") == NANOTRON:
+        kernels = nanotron_kernels(kernels, resolved, stack)
+    elif stack.parallel.get("code") in MEGATRON_CODES:
+        kernels = megatron_kernels(kernels, resolved, stack)
+    elif runs_deepspeed(stack):
+        kernels = deepspeed_kernels(kernels, resolved, stack)
     if kernels.cuda_graphs and not compiled:
         raise ConfigError("kernels.cuda_graphs: got true without --compile; rule: both")
     if compiled:
-        check_compiled(config, setup)
+        check_compiled(config, setup, kernel)
     return kernels, ([note] if note else []) + _notes(config, kernels, choices["loss"])
 
 
@@ -91,7 +111,7 @@ def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
     """What a reader must know of the choices: closed forms, and what the stack does not do."""
     said = {
         "loss fused: gradients made in forward, chunk by chunk, as memcalc's decoder does it": (
-            kernels.loss == "fused" and not kernels.hf
+            kernels.loss == "fused" and not kernels.hf and kernels.megatron is None
         ),
         f"loss {kernels.loss} has no effect: the stack runs the family's own loss": (
             kernels.hf and kernels.loss != stack_loss
@@ -144,9 +164,9 @@ def _checked(overrides: Mapping[str, Any]) -> dict[str, Any]:
             if not isinstance(value, bool):
                 raise ConfigError(f"kernels.{name}: got {value!r}; rule: true or false")
             continue
-        if name not in _CHOICES:
+        if name not in CHOICES:
             from memcalc.errors import unknown
 
-            raise unknown("kernels", name, [*_CHOICES, *_FLAGS])
-        check_choice(f"kernels.{name}", value, _CHOICES[name])
+            raise unknown("kernels", name, [*CHOICES, *_FLAGS])
+        check_choice(f"kernels.{name}", value, CHOICES[name])
     return dict(overrides)

@@ -30,6 +30,10 @@ class Traits(NamedTuple):
     gelu_by_hand: bool = False  # gelu_new as separate operators
     inline_mlp: bool = False  # the MLP written out in the block: its input goes early (OPT)
     keeps_undropped: bool = False  # the branch before dropout lives until the sum (Phi-3)
+    code: str = (
+        "plain"  # plain | torchtune | torchtitan: whose layer the stack runs, if not its own
+    )
+    packed: bool = False  # rotary rows by each token's place in its own sample (torchtune)
     start: str = "llama"  # llama | gpt2 | gptj | gpt_neox | opt | bloom | falcon: before block 0
 
 
@@ -38,7 +42,49 @@ class BlockKind(NamedTuple):
 
     attention: str = "full"  # full | sliding
     sparse: bool = False  # its MLP is a mixture of experts
-    recompute: str = "none"  # none | full | sac | sac-attention | reentrant
+    recompute: str = "none"  # none | full | sac | sac-attention | sac-every-second | reentrant
+
+
+class Megatron(NamedTuple):
+    """How Megatron-Core, or nanotron after it, runs a layer: what is divided, what is fused.
+
+    Booleans say what a rank's traffic adds to the timeline; how many ranks there are is in the dims.
+    """
+
+    code: str = "megatron"  # megatron | nanotron
+    split: bool = False  # weights are divided over tp
+    sequence: bool = False  # the stream between layers is divided along the sequence
+    adds_in_place: bool = (
+        True  # weight gradients are added to the fp32 buffer by the product itself
+    )
+    context: str = "none"  # none | ring | ulysses: attention over a sequence that cp ranks share
+    ring: int = 1  # ranks of the ring
+    experts_apart: bool = False  # ep ranks hold different experts
+    experts_split: bool = False  # etp ranks share each expert
+    several_experts: bool = True  # a rank holds more than one
+    capacity: str = "none"  # none | drop | pad: what happens to rows beyond an expert's capacity
+    recomputes: tuple[str, ...] = ()  # parts of a layer that backward computes again
+
+
+class DTensors(NamedTuple):
+    """A layer that tp ranks share by PyTorch's DTensor: how many there are is in the dims.
+
+    sequence: the stream between layers is divided along the sequence.
+    """
+
+    sequence: bool = False
+
+
+class Contexts(NamedTuple):
+    """A sequence that cp ranks share: each has its own positions of it.
+
+    method: ring (keys and values come by) | ulysses (whole sequences of a rank's own heads). rank: its
+    number, on which the ring's temporaries and the layout of its result depend.
+    """
+
+    method: str
+    ranks: int
+    rank: int
 
 
 class Kernels(NamedTuple):
@@ -64,5 +110,11 @@ class Kernels(NamedTuple):
     )
     hf: bool = False  # run the family's own transformers code
     compiled: bool = False  # torch.compile on each block
+    long_rows: bool = False  # of scores: compiled, too long for one pass of a softmax's backward
+    offloads: bool = False  # what blocks save waits on the host
+    compiled_loss: bool = False  # torch.compile on the cross-entropy
     cuda_graphs: bool = False  # of compiled blocks: replayed as CUDA graphs (mode reduce-overhead)
     traits: Traits = Traits()
+    megatron: Megatron | None = None  # run Megatron-Core's layers
+    dtensor: DTensors | None = None  # the plain decoder's layers, shared by tp ranks
+    context: Contexts | None = None  # its attention, over sequences that cp ranks share

@@ -5,11 +5,15 @@ from __future__ import annotations
 from memcalc.engine.blocks.attention import attention
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_block import hf_block
+from memcalc.engine.blocks.megatron_layer import megatron_block
 from memcalc.engine.blocks.mla import mla
 from memcalc.engine.blocks.mlp import mlp
 from memcalc.engine.blocks.moe import moe
+from memcalc.engine.blocks.nanotron_layer import nanotron_block
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.blocks.residual import drop, residual
+from memcalc.engine.blocks.torchtitan import torchtitan_attention
+from memcalc.engine.blocks.torchtune import torchtune_block
 from memcalc.engine.build import Build
 from memcalc.engine.tensors import Tensor
 
@@ -20,8 +24,13 @@ def block(build: Build, x: Tensor, context: Context) -> Tensor:
     norm_placement: pre as above (GPT-2, LLaMA); post x + norm(f(x)); sandwich x + norm(f(norm(x)));
     post-residual norm(x + f(x)).
     """
+    if build.kernels.megatron is not None:
+        nanotron = build.kernels.megatron.code == "nanotron"
+        return nanotron_block(build, x) if nanotron else megatron_block(build, x)
     if build.kernels.hf:
         return hf_block(build, x, context)
+    if build.kernels.traits.code == "torchtune":
+        return torchtune_block(build, x)
     if build.config.parallel_block:
         return parallel(build, x, context)
     after_sum = build.config.norm_placement == "post-residual"
@@ -57,6 +66,8 @@ def _norms(build: Build) -> tuple[bool, bool]:
 
 
 def _attention(build: Build, x: Tensor, context: Context) -> Tensor:
+    if build.kernels.traits.code == "torchtitan":
+        return torchtitan_attention(build, x, context)
     return mla(build, x, context)[0] if build.config.mla else attention(build, x, context)
 
 

@@ -8,9 +8,10 @@ and bytes moved. The rows are read off the same run that gives the timeline, so 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from memcalc.engine.sizes import ONE, ZERO, Size
-from memcalc.engine.tensors import Shape, Tensor
+from memcalc.engine.tensors import Shape, Tape, Tensor
 
 
 @dataclass(eq=False)
@@ -20,6 +21,19 @@ class Kept:
     size: Size
     made_by: str
     needed_by: str
+
+
+class Collective(NamedTuple):
+    """One exchange between the ranks of an axis (tp, dp, ...), as a layer's op makes it.
+
+    kind: all_reduce | all_gather | reduce_scatter | all_to_all. size: bytes of the whole: what is
+    summed, what is gathered, what is scattered. direction: forward | backward | recompute.
+    """
+
+    kind: str
+    size: Size
+    axis: str
+    direction: str = "forward"
 
 
 @dataclass(eq=False)
@@ -36,6 +50,7 @@ class OpRecord:
     input_shape: Shape = ()
     output_shape: Shape = ()
     traffic: dict[str, Size] = field(default_factory=dict)  # bytes moved, by direction
+    collectives: list[Collective] = field(default_factory=list)
 
     def note_saved(self, tensor: Tensor, needed_by: str) -> None:
         """Enter a kept tensor once per storage; storages from before the step do not count."""
@@ -72,3 +87,12 @@ class OpRecord:
         for size in self.params.values():
             total = total + size
         return total
+
+
+def note_collective(tape: Tape, kind: str, size: Size, axis: str) -> None:
+    """Enter an exchange between ranks into the row of the op at work; see Collective."""
+    record = tape.records.get((tape.block, tape.op))
+    if record is not None:
+        direction = "recompute" if tape.recomputing else tape.phase
+        direction = "forward" if direction == "loss" else direction
+        record.collectives.append(Collective(kind, size, axis, direction))

@@ -9,10 +9,13 @@ Lion and 8-bit AdamW have no torch implementation and are closed forms.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from memcalc.engine.sizes import ONE, Size, number
-from memcalc.engine.tensors import Tape, Tensor
+from memcalc.engine.tensors import Shape, Tape, Tensor
+
+#: The ledger's operator that sums gradients of which each rank has a term, before the step.
+PARTIAL_GRADIENTS: Final = "partial_gradients"
 
 
 class OptimizerPlan(NamedTuple):
@@ -23,6 +26,8 @@ class OptimizerPlan(NamedTuple):
     state_dtype: str | None = None  # None: the parameters' own
     master: bool = False  # fp32 copies of 16-bit parameters
     grad_clip: bool = False
+    widens_gradients: bool = True  # with masters: the step works on fp32 copies of gradients
+    in_backward: bool = False  # each parameter is stepped as its gradient is there
 
 
 def state_tensors(leaf: Tensor, plan: OptimizerPlan) -> list[tuple[tuple[Size, ...], str]]:
@@ -30,6 +35,7 @@ def state_tensors(leaf: Tensor, plan: OptimizerPlan) -> list[tuple[tuple[Size, .
     dtype = plan.state_dtype or ("fp32" if plan.master else leaf.dtype)
     shape = leaf.shape
     master = [(shape, "fp32")] if plan.master else []
+    own = gradient_shape(leaf)
     name = plan.name
     is_matrix = len(shape) > 1
     if name == "muon":
@@ -41,7 +47,9 @@ def state_tensors(leaf: Tensor, plan: OptimizerPlan) -> list[tuple[tuple[Size, .
         return [*master, *step, (shape, dtype), (shape, dtype)]
     if name == "adamw-8bit":
         return [*master, *_eight_bit(leaf)]
-    if name in ("momentum", "lion"):
+    if name == "momentum":  # begins as a copy of the gradient
+        return [*master, (own, dtype)]
+    if name == "lion":
         return [*master, (shape, dtype)]
     if name == "adafactor":
         if is_matrix:
@@ -64,14 +72,26 @@ def _eight_bit(leaf: Tensor) -> list[tuple[tuple[Size, ...], str]]:
     return [(leaf.shape, "uint8"), (leaf.shape, "uint8"), ((scales,), "fp32"), ((scales,), "fp32")]
 
 
-def run_step(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
-    """Allocations of clipping and of one optimizer step; states exist already."""
+def run_step(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan, partial: bool = False) -> None:
+    """Allocations of clipping and of one optimizer step; states exist already.
+
+    partial: gradients that are terms of a sum over ranks are summed first, one after the other.
+    """
+    tape.at(PARTIAL_GRADIENTS, -1, "backward")
+    for leaf in leaves:
+        if partial and leaf.placed and leaf.placed.partial:
+            tape.empty("all_reduce", leaf.shape, leaf.dtype)
     tape.at("grad_clip", -1, "optimizer")
     if plan.grad_clip:
         _clip(tape, leaves)
     tape.at("optimizer")
-    if plan.master:
-        wide = [tape.empty("_to_copy", leaf.shape, "fp32") for leaf in leaves]
+    update(tape, leaves, plan)
+
+
+def update(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
+    """Allocations of the optimizer's own step over these parameters, in the op at work."""
+    if plan.master and plan.widens_gradients:
+        wide = [tape.empty("_to_copy", gradient_shape(leaf), "fp32") for leaf in leaves]
         _PROGRAMS[plan.name](tape, [_named(leaf, "fp32") for leaf in leaves], plan)
         del wide
     else:
@@ -80,17 +100,34 @@ def run_step(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
 
 def _named(leaf: Tensor, dtype: str) -> Tensor:
     copy = leaf.tape.external(leaf.shape, dtype)
-    copy.name = leaf.name
+    copy.name, copy.placed = leaf.name, leaf.placed
     return copy
+
+
+def gradient_shape(leaf: Tensor) -> Shape:
+    """The shape of a parameter's gradient: its own, but for one that ranks hold whole."""
+    return (leaf.placed and leaf.placed.gradient) or leaf.shape
+
+
+def _cut(tape: Tape, leaves: list[Tensor], operands: int = 1) -> None:
+    """An operator that reads gradients takes copies of this rank's rows of those that are whole."""
+    whole = [leaf for leaf in leaves if gradient_shape(leaf) != leaf.shape]
+    copies = [tape.empty("clone", leaf.shape, leaf.dtype) for leaf in whole * operands]
+    del copies
 
 
 def _clip(tape: Tape, leaves: list[Tensor]) -> None:
     """clip_grad_norm_: a norm a tensor, their stack, the total, the coefficient."""
     dtype = leaves[0].dtype
     norms = [tape.empty("linalg_vector_norm", (ONE,), dtype) for _ in leaves]
+    parts = [tape.empty("div.Tensor", (ONE,), dtype) for leaf in leaves if _every_rank_has(leaf)]
     stacked = tape.empty("stack", (number(len(leaves)),), dtype)
+    del parts
+    roots = stacked
+    for _ in range(leaves[0].placed.axes if leaves[0].placed else 0):
+        roots = _of_all_ranks(tape, roots)
     total = tape.empty("linalg_vector_norm", (ONE,), dtype)
-    del stacked, norms
+    del roots, stacked, norms
     shifted = tape.empty("add", (ONE,), dtype)
     inverse = tape.empty("reciprocal", (ONE,), dtype)
     coefficient = tape.empty("mul", (ONE,), dtype)
@@ -99,19 +136,38 @@ def _clip(tape: Tape, leaves: list[Tensor]) -> None:
     del coefficient, clamped, total
 
 
+def _every_rank_has(leaf: Tensor) -> bool:
+    """Whether the norm of a gradient is that of the whole, of which a rank takes its part."""
+    return leaf.placed is not None and (leaf.placed.whole or leaf.placed.gradient is not None)
+
+
+def _of_all_ranks(tape: Tape, norms: Tensor) -> Tensor:
+    """Norms of the whole gradients from those of the ranks' parts: the root of summed squares."""
+    squares = tape.empty("pow", norms.shape, norms.dtype)
+    summed = tape.empty("all_reduce", norms.shape, norms.dtype)
+    roots = tape.empty("pow", norms.shape, norms.dtype)
+    del squares, summed
+    return roots
+
+
 def _state_dtype(leaf: Tensor, plan: OptimizerPlan) -> str:
     return plan.state_dtype or leaf.dtype
 
 
 def _adamw(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
     if plan.impl == "foreach":
+        _cut(tape, leaves)
+        _cut(tape, leaves, 2)
         roots = [tape.empty("_foreach_sqrt", x.shape, _state_dtype(x, plan)) for x in leaves]
         del roots
         return
-    if plan.impl == "fused":
+    if plan.impl in ("fused", "multi_tensor"):
+        _cut(tape, leaves)
         return
     denominator: Tensor | None = None
     for leaf in leaves:
+        _cut(tape, [leaf])
+        _cut(tape, [leaf], 2)
         root = tape.empty("sqrt", leaf.shape, _state_dtype(leaf, plan))
         quotient = tape.empty("div", leaf.shape, _state_dtype(leaf, plan))
         del root
@@ -122,6 +178,11 @@ def _adamw(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
 
 def _sgd(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
     """In place, with and without momentum."""
+    _cut(tape, leaves)
+
+
+def _nothing(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
+    """No step at all."""
 
 
 def _lion(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan) -> None:
@@ -228,5 +289,5 @@ _PROGRAMS: dict[str, Callable[[Tape, list[Tensor], OptimizerPlan], None]] = {
     "lion": _lion,
     "adafactor": _adafactor,
     "muon": _muon,
-    "none": _sgd,
+    "none": _nothing,
 }

@@ -6,12 +6,24 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from memcalc.engine.dims import dim_sizes, dim_values
+from memcalc.engine.in_backward import offloading, stepping_in_backward
 from memcalc.engine.kernel_choice import PRECISIONS, kernels_of
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.optimizer import OptimizerPlan
 from memcalc.engine.parallel.choose import resolve_layout, split_kernels, strategy_for
+from memcalc.engine.parallel.deepspeed_setup import deepspeed_optimizer, runs_deepspeed
 from memcalc.engine.parallel.local import local_values
-from memcalc.engine.parallel.strategy import Strategy, Whole
+from memcalc.engine.parallel.megatron_layout import (
+    megatron_optimizer,
+    megatron_sizes,
+    megatron_values,
+)
+from memcalc.engine.parallel.nanotron_layout import (
+    nanotron_optimizer,
+    padded_vocabulary,
+    runs_nanotron,
+)
+from memcalc.engine.parallel.strategy import Batch, Strategy, Whole
 from memcalc.engine.sizes import Size
 from memcalc.engine.structure import Beside, Run, Structure, structure_of
 from memcalc.inputs.model import ModelConfig
@@ -33,6 +45,7 @@ class Plan(NamedTuple):
     parallel: ParallelPlan = ParallelPlan()
     strategy: Strategy = Whole()
     ends: tuple[bool, bool] = (True, True)  # whether embedding, and final norm and head, are here
+    expandable: bool = False  # the allocator's segments can grow
     undivided: Plan | None = None  # the whole model on one GPU, where this is a rank's part
 
     @property
@@ -51,9 +64,28 @@ class Plan(NamedTuple):
         several = self.resolved.grad_accum_steps > 1 or not setup.set_to_none
         return several or self.strategy.persistent_gradients
 
-    def structure(self, has_gradients: bool) -> tuple[Structure, tuple[Run, ...]]:
-        """The traced structure of one micro-batch and its runs."""
-        beside = Beside(self.strategy.injectors(self), self.ends)
+    @property
+    def peak_batch(self) -> Batch:
+        """The micro-batch of a step in which most is alive: the second, or the only one."""
+        return self.peak_batches[0]
+
+    @property
+    def peak_batches(self) -> tuple[Batch, ...]:
+        """Those of which one has most alive: `peak_batch`, and the first where only the second sums.
+
+        A second one that sums over the ranks gives back the first's gradients as it goes.
+        """
+        batches = self.strategy.micro_batches(self)
+        if len(batches) == 2 and batches[1].reduces and not batches[0].reduces:
+            return batches[::-1]
+        return batches[1:2] or batches
+
+    def structure(
+        self, has_gradients: bool, reduces: bool = True
+    ) -> tuple[Structure, tuple[Run, ...]]:
+        """The traced structure of one micro-batch and its runs; reduces: gradients over the ranks."""
+        strategy = self.strategy
+        beside = Beside(strategy.injectors(self), self.ends, strategy.depth, reduces)
         return structure_of(self.config, self.kernels, self.kinds, self.dims, has_gradients, beside)
 
 
@@ -78,13 +110,26 @@ def make_plan(
         master=PRECISIONS[setup.precision].master,
         grad_clip=setup.grad_clip,
     )
+    if runs_nanotron(kernels):
+        optimizer = nanotron_optimizer(optimizer, resolved)
+    elif kernels.megatron is not None:
+        optimizer = megatron_optimizer(optimizer, kernels)
+    elif runs_deepspeed(stack):
+        optimizer = deepspeed_optimizer(optimizer, setup, kernels, parallel.zero)
     if setup.optimizer_dtype and not optimizer.master:
         notes.append(f"optimizer states in {setup.optimizer_dtype}: a closed form")
     plan = Plan(
         resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), optimizer,
-        tuple(notes),
+        tuple(notes), expandable=bool(stack.parallel.get("expandable_segments", False)),
     )  # fmt: skip
-    return plan if parallel.is_single else divided(plan, parallel, stack)
+    if parallel.offload == "activations" and kernels.traits.code == "torchtune":
+        plan = offloading(plan, parallel)
+    if setup.optimizer_in_backward:
+        return stepping_in_backward(plan, parallel)
+    if plan.kernels.offloads:
+        return plan
+    is_whole = parallel.is_single and kernels.megatron is None and not runs_deepspeed(stack)
+    return plan if is_whole else divided(plan, parallel, stack)
 
 
 def plan_of(
@@ -102,20 +147,31 @@ def plan_of(
 def divided(plan: Plan, parallel: ParallelPlan, stack: Stack) -> Plan:
     """The plan of one rank of a layout: its part of each layer, and how it holds the states."""
     layout, notes = resolve_layout(parallel, plan, stack)
-    kernels = split_kernels(plan.kernels, layout, stack)
-    values = local_values(plan.values, layout)
+    kernels = split_kernels(plan, layout, stack)
+    values, dims = local_dims(plan, layout)
     plan = plan._replace(
         undivided=plan,
         parallel=layout,
         kernels=kernels,
         values=values,
-        dims=dim_sizes(values),
+        dims=dims,
         notes=(*plan.notes, *notes),
     )
     strategy = strategy_for(plan, stack)
     kernels = strategy.kernels(kernels)
     kinds = block_kinds(plan.resolved, kernels)
     return plan._replace(strategy=strategy, kernels=kernels, kinds=kinds)
+
+
+def local_dims(plan: Plan, layout: ParallelPlan) -> tuple[dict[str, int], dict[str, Size]]:
+    """Values and Sizes of one rank's dims, by whose code divides the model."""
+    if plan.kernels.megatron is None:
+        values = local_values(plan.values, layout)
+        return values, dim_sizes(values)
+    values = megatron_values(plan.values, plan.config, layout, plan.resolved.setup)
+    if runs_nanotron(plan.kernels):
+        values["V"] = padded_vocabulary(plan.values["V"], layout.tp) // layout.tp
+    return values, megatron_sizes(values, layout)
 
 
 def block_kinds(
@@ -127,7 +183,9 @@ def block_kinds(
     """
     setup, config = resolved.setup, resolved.config
     recompute = "none" if setup.recompute == "selective" else setup.recompute
-    if setup.reentrant:
+    if recompute == "sac" and kernels.traits.code == "torchtitan":
+        recompute = "sac-every-second"
+    if setup.reentrant or (kernels.megatron is not None and recompute == "full"):
         recompute = "reentrant"
     limit = setup.recompute_layers or config.num_hidden_layers
     return tuple(

@@ -7,18 +7,22 @@ are other lists of phases over the same pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.expand import Expanded, expand
+from memcalc.engine.in_backward import first_step
 from memcalc.engine.memory import input_bytes, optimizer_trace
 from memcalc.engine.optimizer import state_tensors
+from memcalc.engine.parallel.strategy import Batch
 from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import product
 from memcalc.engine.states import all_leaves, bytes_of_held
 from memcalc.engine.structure import Run, Structure
-from memcalc.engine.tensors import ITEMSIZE
+from memcalc.engine.tensors import Tensor
 from memcalc.engine.timeline import size_values
 
 
@@ -36,10 +40,21 @@ class Stream:
         self.events.append(len(self.sizes) - 1)
         return len(self.sizes) - 1
 
-    def splice(self, events: list[int] | tuple[int, ...], sizes: list[int]) -> list[int]:
-        """Append a piece with its own ids; returns the ids still alive after it."""
+    def splice(
+        self,
+        events: list[int] | tuple[int, ...],
+        sizes: list[int],
+        taken: Mapping[int, int] = {},  # noqa: B006  # never changed
+    ) -> list[int]:
+        """Append a piece with its own ids; returns the ids still alive after it.
+
+        taken: ids of the piece that it only frees, with the blocks of earlier pieces that they are.
+        """
         base = len(self.sizes)
-        self.events += [e + base if e >= 0 else e - base for e in events]
+        if taken:
+            self.events += [e + base if e >= 0 else ~taken.get(~e, ~e + base) for e in events]
+        else:
+            self.events += [e + base if e >= 0 else e - base for e in events]
         self.sizes += sizes
         freed = {~e for e in events if e < 0}
         return [base + i for i in range(len(sizes)) if i not in freed]
@@ -76,8 +91,9 @@ def training_program(plan: Plan, workspaces: tuple[int, ...], steps: int = 2) ->
 
 
 def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list[Phase]:
-    """Loading, then for each step its micro-batches (two stand for any more) and the optimizer."""
-    structure, runs = plan.structure(False)
+    """Loading, then for each step its micro-batches (those that differ) and the optimizer."""
+    persistent = plan.strategy.persistent_gradients
+    structure, runs = plan.structure(persistent)
     leaves = all_leaves(structure, runs)
     trace = optimizer_trace(structure, runs, plan)
     stepped = plan.strategy.optimized(leaves)
@@ -86,16 +102,15 @@ def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list
     def load(stream: Stream) -> None:
         for leaf in leaves:
             stream.allocate(bytes_of_held(plan.strategy.parameter(leaf), plan.values))
-        for size in plan.strategy.fixed_bytes(plan).values():
+        for size in standing_blocks(plan, leaves):
             stream.allocate(size)
         stream.allocate(input_bytes(plan))
         for size in workspaces:
             stream.allocate(size)
 
-    def micro_batch(stream: Stream) -> None:
-        alive = _micro_batch(stream, plan, bool(gradients))
-        if not gradients:
-            gradients.extend(alive)
+    def micro_batch(batch: Batch, stream: Stream) -> None:
+        exist = batch.has_gradients and (persistent or bool(gradients))
+        _micro_batch(stream, plan, batch._replace(has_gradients=exist), gradients)
 
     def make_states(stream: Stream) -> None:
         for leaf in stepped:
@@ -108,13 +123,48 @@ def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list
             stream.events += [~i for i in gradients]
             gradients.clear()
 
-    batches = [Phase("micro-batch", micro_batch)] * min(plan.resolved.grad_accum_steps, 2)
+    if plan.optimizer.in_backward:
+        return [Phase("load", load), *_in_backward(plan, steps)]
+    batches = [
+        Phase("micro-batch", partial(micro_batch, batch))
+        for batch in plan.strategy.micro_batches(plan)
+    ]
     step = [*batches, Phase("optimizer", optimizer_step)]
     first = [*batches, Phase("optimizer states", make_states), Phase("optimizer", optimizer_step)]
     return [Phase("load", load), *first, *(step * (steps - 1))]
 
 
-def _micro_batch(stream: Stream, plan: Plan, has_gradients: bool) -> list[int]:
-    structure, runs = plan.structure(has_gradients)
+def _in_backward(plan: Plan, steps: int) -> list[Phase]:
+    """Steps whose optimizer runs inside backward; its states are made there in the first."""
+    batch = plan.strategy.micro_batches(plan)[0]
+
+    def one(planned: Plan, stream: Stream) -> None:
+        _micro_batch(stream, planned, batch, [])  # what stays alive are states: nobody frees them
+
+    later = Phase("micro-batch", partial(one, plan))
+    return [Phase("micro-batch", partial(one, first_step(plan))), *([later] * (steps - 1))]
+
+
+def standing_blocks(plan: Plan, leaves: list[Tensor]) -> list[int]:
+    """Blocks that stand for the whole run beside parameters and states: gradients, buffers."""
+    strategy = plan.strategy
+    buckets = strategy.buckets(plan)
+    if buckets:
+        return buckets
+    kept = [strategy.gradient(leaf) for leaf in leaves] if strategy.persistent_gradients else []
+    sizes = [bytes_of_held(gradient, plan.values) for gradient in kept]
+    return [*sizes, *strategy.fixed_bytes(plan).values()]
+
+
+def _micro_batch(stream: Stream, plan: Plan, batch: Batch, gradients: list[int]) -> None:
+    """Play a micro-batch; gradients: the storages of those there are, replaced by what is then."""
+    structure, runs = plan.structure(*batch)
     events = expanded(structure, runs)
-    return stream.splice(events.events, events.sizes(size_values(structure, plan.values)))
+    sizes = events.sizes(size_values(structure, plan.values))
+    waiting: dict[int, list[int]] = {}
+    for storage in gradients:
+        waiting.setdefault(stream.sizes[storage], []).append(storage)
+    taken = {identity: waiting[sizes[identity]].pop(0) for identity in events.earlier}
+    alive = stream.splice(events.events, sizes, taken)
+    gone = set(taken.values())
+    gradients[:] = [*(storage for storage in gradients if storage not in gone), *alive]

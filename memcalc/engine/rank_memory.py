@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from memcalc.engine.allocator import AllocatorResult, simulate
 from memcalc.engine.device_side import Device
 from memcalc.engine.memory import StepMemory, step_memory
+from memcalc.engine.parallel.communication import (
+    CommunicationBytes,
+    communication_bytes,
+    communicators,
+    fabric_of,
+)
 from memcalc.engine.plan import Plan
 from memcalc.engine.program import Stream, training_program
-from memcalc.engine.results import Breakdown, MemoryEstimate
-from memcalc.errors import ConfigError, NotInThisVersionError
+from memcalc.engine.results import Breakdown, MemoryEstimate, StagePlace
+from memcalc.errors import ConfigError
 from memcalc.units import MIB
 
 #: What needs more on one GPU is a typing error; the allocator's addresses end at 2^53.
@@ -28,43 +35,84 @@ class RankMemory(NamedTuple):
     step: StepMemory
     memory: MemoryEstimate
     fits: bool | None
+    communication: CommunicationBytes
 
 
 def rank_memory(plan: Plan, stage: int, device: Device, allocator: bool) -> RankMemory:
     """Memory of the rank of this stage that needs most."""
-    step, stream = _played(plan, stage, device.workspace_bytes, allocator)
+    step, stream, place = _played(plan, stage, device.workspace_bytes, allocator)
     if step.peak_bytes > MAX_BYTES:
         raise ConfigError(
             f"micro-batch x seq: got {plan.resolved.micro_batch_size} x {plan.resolved.seq_len}, "
             f"which needs {step.peak_bytes} bytes on one GPU; rule: at most 2^50"
         )
-    simulated = simulate(stream.events, stream.sizes) if stream else None
-    memory = _memory(step, plan, device, simulated)
-    return RankMemory(step, memory, _fits(memory, device, stream))
+    simulated = None
+    if stream:
+        simulated = _simulated(tuple(stream.events), tuple(stream.sizes), plan.expandable)
+    between = _communication(plan, stage, device)
+    memory = _memory(step, plan, device, simulated, between)._replace(stage=place)
+    return RankMemory(step, memory, _fits(memory, device, stream), between)
+
+
+@lru_cache(maxsize=8)
+def _simulated(
+    events: tuple[int, ...], sizes: tuple[int, ...], expandable: bool
+) -> AllocatorResult:
+    """The allocator's replay; stages in the middle of a pipeline are often the same."""
+    return simulate(events, sizes, expandable_segments=expandable)
 
 
 def _played(
     plan: Plan, stage: int, workspace_bytes: int, allocator: bool
-) -> tuple[StepMemory, Stream | None]:
-    """The step of a stage, and its events for the allocator."""
-    if plan.parallel.pp > 1:
-        raise NotInThisVersionError("pp: not in this version")
+) -> tuple[StepMemory, Stream | None, StagePlace | None]:
+    """The step of a stage, its events for the allocator, and what the stage is."""
     workspaces = (workspace_bytes,) * WORKSPACES
-    return step_memory(plan), training_program(plan, workspaces) if allocator else None
+    if plan.parallel.pp == 1:
+        stream = training_program(plan, workspaces) if allocator else None
+        return step_memory(plan), stream, None
+    from memcalc.engine.parallel.pipeline import stage_of
+    from memcalc.engine.parallel.pipeline_memory import place_of, stage_memory
+    from memcalc.engine.parallel.pipeline_stream import stage_program
+
+    one = stage_of(plan, stage)
+    step = stage_memory(one)
+    stream = stage_program(one, workspaces) if allocator else None
+    return step, stream, place_of(one, step)
+
+
+def _communication(plan: Plan, stage: int, device: Device) -> CommunicationBytes:
+    """The driver's memory for this rank's communicators."""
+    parallel = plan.parallel
+    if parallel.size == 1:
+        return CommunicationBytes(0, 0, 0)
+    fabric = fabric_of(device.cluster, parallel.gpus_per_node)
+    config = plan.config
+    found = communicators(
+        parallel, plan.resolved.setup.code, fabric, stage, config.tie_word_embeddings,
+        config.moe is not None,
+    )  # fmt: skip
+    return communication_bytes(found, fabric)
 
 
 def _memory(
-    step: StepMemory, plan: Plan, device: Device, simulated: AllocatorResult | None
+    step: StepMemory,
+    plan: Plan,
+    device: Device,
+    simulated: AllocatorResult | None,
+    between: CommunicationBytes,
 ) -> MemoryEstimate:
     workspace = device.workspace_bytes * WORKSPACES
     requested = step.peak_bytes
     allocated = simulated.peak_allocated_bytes if simulated else requested + workspace
     reserved = simulated.peak_reserved_bytes if simulated else None
-    used = None if reserved is None else reserved + device.context_bytes
+    driver = device.context_bytes + between.expected
+    used = None if reserved is None else reserved + driver
     low = high = None
     if used is not None:
         low = allocated - device.workspace_bytes + min(device.context_bytes, _CONTEXT_LOW_BYTES)
+        low += between.low
         high = used + _KERNEL_IMAGES_BYTES + _attention_scratch(plan)
+        high += between.high - between.expected
     usable = device.usable_bytes
     held = step.states
     return MemoryEstimate(
@@ -83,7 +131,7 @@ def _memory(
         ),
         reserved_overhead_bytes=None if reserved is None else reserved - allocated,
         context_bytes=device.context_bytes,
-        communication_bytes=0,
+        communication_bytes=between.expected,
         phases=step.phases,
         phase_peaks_at={name: instant.name for name, instant in step.instants.items()},
         states={
@@ -116,9 +164,10 @@ def _fits(memory: MemoryEstimate, device: Device, stream: Stream | None) -> bool
     usable = memory.usable_bytes
     if usable is None:
         return None
-    if memory.peak_allocated_bytes + device.context_bytes > usable:
+    driver = device.context_bytes + memory.communication_bytes
+    if memory.peak_allocated_bytes + driver > usable:
         return False
     if stream is None or memory.device_used_bytes is None or memory.device_used_bytes <= usable:
         return True
-    capacity = usable - device.context_bytes
+    capacity = usable - driver
     return not simulate(stream.events, stream.sizes, capacity).out_of_memory

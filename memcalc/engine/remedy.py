@@ -13,7 +13,9 @@ from typing import Any
 
 from memcalc.engine.device_side import Device
 from memcalc.engine.estimate import estimate
+from memcalc.engine.plan import plan_of
 from memcalc.engine.results import Estimate
+from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan, with_degrees
 from memcalc.inputs.training import TrainingSetup, resolve
@@ -101,23 +103,32 @@ def remedies(
             return quick
         return estimate(config, changed, **how)
 
+    def is_open(change: Change) -> bool:
+        """Whether the stack's code has this choice."""
+        try:
+            plan_of(config, change[1](base), kernels, parallel)
+        except ConfigError:
+            return False
+        return True
+
+    changes = [change for change in _changes(base, resolved.seq_len) if is_open(change)]
     lines: list[str] = []
-    for label, change in _changes(base, resolved.seq_len):
+    for label, change in changes:
         result = tried(change(base))
         if result.fits:
             lines.append(_line(label, result))
         if len(lines) == 2:
             return lines
-    return lines or _combined(base, resolved.seq_len, tried)
+    return lines or _combined(base, changes, tried)
 
 
 def _combined(
-    base: TrainingSetup, seq: int, tried: Callable[[TrainingSetup], Estimate]
+    base: TrainingSetup, changes: list[Change], tried: Callable[[TrainingSetup], Estimate]
 ) -> list[str]:
     """No single change is enough: add them up, cheapest first, then drop what was not needed."""
     taken: list[Change] = []
     best = tried(base)
-    for change in _changes(base, seq):
+    for change in changes:
         result = tried(_applied(base, [*taken, change]))
         if _need(result) >= _need(best):
             continue

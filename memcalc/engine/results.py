@@ -30,10 +30,12 @@ class ModelSummary(NamedTuple):
 class Breakdown(NamedTuple):
     """Categories alive at the peak; they sum to peak_allocated_bytes.
 
-    optimizer includes master copies. rounding: what the allocator adds to the tensors' own bytes.
+    optimizer includes master copies. gathered: parameters of other ranks, whole or in larger parts
+    than this rank's own. rounding: what the allocator adds to the tensors' own bytes.
     """
 
     parameters: int
+    gathered: int
     gradients: int
     optimizer: int
     activations: int
@@ -47,6 +49,22 @@ class Breakdown(NamedTuple):
     def total_bytes(self) -> int:
         """The sum of all categories."""
         return sum(self)
+
+
+class StagePlace(NamedTuple):
+    """One rank of a pipeline.
+
+    layers: first and last block of each chunk of the model it holds, in the order of the forward pass
+    (empty where a chunk has none). parameters: elements on this rank. in_flight: the most micro-batches
+    of each chunk between forward and backward. peak_micro_batch: at work at the peak, from 0; None in
+    the optimizer.
+    """
+
+    stage: int
+    layers: tuple[tuple[int, ...], ...]
+    parameters: int
+    in_flight: tuple[int, ...]
+    peak_micro_batch: int | None
 
 
 class MemoryEstimate(NamedTuple):
@@ -77,6 +95,7 @@ class MemoryEstimate(NamedTuple):
     saved_for_backward_bytes: int
     saved_per_layer_bytes: int
     host_bytes: int
+    stage: StagePlace | None = None  # None without stages
     stages: tuple[MemoryEstimate, ...] = ()  # one rank of each pipeline stage; none for one stage
 
     def to_dict(self) -> dict[str, Any]:
@@ -85,6 +104,7 @@ class MemoryEstimate(NamedTuple):
 
     def _plain(self) -> dict[str, Any]:
         plain = {**self._asdict(), "breakdown": self.breakdown._asdict()}
+        plain["stage"] = None if self.stage is None else self.stage._asdict()
         del plain["stages"]
         return plain
 

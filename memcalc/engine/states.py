@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.optimizer import OptimizerPlan, state_tensors
 from memcalc.engine.parallel.strategy import Strategy, Whole
 from memcalc.engine.sizes import product
 from memcalc.engine.structure import Run, Structure
-from memcalc.engine.tensors import ITEMSIZE, Tensor
+from memcalc.engine.tensors import Tensor
 
 
 class States(NamedTuple):
@@ -47,6 +48,11 @@ def block_of(leaf: Tensor) -> int:
     return int(parts[1]) if parts[0] == "layers" else -1
 
 
+def is_expert(leaf: Tensor) -> bool:
+    """Whether a parameter belongs to routed experts; shared experts act on every token."""
+    return ".expert_" in leaf.name
+
+
 def all_leaves(structure: Structure, runs: tuple[Run, ...]) -> list[Tensor]:
     """The parameters of all layers in registration order; untraced layers repeat the interior's."""
     outside_before: list[Tensor] = []
@@ -67,14 +73,14 @@ def all_leaves(structure: Structure, runs: tuple[Run, ...]) -> list[Tensor]:
             one = [
                 leaf
                 for b in range(begin, begin + period)
-                for leaf in _registered(by_block.get(b, []))
+                for leaf in registered(by_block.get(b, []))
             ]
             layers += one * (1 + (run.skipped if repetition == 1 else 0))
         first += run.traced * period
     return [*outside_before, *layers, *outside_after]
 
 
-def _registered(leaves: list[Tensor]) -> list[Tensor]:
+def registered(leaves: list[Tensor]) -> list[Tensor]:
     """A block's parameters in registration order: first use, but norms of q and k after o_proj."""
     norms = [leaf for leaf in leaves if ".q_norm." in leaf.name or ".k_norm." in leaf.name]
     if not norms:
@@ -98,9 +104,8 @@ def states(
     for leaf in structure.leaves:
         times = weights[block_of(leaf)]
         numel = leaf.numel.value(values)
-        is_expert = ".expert_" in leaf.name  # routed ones; shared experts act on every token
         elements += times * numel
-        active += times * (leaf.numel.value(per_token) if is_expert else numel)
+        active += times * (leaf.numel.value(per_token) if is_expert(leaf) else numel)
         tensors += times
         params += times * bytes_of_held(strategy.parameter(leaf), values)
         grads += times * bytes_of_held(strategy.gradient(leaf), values)

@@ -1,8 +1,8 @@
 """Structure: one traced micro-batch of a model with few blocks, which stands for any number of them.
 
-Equal blocks repeat, so each run of them is traced at most three times (first, interior, last) and
-the interior stands for all others. The trace depends on block kinds, kernels and which dims are 1,
-never on sizes; it is made once per structure and cached.
+Equal blocks repeat, so each run of them is traced at most three times (first, interior, last), more
+where an injector reaches beyond its neighbours, and the second stands for all others. The trace
+depends on block kinds, kernels and which dims are 1, never on sizes; it is made once and cached.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from itertools import accumulate
 from typing import NamedTuple
 
-from memcalc.engine.build import Build
+from memcalc.engine.build import Build, Handed
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.ledger import OpRecord
@@ -21,20 +21,21 @@ from memcalc.engine.trace import micro_batch
 from memcalc.errors import MemcalcError
 from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
 
-#: Repetitions of a run that are traced; with more, the second stands for all interior ones.
+#: Repetitions of a run that are traced; with more, the second stands for all that are not.
 TRACED = 3
 _MAX_PERIOD = 8
 
 
 class Run(NamedTuple):
-    """A pattern of block kinds repeated `count` times."""
+    """A pattern of block kinds repeated `count` times, of which at most `depth` are traced."""
 
     pattern: tuple[BlockKind, ...]
     count: int  # type: ignore[assignment]  # hides tuple.count, which nobody calls
+    depth: int = TRACED
 
     @property
     def traced(self) -> int:
-        return min(self.count, TRACED)
+        return min(self.count, self.depth)
 
     @property
     def skipped(self) -> int:
@@ -73,12 +74,14 @@ class Structure:
     gradients: frozenset[int]  # storages that end as a parameter's gradient
     leaves: tuple[Tensor, ...]
     late_frees: tuple[tuple[int, int], ...]  # (event, run): freed outside the run, for every copy
+    earlier: frozenset[int]  # storages of an earlier micro-batch, which are only freed here
     records: dict[tuple[int, str], OpRecord]
     block_flops: dict[int, dict[str, Size]]
+    handed: Handed = Handed()  # noqa: RUF009  # immutable
     cache: dict[object, object] = field(default_factory=dict)  # what others derive from it
 
 
-def find_runs(kinds: tuple[BlockKind, ...]) -> tuple[Run, ...]:
+def find_runs(kinds: tuple[BlockKind, ...], depth: int = TRACED) -> tuple[Run, ...]:
     """Cut a list of block kinds into runs of repeated patterns, longest coverage first."""
     runs: list[Run] = []
     start = 0
@@ -93,7 +96,7 @@ def find_runs(kinds: tuple[BlockKind, ...]) -> tuple[Run, ...]:
             if (count > 1 or period == 1) and covers > leads:
                 best = (period, count)
         period, count = best
-        runs.append(Run(tuple(kinds[start : start + period]), count))
+        runs.append(Run(tuple(kinds[start : start + period]), count, depth))
         start += period * count
     return tuple(runs)
 
@@ -137,16 +140,20 @@ class StructureKey(NamedTuple):
     has_gradients: bool
     injectors: tuple[Injector, ...] = ()
     ends: tuple[bool, bool] = (True, True)
+    reduces: bool = True
 
 
 class Beside(NamedTuple):
     """What a rank has beside its blocks: injectors, and whether the model begins and ends here.
 
-    ends: (embedding, final norm and head); a pipeline's inner stages have neither.
+    ends: (embedding, final norm and head); a pipeline's inner stages have neither. depth: repetitions
+    of a run to trace, if more than TRACED. reduces: ranks sum their gradients in this micro-batch.
     """
 
     injectors: tuple[Injector, ...] = ()
     ends: tuple[bool, bool] = (True, True)
+    depth: int = 0
+    reduces: bool = True
 
 
 _CACHE: dict[StructureKey, Structure] = {}
@@ -162,10 +169,17 @@ def structure_of(
     beside: Beside = Beside(),  # noqa: B008  # immutable
 ) -> tuple[Structure, tuple[Run, ...]]:
     """The cached structure for this model and setup, and its runs with their true counts."""
-    runs = find_runs(kinds)
+    runs = find_runs(kinds, max(TRACED, beside.depth))
     traced = tuple((r.pattern, r.traced) for r in runs)
     key = StructureKey(
-        architecture_key(config), kernels, traced, tuple(dims.items()), has_gradients, *beside
+        architecture_key(config),
+        kernels,
+        traced,
+        tuple(dims.items()),
+        has_gradients,
+        beside.injectors,
+        beside.ends,
+        beside.reduces,
     )
     found = _CACHE.get(key)
     if found is None:
@@ -178,12 +192,15 @@ def structure_of(
 def trace_structure(config: ModelConfig, key: StructureKey) -> Structure:
     """Trace the structure of a key; config is any model with the key's architecture."""
     _check_reference_counting()
-    runs = tuple(Run(pattern, count) for pattern, count in key.runs)
+    runs = tuple(Run(pattern, count, count) for pattern, count in key.runs)
     tape = Tape(device=key.kernels.device, watched=key.kernels.watched)
-    build = Build(tape, config, key.kernels, dict(key.dims), injectors=key.injectors, ends=key.ends)
+    build = Build(
+        tape, config, key.kernels, dict(key.dims),
+        injectors=key.injectors, ends=key.ends, reduces=key.reduces,
+    )  # fmt: skip
     layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
     micro_batch(build, layers, key.has_gradients)
-    return _freeze(tape, runs)
+    return _freeze(tape, runs, build.handed)
 
 
 def _check_reference_counting() -> None:
@@ -195,7 +212,7 @@ def _check_reference_counting() -> None:
         raise MemcalcError("python: this interpreter frees objects late; rule: CPython")
 
 
-def _freeze(tape: Tape, runs: tuple[Run, ...]) -> Structure:
+def _freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
     end = next(position for position, what, _ in tape.marks if what == "end")
     events = tuple(tape.events[:end])
     forward_end = next(position for position, what, _ in tape.marks if what == "backward")
@@ -205,6 +222,8 @@ def _freeze(tape: Tape, runs: tuple[Run, ...]) -> Structure:
     unique = list(dict.fromkeys(tape.sizes))
     index = {size: i for i, size in enumerate(unique)}
     grads = {leaf.grad.storage.index for leaf in tape.leaves.values() if leaf.grad is not None}
+    grads |= {gradient.storage.index for gradient in tape.gradients} | tape.passing
+    tape.gradients.clear()
     for leaf in tape.leaves.values():
         leaf.grad = None
     segments = _segments(tape, runs, forward_end, end)
@@ -223,8 +242,10 @@ def _freeze(tape: Tape, runs: tuple[Run, ...]) -> Structure:
         gradients=frozenset(grads - {-1}),
         leaves=tuple(tape.leaves.values()),
         late_frees=_late_frees(events, segments),
+        earlier=frozenset(tape.earlier),
         records=tape.records,
         block_flops=tape.block_flops,
+        handed=handed,
     )
 
 

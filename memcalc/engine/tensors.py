@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.sizes import ONE, ZERO, Size, product
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from memcalc.engine.autograd import LeafNode, Node
     from memcalc.engine.ledger import OpRecord
+    from memcalc.engine.parallel.placed import Placed
 
     class Packing(Protocol):
         """What happens to a tensor a node saves: kept as it is, or handed to a checkpoint frame."""
@@ -35,20 +37,6 @@ if TYPE_CHECKING:
 
 
 Shape = tuple[Size, ...]
-ITEMSIZE: Final = {
-    "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int64": 8, "int32": 4, "bool": 1, "uint8": 1,
-    "fp64": 8, "complex64": 8,
-}  # fmt: skip
-_RANK: Final = {
-    "bool": 0,
-    "uint8": 1,
-    "int32": 2,
-    "int64": 3,
-    "fp8": 4,
-    "fp16": 5,
-    "bf16": 5,
-    "fp32": 6,
-}
 
 
 class Label(NamedTuple):
@@ -85,8 +73,13 @@ class Tape:
         self.records: dict[tuple[int, str], OpRecord] = {}
         self.block_flops: dict[int, dict[str, Size]] = {}
         self.leaves: dict[str, Tensor] = {}
+        self.gradients: list[Tensor] = []  # what injectors keep as gradients instead of the leaves'
+        self.earlier: set[int] = set()  # storages that an earlier micro-batch made
+        self.passing: set[int] = set()  # gradients' storages that end with their micro-batch
         self.gradient_hooks: list[Callable[[Tensor], None]] = []
         self.block_hooks: list[Callable[[int, int], None]] = []
+        self.op_hooks: list[Callable[[int, str], None]] = []
+        self.working: tuple[int, str] | None = None  # the operator that op_hooks last heard of
         self.grad_enabled = True
         self.recomputing = 0
         self.sequence = 0
@@ -155,6 +148,14 @@ class Tape:
         """A tensor that exists before the step (parameters, token ids): no event."""
         return Tensor(Storage(None, -1), self, shape, dtype, None)
 
+    def earlier_made(self, name: str, shape: Shape, dtype: str) -> Tensor:
+        """A tensor an earlier micro-batch made: no allocation here, but the event of its release."""
+        made = self.empty(name, shape, dtype)
+        if made.storage.index >= 0:
+            self.events.pop()
+            self.earlier.add(made.storage.index)
+        return made
+
     def leaf(self, name: str, shape: Shape, dtype: str, trains: bool = True) -> Tensor:
         """The parameter of this name; made at first use, the same tensor ever after."""
         found = self.leaves.get(name)
@@ -174,15 +175,15 @@ class Tape:
 class Storage:
     """One block of memory; its end of life is written to the tape by reference counting."""
 
-    __slots__ = ("_events", "index")
+    __slots__ = ("events", "index")
 
     def __init__(self, events: list[int] | None, index: int) -> None:
-        self._events = events
+        self.events = events
         self.index = index
 
     def __del__(self) -> None:
-        if self._events is not None:
-            self._events.append(~self.index)
+        if self.events is not None:
+            self.events.append(~self.index)
 
 
 UNTRACKED: Final = Storage(None, -1)
@@ -198,8 +199,7 @@ class Tensor:
 
     __slots__ = (
         "_strides", "dtype", "grad", "is_view", "leaf_node", "name", "node", "order", "output_nr",
-        "requires_grad", "shape",
-        "storage", "tape",
+        "placed", "requires_grad", "shape", "storage", "tape",
     )  # fmt: skip
 
     def __init__(
@@ -223,6 +223,7 @@ class Tensor:
         self.grad: Tensor | None = None
         self.leaf_node: weakref.ref[LeafNode] | None = None
         self.name = ""
+        self.placed: Placed | None = None  # of a tensor that ranks share; None: a plain one
 
     def view_as(self, shape: Shape, order: tuple[int, ...] | None, strides: Shape | None) -> Tensor:
         """Another tensor on the same storage with this layout, outside the autograd graph."""
@@ -288,12 +289,3 @@ def bytes_of(shape: Shape, dtype: str) -> Size:
     if known is None:
         known = _BYTES[key] = product(shape) * ITEMSIZE[dtype]
     return known
-
-
-def promote(left: str, right: str) -> str:
-    """The dtype of a binary operation on two tensors, by PyTorch's promotion."""
-    if left == right:
-        return left
-    if {left, right} == {"bf16", "fp16"}:
-        return "fp32"
-    return left if _RANK[left] > _RANK[right] else right

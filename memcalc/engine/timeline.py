@@ -28,6 +28,7 @@ class Instant(NamedTuple):
     recomputed: bool
     event: int  # index in the traced event list
     copies: tuple[tuple[Segment, int], ...] = ()  # (segment, copies of its change included)
+    micro_batch: int = -1  # in a pipeline
 
     @property
     def name(self) -> str:
@@ -150,17 +151,18 @@ def true_layer(
         blocks = run.traced * len(run.pattern)
         if block < first + blocks:
             repetition, position = divmod(block - first, len(run.pattern))
-            if repetition == 0:
-                true = 0
-            elif repetition == run.traced - 1:
-                true = run.count - 1
-            elif index != segment.run or segment.repetition != repetition:
-                true = repetition
-            elif segment.direction == "forward":
-                true = repetition + copy
+            if index == segment.run:  # a neighbour's distance is the same in every copy
+                true = true_repetition(run, segment, copy) + repetition - segment.repetition
             else:
-                true = run.count - 2 - copy
+                true = repetition if repetition < 2 else repetition + run.skipped
             return before + true * len(run.pattern) + position
         first += blocks
         before += run.count * len(run.pattern)
     return block
+
+
+def true_repetition(run: Run, segment: Segment, copy: int) -> int:
+    """Which repetition of the true model a segment of this run is, the copy-th time it is passed."""
+    if segment.repetition != 1:
+        return segment.repetition + (run.skipped if segment.repetition else 0)
+    return 1 + copy if segment.direction == "forward" else 1 + run.skipped - copy

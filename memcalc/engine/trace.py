@@ -1,22 +1,43 @@
-"""Trace one micro-batch, forward, loss and backward, of a decoder with given numbers of blocks."""
+"""Trace one micro-batch, forward, loss and backward, of a decoder with given numbers of blocks.
+
+A pipeline's stage (build.ends) begins with the stream it received instead of token ids, and ends with
+the stream it sends instead of the loss; its backward begins with the gradient it received.
+Checked by: oracle/test_torch_events.py, oracle/test_pipeline.py.
+"""
 
 from __future__ import annotations
 
+from memcalc.engine.activation_offload import HostStash
+from memcalc.engine.aten.pointwise import to
 from memcalc.engine.autograd import backward
 from memcalc.engine.blocks.compiled import compiled_block
 from memcalc.engine.blocks.embedding import Context, contexts, embed
 from memcalc.engine.blocks.hf_loss import causal_lm_loss, logits_of
 from memcalc.engine.blocks.hf_model import hidden_states
 from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_loss, project_out
+from memcalc.engine.blocks.megatron_model import megatron_model
+from memcalc.engine.blocks.nanotron_model import nanotron_model
 from memcalc.engine.blocks.norm import norm
-from memcalc.engine.build import Build
-from memcalc.engine.checkpoint import KEEP_ATTENTION, KEEP_MATMULS, checkpoint, checkpoint_reentrant
+from memcalc.engine.blocks.torchtune_loss import torchtune_loss
+from memcalc.engine.build import Build, Handed
+from memcalc.engine.checkpoint import (
+    KEEP_ATTENTION,
+    KEEP_EVERY_SECOND,
+    KEEP_MATMULS,
+    checkpoint,
+    checkpoint_reentrant,
+)
 from memcalc.engine.injectors import attach, enter_block, enter_phase, leave_block
 from memcalc.engine.kernels import BlockKind
 from memcalc.engine.layer import block
-from memcalc.engine.tensors import Tape, Tensor
+from memcalc.engine.tensors import Tape, Tensor, bytes_of
 
-_KEEP = {"full": frozenset[str](), "sac": KEEP_MATMULS, "sac-attention": KEEP_ATTENTION}
+_KEEP = {
+    "full": frozenset[str](),
+    "sac": KEEP_MATMULS,
+    "sac-attention": KEEP_ATTENTION,
+    "sac-every-second": KEEP_EVERY_SECOND,
+}
 
 
 def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Context) -> Tensor:
@@ -47,37 +68,89 @@ def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Con
 def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> Tape:
     """Trace forward, loss and backward of a micro-batch; layers: each block's kind."""
     tape = build.tape
+    build.has_gradients = has_gradients
     build.hooks = [injector.start(build) for injector in build.injectors]
     attach(build.hooks, build)
     enter_phase(build.hooks, "forward")
     ids = tape.external((build["b"], build["s"]), "int64")
+    given = ids if build.ends[0] else _received(build)
     with build.autocast():
-        scalar = _forward(build, ids, layers)
+        out = _forward(build, given, ids, layers)
+    enter_phase(build.hooks, "forward end")
     tape.mark("backward", -1)
+    tape.at("loss" if build.ends[1] else "stream", -1, "backward")
+    seed = _seed(build, out)
     enter_phase(build.hooks, "backward")
-    tape.at("loss", -1, "backward")
-    seed = tape.empty("ones_like", scalar.shape, scalar.dtype)
-    if has_gradients:
+    if has_gradients and not any(one.takes_gradients for one in build.hooks):
         for leaf in tape.leaves.values():
             leaf.grad = tape.external(leaf.shape, leaf.dtype)
-    backward(scalar, seed)
-    del scalar, seed
+    backward(out, seed)
     enter_phase(build.hooks, "end")
-    tape.mark("end", -1)
+    build.handed = _handed(build, given, out)
+    del seed
+    if all(build.ends):
+        del out
+    tape.mark("end", -1)  # what a stage hands on outlives its micro-batch
     return tape
 
 
-def _forward(build: Build, ids: Tensor, layers: list[BlockKind]) -> Tensor:
+def _received(build: Build) -> Tensor:
+    """The stream as the stage before sends it: in a buffer that is there already."""
+    kernels = build.kernels
+    dtype = kernels.param_dtype if kernels.autocast else kernels.compute_dtype
+    positions = build.dims.get("s_t", build["s"])  # with sequence parallelism a rank's part
+    shape = (build["b"], positions, build["h"])
+    if kernels.megatron is not None:
+        shape = (positions, build["b"], build["h"])
+    stream = build.tape.external(shape, dtype)
+    stream.requires_grad = True
+    return stream
+
+
+def _handed(build: Build, given: Tensor, out: Tensor) -> Handed:
+    """What this stage gives to its neighbours; nothing where the model is whole."""
+    if given.grad is None:
+        return Handed(out.storage.index)
+    return Handed(out.storage.index, given.grad.storage.index, bytes_of(given.shape, given.dtype))
+
+
+def _seed(build: Build, out: Tensor) -> Tensor:
+    """Where backward begins: at the loss, or at the gradient that the stage after sends."""
+    if build.ends[1]:
+        return build.tape.empty("ones_like", out.shape, out.dtype)
+    return build.tape.external(out.shape, out.dtype)
+
+
+def _forward(build: Build, given: Tensor, ids: Tensor, layers: list[BlockKind]) -> Tensor:
+    """The loss of token ids, or of the stream given; or the stream after the last of the layers."""
     if build.kernels.hf:
         hidden = hidden_states(build, ids, layers, run_block)
         return causal_lm_loss(build, logits_of(build, hidden), ids)
+    if build.kernels.megatron is not None:
+        nanotron = build.kernels.megatron.code == "nanotron"
+        model = nanotron_model if nanotron else megatron_model
+        return model(build, given, layers, run_block)
     tape = build.tape
-    x = embed(build, ids)
+    if build.kernels.offloads:
+        tape.packing.append(HostStash(tape))
+    x = embed(build, ids) if build.ends[0] else given
     context = contexts(build, {kind.attention for kind in layers})
     for index, kind in enumerate(layers):
         tape.mark("block", index)
         x = run_block(build, index, kind, x, context[kind.attention])
     tape.mark("blocks end", -1)
+    if not build.ends[1]:
+        return x
+    loss = _loss(build, x, ids)
+    return loss if build.ends[0] else to(loss, "fp32")  # a pipeline's losses are gathered in fp32
+
+
+def _loss(build: Build, x: Tensor, ids: Tensor) -> Tensor:
+    if build.kernels.traits.code == "torchtune":
+        hidden = _final_norm(build, x)
+        if build.kernels.offloads:  # all but head and loss
+            build.tape.packing.pop()
+        return torchtune_loss(build, hidden, ids)
     if build.kernels.loss == "chunked":
         return chunked_loss(build, _final_norm(build, x), ids)
     if build.kernels.loss == "fused":
@@ -88,4 +161,8 @@ def _forward(build: Build, ids: Tensor, layers: list[BlockKind]) -> Tensor:
 
 def _final_norm(build: Build, x: Tensor) -> Tensor:
     x = norm(build, x, "final_norm") if build.config.final_norm else x
-    return project_out(build, x)
+    x = project_out(build, x)
+    if build.config.tie_word_embeddings and not build.ends[0]:  # a copy of the first stage's
+        build.at("lm_head", "head")
+        build.param("embedding.weight", (build["V"], build["w"]))
+    return x

@@ -20,10 +20,18 @@ OPTIMIZERS: Final = (
 )  # fmt: skip
 OPTIMIZER_IMPLS: Final = ("foreach", "fused", "loop")
 RECOMPUTE: Final = ("none", "selective", "sac", "sac-attention", "full")
+#: Parts of a layer that Megatron's selective recomputation can name (recompute_modules).
+RECOMPUTE_MODULES: Final = (
+    "core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts",
+)  # fmt: skip
 ATTENTIONS: Final = ("eager", "flash", "efficient", "cudnn")
 LOSSES: Final = ("plain", "fp32", "chunked", "fused")
-STACKS: Final = ("torch", "torch-compile", "hf")
-LATER_STACKS: Final = ("torchtitan", "megatron", "deepspeed")
+STACKS: Final = (
+    "torch", "torch-compile", "hf", "torchtitan", "torchtune", "deepspeed", "megatron", "nanotron",
+)  # fmt: skip
+LATER_STACKS: Final = ("megatron-deepspeed",)
+#: Stacks whose blocks can be compiled.
+COMPILED_STACKS: Final = ("torch", "torch-compile", "torchtitan", "torchtune")
 #: Optimizers without a torch.optim implementation: their bytes are closed forms.
 CLOSED_FORM_OPTIMIZERS: Final = ("adamw-8bit", "lion")
 #: Optimizers whose implementation cannot be chosen, with the one they have.
@@ -37,7 +45,10 @@ class TrainingSetup:
 
     seq_len None: min(2048, the model's maximum). global_batch: sequences of an optimizer step over all
     ranks; any two of it, micro_batch_size and grad_accum_steps give the third. compile: each block
-    under torch.compile, which makes stack torch the stack torch-compile.
+    under torch.compile, which makes stack torch the stack torch-compile. imbalance: token rows of the
+    rank whose experts receive most, over the mean. capacity_factor: rows an expert takes at most, over
+    the mean; pad_to_capacity: it takes as many whatever comes. recompute_modules: what recompute
+    selective means on stack megatron (core_attn unless stated).
     Checked by: unit/test_training_setup.py.
     """
 
@@ -54,14 +65,18 @@ class TrainingSetup:
     dropout: float | None = None
     recompute: str = "none"
     recompute_layers: int | None = None
+    recompute_modules: tuple[str, ...] = ()
     reentrant: bool = False
     attention: str = "flash"
     loss: str | None = None
     loss_chunks: int = 8
     stack: str = "torch"
     compile: bool = False
+    optimizer_in_backward: bool = False
     num_layers: int | None = None
     imbalance: float = 1.0
+    capacity_factor: float | None = None
+    pad_to_capacity: bool = False
     separate_labels: bool = False
 
     def __post_init__(self) -> None:
@@ -91,7 +106,7 @@ class TrainingSetup:
     @property
     def code(self) -> str:
         """The stack whose code runs: torch with its blocks compiled is torch-compile."""
-        return "torch-compile" if self.compile else self.stack
+        return "torch-compile" if self.compile and self.stack == "torch" else self.stack
 
     def _check_combinations(self) -> None:
         if self.optimizer_impl is not None:
@@ -105,19 +120,62 @@ class TrainingSetup:
                 f"recompute_layers: got {self.recompute_layers} with recompute={self.recompute!r}; "
                 "rule: only full:N takes a number of blocks"
             )
+        self._check_modules()
         if self.reentrant and self.recompute != "full":
             raise ConfigError(
                 f"reentrant: got true with recompute={self.recompute!r}; rule: recompute=full"
             )
-        if self.compile and self.stack not in ("torch", "torch-compile"):
+        if self.compile and self.stack not in COMPILED_STACKS:
             raise NotInThisVersionError(
-                f"compile: with stack {self.stack!r} it is not in this version; valid: torch"
+                f"compile: with stack {self.stack!r} it is not in this version; valid: "
+                f"{', '.join(COMPILED_STACKS)}"
             )
+        if self.optimizer_in_backward:
+            self._check_in_backward()
         if not 1 <= self.imbalance <= 1024:
             raise ConfigError(f"imbalance: got {self.imbalance}; rule: 1 <= factor <= 1024")
+        self._check_capacity()
         check_dim("loss_chunks", self.loss_chunks)
         if self.loss_chunks > 64:
             raise ConfigError(f"loss_chunks: got {self.loss_chunks}; rule: at most 64")
+
+    def _check_modules(self) -> None:
+        for module in self.recompute_modules:
+            check_choice("recompute_modules", module, RECOMPUTE_MODULES)
+        if self.recompute_modules and (self.recompute, self.stack) != ("selective", "megatron"):
+            raise ConfigError(
+                f"recompute_modules: got {','.join(self.recompute_modules)} with recompute "
+                f"{self.recompute} on stack {self.stack}; rule: recompute selective on stack megatron"
+            )
+
+    def _check_capacity(self) -> None:
+        factor = self.capacity_factor
+        if factor is None:
+            if self.pad_to_capacity:
+                raise ConfigError("pad_to_capacity: got no capacity_factor; rule: beside one")
+            return
+        if not 0 < factor <= 1024:
+            raise ConfigError(f"capacity_factor: got {factor}; rule: 0 < factor <= 1024")
+        if self.stack != "megatron":
+            raise ConfigError(
+                f"capacity_factor: got {factor} on stack {self.stack}, whose experts drop no rows; "
+                "valid: --stack megatron"
+            )
+
+    def _check_in_backward(self) -> None:
+        """A parameter stepped alone, once its only gradient is there: no sums, no norm over all."""
+        clashes = {
+            "grad_clip": self.grad_clip,
+            "grad_accum_steps above 1": (self.grad_accum_steps or 1) > 1,
+            "set_to_none false": not self.set_to_none,
+            "reentrant recomputation": self.reentrant,
+        }
+        for what, present in clashes.items():
+            if present:
+                raise ConfigError(
+                    f"optimizer_in_backward: got {what}; rule: each parameter is stepped as soon as "
+                    "its gradient is there; nearest valid: without it"
+                )
 
 
 class ResolvedSetup(NamedTuple):
@@ -170,8 +228,13 @@ def resolve(setup: TrainingSetup, config: ModelConfig, copies: int = 1) -> Resol
         notes.append(f"optimizer-impl {setup.optimizer_impl} has no effect on {setup.optimizer}")
     if setup.optimizer in CLOSED_FORM_OPTIMIZERS:
         notes.append(f"{setup.optimizer}: a closed form, not compared with a running library")
-    if setup.imbalance != 1.0 and config.moe is None:
-        notes.append(f"imbalance {setup.imbalance:g} has no effect: {config.name} has no experts")
+    if config.moe is None:
+        stated = {"imbalance": setup.imbalance, "capacity-factor": setup.capacity_factor or 1.0}
+        notes += [
+            f"{name} {value:g} has no effect: {config.name} has no experts"
+            for name, value in stated.items()
+            if value != 1.0
+        ]
     return ResolvedSetup(
         setup=setup, config=config, seq_len=seq, micro_batch_size=micro, grad_accum_steps=accum,
         optimizer_impl=impl, notes=tuple(notes),

@@ -30,13 +30,7 @@ def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     the full square, 2.5 times that backward (five products, the scores among them computed anew).
     Source: Dao 2023 (arXiv:2307.08691). Checked by: oracle/test_torch_events.py.
     """
-    b, a, s, _ = query.shape
-    rng: list[tuple[Shape, str]] = [((number(2),), "int64"), ((ONE,), "int64")]
-    if query.tape.device == "cpu":  # the CPU's flash kernel has no dropout and keeps no RNG state
-        rng = []
-    return _attention(
-        "_scaled_dot_product_flash_attention", query, key, value, [((b, a, s), "fp32"), *rng]
-    )
+    return _attention("flash", query, key, value)
 
 
 def efficient_attention(
@@ -46,50 +40,47 @@ def efficient_attention(
 
     bias (1, a, s_q, s_kv) is added to the scores and kept.
     """
-    b, a, s, _ = query.shape
-    padded = s.over(32) * 32
-    rng: list[tuple[Shape, str]] = [((ONE,), "int64"), ((ONE,), "int64")]
-    return _attention(
-        "_scaled_dot_product_efficient_attention",
-        query, key, value, [((b, a, padded), "fp32"), *rng], bias,
-    )  # fmt: skip
+    return _attention("efficient", query, key, value, bias)
 
 
 def cudnn_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """cuDNN's kernel: as flash, with a log-sum-exp (b, a, s, 1) and two RNG scalars."""
+    return _attention("cudnn", query, key, value)
+
+
+def attention_extras(kernel: str, query: Tensor) -> list[tuple[Shape, str]]:
+    """What a kernel makes beside its output: log-sum-exp of every query, and RNG state."""
     b, a, s, _ = query.shape
-    rng: list[tuple[Shape, str]] = [((ONE,), "int64"), ((ONE,), "int64")]
-    return _attention(
-        "_scaled_dot_product_cudnn_attention", query, key, value, [((b, a, s, ONE), "fp32"), *rng]
-    )
+    scalars: list[tuple[Shape, str]] = [((ONE,), "int64"), ((ONE,), "int64")]
+    if kernel == "efficient":
+        return [((b, a, s.over(32) * 32), "fp32"), *scalars]
+    if kernel == "cudnn":
+        return [((b, a, s, ONE), "fp32"), *scalars]
+    if query.tape.device == "cpu":  # the CPU's flash kernel has no dropout and keeps no RNG state
+        return [((b, a, s), "fp32")]
+    return [((b, a, s), "fp32"), ((number(2),), "int64"), ((ONE,), "int64")]
 
 
 def _attention(
-    name: str,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    extras: list[tuple[Shape, str]],
-    bias: Tensor | None = None,
+    kernel: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    tape = query.tape
+    tape, name = query.tape, f"_scaled_dot_product_{kernel}_attention"
     node = node_for(_attention_backward, query, key, value)
     if node:
         for tensor in (query, key, value):
             node.save(tensor, "dgrad")
         if bias is not None:
             node.save(bias, "dgrad")
-    b, a, s, _ = query.shape
     flops = attention_flops(query, key, value)
-    order = _HEADS_INSIDE if "efficient" in name else query.order or (0, 1, 2, 3)
-    shape = (b, a, s, value.shape[3])
+    order = attention_order(kernel, query)
+    shape = (*query.shape[:3], value.shape[3])
     made = (tuple(shape[i] for i in order), query.dtype)
-    raw, *rest = dispatched(tape, name, [made, *extras], flops)
+    raw, *rest = dispatched(tape, name, [made, *attention_extras(kernel, query)], flops)
     out = raw_permute(raw, tuple(order.index(i) for i in range(4)))
     del raw
     if node is None:
         return out
-    node.meta = name
+    node.meta = kernel
     for tensor in (out, *rest):
         node.save(tensor, "dgrad")
     return node.output(out)
@@ -101,8 +92,19 @@ def _attention_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     # q k^T anew, dV = P^T dO, dP = dO V^T, dQ = dS K, dK = dS^T Q: 2 b a s_q s_kv x (3 d + 2 d_v)
     flops = b * a * s_q * key.shape[2] * (d * 3 + value.shape[3] * 2) * 2
     count_flops(query.tape, "dgrad", flops)
-    make = _tokens_outside if "efficient" in node.meta else out_like
-    return [make(f"{node.meta}_backward", tensor) for tensor in (query, key, value)]
+    return attention_gradients(node.meta, (query, key, value))
+
+
+def attention_order(kernel: str, query: Tensor) -> tuple[int, ...]:
+    """In which order the dims of a kernel's output lie in memory, outermost first."""
+    return _HEADS_INSIDE if kernel == "efficient" else query.order or (0, 1, 2, 3)
+
+
+def attention_gradients(kernel: str, qkv: tuple[Tensor, ...]) -> Grads:
+    """What a kernel's backward makes: gradients of q, k and v."""
+    make = _tokens_outside if kernel == "efficient" else out_like
+    name = f"_scaled_dot_product_{kernel}_attention_backward"
+    return [make(name, tensor) for tensor in qkv]
 
 
 def _tokens_outside(name: str, tensor: Tensor) -> Tensor:

@@ -25,30 +25,42 @@ def count_flops(tape: Tape, kind: str, flops: Size) -> None:
 
 
 def dispatched(
-    tape: Tape, name: str, outputs: list[tuple[Shape, str]], flops: Size
+    tape: Tape,
+    name: str,
+    outputs: list[tuple[Shape, str]],
+    flops: Size,
+    divided: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Outputs of an operator selective checkpointing may keep: made, or taken from its cache.
 
-    Forward FLOPs are counted where they are made.
+    Forward FLOPs are counted where they are made. divided: an operand of which each of several ranks
+    adds a part, made for this operator.
     """
 
     def compute() -> tuple[Tensor, ...]:
         count_flops(tape, "forward", flops)
-        return tuple(tape.empty(name, shape, dtype) for shape, dtype in outputs)
+        part = None if divided is None else tape.empty("div", divided.shape, divided.dtype)
+        made = tuple(tape.empty(name, shape, dtype) for shape, dtype in outputs)
+        del part
+        return made
 
     return tape.dispatch[-1].outputs(name, compute) if tape.dispatch else compute()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, divided: bool = False) -> Tensor:
     """x (..., i) times weight (o, i) transposed, plus bias (o): (..., o).
 
     Keeps x for the weight's gradient and the weight for x's. Without a bias the weight's gradient is
     computed before the input's (mm), with one after it (addmm): 2 T i o FLOPs each. Without a bias
-    the weight is transposed before x is viewed as rows, so that its gradient arrives after x's.
+    the weight is transposed before x is viewed as rows, so that its gradient arrives after x's; with
+    one after it, so that its gradient arrives before x's and after the bias's.
+    divided: the product is a term of a sum over ranks, each of which adds a part of the bias.
     """
-    if bias is None and len(x.shape) > 2:
+    if bias is None and len(x.shape) > 2 and weight.node is None:
         weight = _transposed(weight)
     rows = flatten_tokens(x)
+    if bias is not None:
+        weight = _transposed(weight)
     out_features = weight.shape[0]
     inputs = (rows, weight) if bias is None else (rows, weight, bias)
     node = node_for(_linear_backward if bias is None else _linear_bias_backward, *inputs)
@@ -58,7 +70,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     flops = rows.numel * out_features * 2
     name = "mm" if bias is None else "addmm"
     made: list[tuple[Shape, str]] = [((rows.shape[0], out_features), _out_dtype(x, weight))]
-    (out,) = dispatched(x.tape, name, made, flops)
+    (out,) = dispatched(x.tape, name, made, flops, bias if divided else None)
     if x.tape.record is not None:
         x.tape.record.input_shape = x.shape
         x.tape.record.output_shape = (*x.shape[:-1], out_features)
@@ -70,8 +82,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _transposed(weight: Tensor) -> Tensor:
-    """A leaf behind a node of its own, where a gradient will wait for older nodes; else itself."""
-    if weight.node is not None or not weight.requires_grad or not weight.tape.grad_enabled:
+    """A weight behind a node of its own, where a gradient will wait for older nodes."""
+    if not weight.requires_grad or not weight.tape.grad_enabled:
         return weight
     return Node(weight.tape, _as_it_is, (weight,)).output(weight.detach())
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.engine.autograd import Grads, Node, node_for
+from memcalc.engine.dtypes import promote
 from memcalc.engine.sizes import ONE
-from memcalc.engine.tensors import Shape, Tape, Tensor, promote
+from memcalc.engine.tensors import Shape, Tape, Tensor
 
 
 def out_like(name: str, tensor: Tensor, dtype: str | None = None) -> Tensor:

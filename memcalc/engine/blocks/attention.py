@@ -20,11 +20,14 @@ from memcalc.engine.aten.shape import (
     split,
     unsqueeze,
 )
+from memcalc.engine.blocks.context_attention import core_heads, from_heads, to_heads
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.blocks.relative import relative_scores
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
+from memcalc.engine.parallel.context_ring import ring_attention
+from memcalc.engine.parallel.tensor_layers import whole_stream
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
 
@@ -33,6 +36,7 @@ HEADS_FIRST = (0, 2, 1, 3)
 
 def attention(build: Build, x: Tensor, context: Context) -> Tensor:
     """The attention module of the plain decoder: fused projection for GPT-2 style, else three."""
+    x = whole_stream(build, x, "attn_gather", "attention")
     project = _fused_projection if build.config.fused_qkv else _projections
     query, key, value = project(build, x)
     if build.config.position_embedding == "rope":
@@ -116,15 +120,20 @@ def core(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Conte
         with build.autocast():
             return _eager(build, to(q, dtype), to(k, dtype), to(v, dtype), context)
 
+    query, key, value = to_heads(build, query, key, value)
     if build.kernels.selective:
-        return checkpoint(attend, query, key, value)
-    return attend(query, key, value)
+        return from_heads(build, checkpoint(attend, query, key, value))
+    return from_heads(build, attend(query, key, value))
 
 
 def fused_core(build: Build, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """The attention kernels that keep no scores: (b, a, s, d). Only `efficient` takes a bias."""
     dtype = build.kernels.compute_dtype
     q, k, v = to(q, dtype), to(k, dtype), to(v, dtype)
+    if build.kernels.context is not None and build.kernels.context.method == "ring":
+        if build.kernels.attention == "efficient":
+            k, v = repeat_heads(build, k), repeat_heads(build, v)
+        return ring_attention(q, k, v, build.kernels.attention, build.kernels.context)
     if build.kernels.attention == "flash":
         return flash_attention(q, k, v)
     if build.kernels.attention == "cudnn":
@@ -176,6 +185,5 @@ def repeat_kv(build: Build, x: Tensor) -> Tensor:
 
 def repeat_heads(build: Build, x: Tensor) -> Tensor:
     """repeat_interleave over heads: one copy laid out head-major, none when k = a."""
-    if build["a"] is build["k"]:
-        return x
-    return repeat_interleave(x, build["a"], 1)
+    heads = core_heads(build)
+    return x if x.shape[1] is heads else repeat_interleave(x, heads, 1)

@@ -7,6 +7,9 @@ from memcalc.engine.aten.pointwise import add, constant, dropout, scale
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.blocks.relative import distance_table
 from memcalc.engine.build import Build
+from memcalc.engine.parallel import dtensor_loss
+from memcalc.engine.parallel.placed import PART, WHOLE, Placed
+from memcalc.engine.parallel.tensor_layers import position_rows, summed_stream
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
 
@@ -17,8 +20,7 @@ Context = tuple[Tensor, ...]
 def embed(build: Build, ids: Tensor) -> Tensor:
     """Token embedding (b, s, h), plus learned positions where the model has them."""
     build.at("embedding", "embedding")
-    weight = build.param("embedding.weight", (build["V"], build["w"]))
-    x = embedding(weight, ids)
+    x = _rows(build, ids)
     if build.config.embedding_scale:
         x = scale(x)
     if build["w"] is not build["h"]:
@@ -26,9 +28,10 @@ def embed(build: Build, ids: Tensor) -> Tensor:
         x = build.linear(x, "project_in", (build["w"], build["h"]), False)
     if build.config.position_embedding == "learned":
         build.at("position_embedding", "embedding")
-        rows = build.param("position_embedding.weight", (build["P"], build["h"]))
+        shape = (build["P"], build["h"])
+        table = build.param("position_embedding.weight", shape, placed=WHOLE)
         positions = constant(build.tape, "arange", (build["s"],), "int64")
-        x = add(x, embedding(rows, positions))
+        x = add(x, position_rows(build, embedding(table, positions)))
         del positions
     if build.config.embedding_norm:
         x = norm(build, x, "embedding_norm")
@@ -38,14 +41,28 @@ def embed(build: Build, ids: Tensor) -> Tensor:
     return x
 
 
+def _rows(build: Build, ids: Tensor) -> Tensor:
+    """Rows of the token table (b, s, w); of a table that ranks share, this rank's part of the stream."""
+    shape = (build["V"], build["w"])
+    if build.kernels.dtensor is None:
+        return embedding(build.param("embedding.weight", shape), ids)
+    placed = PART  # tied, its gradient ends as this rank's rows, for the head's is added to it
+    if not build.config.tie_word_embeddings:
+        placed = Placed(whole=False, gradient=(shape[0] * build["tp"], shape[1]))
+    weight = build.param("embedding.weight", shape, placed=placed)
+    return summed_stream(build, dtensor_loss.embedding(weight, ids, build["tp"]))
+
+
 def tables(build: Build) -> Context:
     """cos and sin of the rotary embedding, (s, d) each, or the sinusoids of relative positions."""
     if build.config.position_embedding == "relative":
         return (distance_table(build),)
-    if build.config.position_embedding != "rope":
+    if build.config.position_embedding != "rope" or build.kernels.traits.code == "torchtune":
         return ()
     build.at("rope_tables", "embedding")
     tape, s, d = build.tape, build["s"], build["r"]
+    if build.kernels.traits.code == "torchtitan":  # made once for the run
+        return (tape.external((s, build["r/2"]), "complex64"),)
     dtype = build.kernels.compute_dtype
     angles = constant(tape, "cat", (s, d), "fp32")
     wide = constant(tape, "cos", (s, d), "fp32")

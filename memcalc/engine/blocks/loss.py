@@ -7,8 +7,11 @@ from memcalc.engine.aten.fused import log_softmax, nll_loss
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import add, scale, tanh, to
 from memcalc.engine.aten.shape import reshape, split
+from memcalc.engine.blocks.compiled_loss import compiled_cross_entropy
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
+from memcalc.engine.parallel import dtensor_loss
+from memcalc.engine.parallel.tensor_layers import whole_loss, whole_stream
 from memcalc.engine.tensors import Tensor
 
 
@@ -29,17 +32,18 @@ def head(build: Build, hidden: Tensor) -> Tensor:
 
 
 def _tied_head(build: Build, hidden: Tensor) -> Tensor:
+    bias = None
+    if build.config.lm_head_bias:
+        bias = build.cast_param(build.param("lm_head.bias", (build["V"],)))
     weight = build.cast_param(build.tape.leaves["embedding.weight"])
     x = to(hidden, build.kernels.compute_dtype) if build.kernels.autocast else hidden
-    if not build.config.lm_head_bias:
-        return linear(x, weight)
-    return linear(x, weight, build.cast_param(build.param("lm_head.bias", (build["V"],))))
+    return linear(x, weight, bias)
 
 
 def project_out(build: Build, hidden: Tensor) -> Tensor:
-    """Hidden states as wide as the embedding, where that is narrower than the blocks (OPT-350m)."""
+    """Hidden states as the head reads them: whole, as wide as the embedding (narrow in OPT-350m)."""
     if build["w"] is build["h"]:
-        return hidden
+        return whole_stream(build, hidden, "head_gather", "head")
     build.at("project_out", "head")
     return build.linear(hidden, "project_out", (build["h"], build["w"]), False)
 
@@ -48,28 +52,43 @@ def plain_loss(build: Build, logits: Tensor, labels: Tensor) -> Tensor:
     """Mean cross-entropy of whole logits (b, s, V)."""
     build.tape.phase = "loss"
     tokens = build["b"] * build["s"]
-    return cross_entropy(
+    loss = cross_entropy(
         build,
         reshape(logits, (tokens, build["V"])),
         labels.view_as((tokens,), None, None),
         build.kernels.loss == "fp32",
     )
+    return whole_loss(build, loss)
 
 
-def cross_entropy(build: Build, logits: Tensor, labels: Tensor, upcast: bool) -> Tensor:
-    """Cross-entropy of (tokens, V) logits.
+def cross_entropy(
+    build: Build, logits: Tensor, labels: Tensor, upcast: bool, mean: bool = True
+) -> Tensor:
+    """Cross-entropy of (tokens, V) logits: the mean, or the sum of a chunk.
 
     Under CUDA autocast without an upcast, log_softmax is asked for its input's dtype, so the
     log-probabilities stay in 16 bit and the likelihood works on an fp32 cast of them.
     """
     build.at("loss", "loss")
+    if build.kernels.compiled_loss and build.kernels.dtensor is None:
+        return compiled_cross_entropy(logits, labels, mean)
     if upcast:
         wide = to(logits, "fp32")  # lives until the loss call returns
-        return nll_loss(log_softmax(wide), labels)
+        return _likelihood(build, _log_softmax(build, wide), labels, mean)
     if build.kernels.autocast:
-        log_probs = log_softmax(logits)
-        return nll_loss(to(log_probs, "fp32"), labels)
-    return nll_loss(log_softmax(logits), labels)
+        log_probs = _log_softmax(build, logits)
+        return _likelihood(build, to(log_probs, "fp32"), labels, mean)
+    return _likelihood(build, _log_softmax(build, logits), labels, mean)
+
+
+def _log_softmax(build: Build, logits: Tensor) -> Tensor:
+    return dtensor_loss.log_softmax(logits) if build.kernels.dtensor else log_softmax(logits)
+
+
+def _likelihood(build: Build, log_probs: Tensor, labels: Tensor, mean: bool) -> Tensor:
+    if build.kernels.dtensor:
+        return dtensor_loss.nll_loss(log_probs, labels, mean)
+    return nll_loss(log_probs, labels)
 
 
 def chunked_loss(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
@@ -86,14 +105,14 @@ def chunked_loss(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
 
     def part_loss(piece: Tensor, piece_labels: Tensor) -> Tensor:
         with build.autocast():
-            return cross_entropy(build, head(build, piece), piece_labels, True)
+            return cross_entropy(build, head(build, piece), piece_labels, True, mean=False)
 
     for piece, size in zip(rows, sizes, strict=True):
         one = checkpoint(part_loss, piece, labels.view_as((size,), None, labels.strides[1:]))
         build.at("loss", "loss")
         total = one if total is None else add(total, one)
     assert total is not None
-    return scale(total, "div.Tensor")
+    return whole_loss(build, scale(total, "div.Tensor"))
 
 
 def fused_loss(build: Build, hidden: Tensor) -> Tensor:

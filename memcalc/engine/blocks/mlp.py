@@ -14,11 +14,13 @@ from memcalc.engine.aten.pointwise import (
 )
 from memcalc.engine.aten.shape import split
 from memcalc.engine.build import Build
+from memcalc.engine.parallel.tensor_layers import whole_stream
 from memcalc.engine.tensors import Tensor
 
 
 def mlp(build: Build, x: Tensor) -> Tensor:
     """The MLP as one expression: each intermediate lives as long as the expression needs it."""
+    x = whole_stream(build, x, "mlp_gather", "mlp")
     if build.kernels.traits.fused_gate_up and build.config.gated_mlp:
         return _fused_gate_up(build, x)
     if build.config.gated_mlp:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from memcalc.engine.aten.fused import fused_rms_norm, layer_norm
 from memcalc.engine.aten.pointwise import mean_last, mul, rsqrt, shift, square, to
 from memcalc.engine.build import Build
+from memcalc.engine.parallel.dtensor import from_local
+from memcalc.engine.parallel.tensor_layers import norm_placed, normed_part
 from memcalc.engine.sizes import Size
 from memcalc.engine.tensors import Tensor
 
@@ -17,10 +19,18 @@ def norm(build: Build, x: Tensor, op: str, width: Size | None = None) -> Tensor:
     """The model's norm over the last dim, as the op `op`."""
     build.at(op, "norm")
     size = build["h"] if width is None else width
-    weight = build.param(f"{op}.weight", (size,))
+    placed = norm_placed(build, op)
+    if placed:
+        x = from_local(x)
+    weight = build.param(f"{op}.weight", (size,), placed=placed)
     if build.config.norm_type == "layernorm":
-        bias = build.param(f"{op}.bias", (size,)) if build.config.norm_bias else None
-        return layer_norm(_as_cast(build, x), weight, bias)
+        has_bias = build.config.norm_bias
+        bias = build.param(f"{op}.bias", (size,), placed=placed) if has_bias else None
+        return normed_part(build, layer_norm(_as_cast(build, x), weight, bias))
+    return normed_part(build, _rms_norm(build, x, weight))
+
+
+def _rms_norm(build: Build, x: Tensor, weight: Tensor) -> Tensor:
     if build.config.norm_unit_offset:
         return _unit_offset(x, weight)
     kind = build.kernels.norm
@@ -28,6 +38,8 @@ def norm(build: Build, x: Tensor, op: str, width: Size | None = None) -> Tensor:
         return fused_rms_norm(_as_cast(build, x), weight)
     if kind == "decomposed":
         return _decomposed(_as_cast(build, x), weight)
+    if build.kernels.traits.code != "plain":
+        return _in_one_expression(x, weight)
     if build.kernels.traits.norm_casts_last:
         return _casting_last(x, weight)
     return _by_hand(x, weight)
@@ -55,6 +67,13 @@ def _by_hand(x: Tensor, weight: Tensor) -> Tensor:
     variance = mean_last(square(wide))
     wide = mul(wide, rsqrt(shift(variance)))
     return mul(weight, to(wide, x.dtype))
+
+
+def _in_one_expression(x: Tensor, weight: Tensor) -> Tensor:
+    """torchtune and torchtitan: the cast result, of which no step has a name, times the weight."""
+    wide = to(x, "fp32")
+    normed = to(mul(wide, rsqrt(_variance(wide))), x.dtype)
+    return mul(normed, weight)
 
 
 def _casting_last(x: Tensor, weight: Tensor) -> Tensor:

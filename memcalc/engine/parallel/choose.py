@@ -9,9 +9,26 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from memcalc.engine.kernels import Kernels
+from memcalc.engine.kernels import DTensors, Kernels
+from memcalc.engine.parallel.context import check_context, context_split
+from memcalc.engine.parallel.ddp import ddp_of
+from memcalc.engine.parallel.deepspeed import deepspeed_of
+from memcalc.engine.parallel.deepspeed_setup import (
+    check_deepspeed,
+    deepspeed_notes,
+    runs_deepspeed,
+)
+from memcalc.engine.parallel.fsdp2 import fsdp2_of
+from memcalc.engine.parallel.megatron import megatron_states
+from memcalc.engine.parallel.megatron_layout import megatron_split
+from memcalc.engine.parallel.megatron_rules import check_megatron
+from memcalc.engine.parallel.nanotron import nanotron_states
+from memcalc.engine.parallel.nanotron_layout import check_nanotron, runs_nanotron
 from memcalc.engine.parallel.rules import check_layout
+from memcalc.engine.parallel.states_rules import check_states
 from memcalc.engine.parallel.strategy import Strategy, Whole
+from memcalc.engine.parallel.tensor_rules import check_dtensor, check_kept, refuse_copies
+from memcalc.engine.parallel.tensor_states import TensorParts
 from memcalc.errors import NotInThisVersionError
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.stacks import Stack
@@ -32,19 +49,58 @@ def resolve_layout(
         sp = parallel.tp > 1 and bool(stack.parallel.get("sp", False))
     layout = replace(parallel, sp=sp)
     notes = check_layout(layout, plan, stack)
+    if runs_nanotron(plan.kernels):
+        check_nanotron(layout, plan.config)
+    elif plan.kernels.megatron is not None:
+        check_megatron(layout, plan.config)
+    elif layout.tp > 1 and stack.parallel.get("tensor") == "dtensor":
+        _check_dtensor(layout, plan)
+    if layout.cp > 1 and plan.kernels.megatron is None:
+        notes += check_context(layout, plan, stack)
+    if stack.parallel.get("states") == "fsdp2":
+        notes += check_states(layout, plan)
+    elif runs_deepspeed(stack):
+        check_deepspeed(layout, stack)
+        notes += deepspeed_notes(layout, plan.config.hidden_size)
     return layout, notes
 
 
-def split_kernels(kernels: Kernels, layout: ParallelPlan, stack: Stack) -> Kernels:
+def _check_dtensor(layout: ParallelPlan, plan: Plan) -> None:
+    """What PyTorch's own tensor parallelism refuses of a model, and of what lies beside it."""
+    check_dtensor(layout.tp, layout.sp is True, plan)
+    if layout.copies > 1 and not layout.sharded:
+        raise refuse_copies(layout.tp, layout.copies)
+    check_kept(layout.reshard, layout.tp, layout.shard_ranks)
+
+
+def split_kernels(plan: Plan, layout: ParallelPlan, stack: Stack) -> Kernels:
     """The kernels of a layer that several ranks share."""
-    if layout.tp > 1:
-        raise NotInThisVersionError("tp: not in this version")
-    return kernels
+    kernels = plan.kernels
+    if kernels.megatron is not None:
+        return megatron_split(kernels, layout, plan.resolved)
+    kernels = context_split(kernels, layout, plan.resolved.setup.recompute)
+    if layout.tp == 1:
+        return kernels
+    if stack.parallel.get("tensor") == "dtensor":
+        return kernels._replace(dtensor=DTensors(layout.sp is True))
+    raise NotInThisVersionError(f"tp: not in this version for stack {stack.name}; valid: torch")
 
 
 def strategy_for(plan: Plan, stack: Stack) -> Strategy:
     """How this stack's ranks hold the states under the plan's layout."""
     layout = plan.parallel
-    if layout.copies * layout.cp == 1 or layout.is_single:
-        return Whole()
+    if runs_nanotron(plan.kernels):
+        return nanotron_states(plan, stack)
+    if plan.kernels.megatron is not None:
+        return megatron_states(plan, stack)
+    if runs_deepspeed(stack):
+        return deepspeed_of(plan, stack)
+    if layout.copies * layout.cp == 1 and not layout.sharded:
+        return TensorParts(not plan.resolved.setup.set_to_none) if layout.tp > 1 else Whole()
+    if stack.parallel.get("states") == "fsdp2":
+        if layout.zero < 2:
+            alone = layout.copies * layout.cp == 1
+            return Whole() if alone else ddp_of(plan, stack)
+        last = bool(stack.parallel.get("keeps_last", False)) and layout.reshard is None
+        return replace(fsdp2_of(plan), keeps_last=last)
     raise NotInThisVersionError(f"dp: not in this version for stack {stack.name}")

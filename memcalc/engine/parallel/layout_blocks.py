@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.ledger import OpRecord
 from memcalc.engine.parallel.layouts import (
     Product,
@@ -24,7 +25,7 @@ from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import Size
 from memcalc.engine.states import block_of, multiplicity
 from memcalc.engine.structure import Structure
-from memcalc.engine.tensors import ITEMSIZE, Tensor
+from memcalc.engine.tensors import Tensor
 from memcalc.errors import ConfigError
 
 _TOKENS = frozenset({"b", "s"})

@@ -24,4 +24,10 @@ def local_values(values: dict[str, int], layout: ParallelPlan) -> dict[str, int]
         own[letter] = -(-values[letter] // layout.tp)
     own["g"] = own["a"] // own["k"]
     own["s"] = -(-values["s"] // layout.cp)
+    if layout.cp > 1 and layout.cp_method == "ulysses":
+        own |= {"a_c": own["a"] // layout.cp, "k_c": max(1, own["k"] // layout.cp)}
+    if layout.tp > 1:
+        own["tp"] = layout.tp
+    if layout.sp:
+        own["s_t"] = own["s"] // layout.tp
     return own

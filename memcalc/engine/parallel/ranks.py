@@ -9,14 +9,20 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+from memcalc.engine.parallel.nanotron_layout import runs_nanotron, stage_layers
 from memcalc.engine.plan import Plan, block_kinds
 
 
 def chunk_layers(plan: Plan) -> list[range]:
-    """The blocks of each chunk in the order of the forward pass: evenly, first chunks one more."""
+    """The blocks of each chunk in the order of the forward pass: evenly, first chunks one more.
+
+    nanotron cuts by cost unless the layers of each stage are stated.
+    """
     chunks, layers = plan.parallel.chunks, plan.config.num_hidden_layers
     counts = plan.parallel.stage_layers
-    if counts is None:
+    if counts is None and runs_nanotron(plan.kernels):
+        counts = stage_layers(plan.config, chunks)
+    elif counts is None:
         each, more = divmod(layers, chunks)
         counts = tuple(each + (chunk < more) for chunk in range(chunks))
     ends = list(accumulate(counts))

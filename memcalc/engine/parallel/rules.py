@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memcalc.engine.parallel.stage_rules import check_stages
 from memcalc.errors import ConfigError
+from memcalc.inputs.clusters import Cluster
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan, divisors
 from memcalc.inputs.stacks import Stack
@@ -19,11 +21,16 @@ if TYPE_CHECKING:
 
 def check_layout(layout: ParallelPlan, plan: Plan, stack: Stack) -> tuple[str, ...]:
     """Raise ConfigError unless the model and the setup allow this layout; returns notes."""
+    if layout.tp_layout != "1d":
+        raise ConfigError(
+            f"tp-layout: got {layout.tp_layout}; rule: estimated in 1d, the others are closed forms "
+            "without a timeline; valid: 1d, or memcalc explain"
+        )
     notes: list[str] = []
     _check_tensor(layout, plan.config)
     _check_sequence(layout, plan)
     _check_experts(layout, plan.config)
-    _check_pipeline(layout, plan)
+    notes += check_stages(layout, plan, stack)
     if layout.copies > 1 and not layout.sharded and layout.offload == "none":
         notes.append(
             f"dp {layout.copies} without sharding: every rank holds all states; memory per GPU "
@@ -67,18 +74,10 @@ def _check_experts(layout: ParallelPlan, config: ModelConfig) -> None:
         )
 
 
-def _check_pipeline(layout: ParallelPlan, plan: Plan) -> None:
-    layers, chunks = plan.config.num_hidden_layers, layout.chunks
-    if chunks > layers:
+def check_size(layout: ParallelPlan, cluster: Cluster | None) -> None:
+    """Raise ConfigError when a named installation has fewer GPUs than the layout takes."""
+    most = None if cluster is None else cluster.gpus
+    if cluster is not None and most is not None and layout.size > most:
         raise ConfigError(
-            f"pp: got {layout.pp}{f' x vpp {layout.vpp}' if layout.vpp > 1 else ''}; rule: a block "
-            f"for each stage; valid: 1 to {layers // layout.vpp}, the layers of {plan.config.name}"
-        )
-    given = layout.stage_layers
-    if given is None:
-        return
-    if len(given) != chunks or sum(given) != layers or min(given) < 0:
-        raise ConfigError(
-            f"stage_layers: got {','.join(map(str, given))}; rule: {chunks} numbers that sum to "
-            f"the {layers} layers"
+            f"gpus: got {layout.size}; rule: {cluster.slug} has {most:,} GPUs; nearest valid: {most}"
         )

@@ -4,78 +4,103 @@ A strategy says of each parameter what this rank keeps of it (the parameter itse
 the optimizer steps over), which buffers exist for the whole run, and which injectors put its gathers
 and reductions on the timeline. Strategies are hashable: they are part of a structure's key.
 `Whole` is every rank with everything; the others are one module each in this folder, chosen by
-`plan.strategy_for`.
+`choose.strategy_for`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import Kernels
-from memcalc.engine.tensors import Shape, Tensor
+from memcalc.engine.optimizer import OptimizerPlan, run_step
+from memcalc.engine.tensors import Shape, Tape, Tensor
 
 if TYPE_CHECKING:
     from memcalc.engine.plan import Plan
 
 
-class Strategy(Hashable, Protocol):
-    """What a way of data parallelism decides about one rank's memory.
+class Batch(NamedTuple):
+    """A micro-batch. has_gradients: they exist before it; reduces: ranks sum them in it."""
 
-    parameter, gradient: the tensor this rank keeps of a leaf's weight and of its gradient between
-    steps. optimized: what the optimizer steps over, made of all leaves in registration order.
-    fixed_bytes: buffers that live as long as the run, by category of the breakdown. kernels: the
-    kernels a block runs with (a sharding engine casts weights itself instead of autocast).
-    persistent_gradients: gradients exist before the first micro-batch and are never released.
+    has_gradients: bool
+    reduces: bool
+
+
+class Strategy(Protocol):
+    """What a way of data parallelism decides about one rank's memory; the defaults are one GPU's.
+
+    A frozen dataclass that inherits from this states only what is different; it can be hashed.
     """
 
     @property
-    def persistent_gradients(self) -> bool: ...
-
-    def kernels(self, kernels: Kernels) -> Kernels: ...
-
-    def injectors(self, plan: Plan) -> tuple[Injector, ...]: ...
-
-    def parameter(self, leaf: Tensor) -> Tensor: ...
-
-    def gradient(self, leaf: Tensor) -> Tensor: ...
-
-    def optimized(self, leaves: list[Tensor]) -> list[Tensor]: ...
-
-    def fixed_bytes(self, plan: Plan) -> Mapping[str, int]: ...
-
-
-class Whole(NamedTuple):
-    """One GPU, or ranks that each hold everything: nothing is divided, nothing is injected."""
-
-    @property
     def persistent_gradients(self) -> bool:
+        """Whether gradients exist before the first micro-batch and are never released."""
         return False
 
+    @property
+    def depth(self) -> int:
+        """Repetitions of a run of blocks to trace, where injectors reach beyond a block's neighbours."""
+        return 0
+
     def kernels(self, kernels: Kernels) -> Kernels:
-        """As the setup has them."""
+        """The kernels a block runs with; a sharding engine casts weights itself, not autocast."""
         return kernels
 
     def injectors(self, plan: Plan) -> tuple[Injector, ...]:
-        """None."""
+        """What its gathers and reductions put on the timeline."""
         return ()
 
     def parameter(self, leaf: Tensor) -> Tensor:
-        """The leaf itself."""
+        """What this rank keeps of a leaf's weight."""
         return leaf
 
     def gradient(self, leaf: Tensor) -> Tensor:
-        """As large as the leaf."""
+        """What this rank keeps of a leaf's gradient until the optimizer has run."""
         return leaf
 
     def optimized(self, leaves: list[Tensor]) -> list[Tensor]:
-        """Every parameter."""
+        """What the optimizer steps over, of all leaves in registration order."""
         return leaves
 
+    def step(
+        self, tape: Tape, leaves: list[Tensor], plan: OptimizerPlan, partial: bool = False
+    ) -> None:
+        """Allocations of the optimizer's step; partial: gradients are terms of a sum over ranks."""
+        run_step(tape, self.optimized(leaves), plan, partial)
+
     def fixed_bytes(self, plan: Plan) -> Mapping[str, int]:
-        """None."""
+        """Buffers that live as long as the run, by category of the breakdown."""
         return {}
+
+    def fixed_bytes_of_rank(self, plans: Sequence[Plan]) -> Mapping[str, int]:
+        """The same of a rank with several chunks of the model, a plan each."""
+        total: Counter[str] = Counter()
+        for plan in plans:
+            total.update(self.fixed_bytes(plan))
+        return total
+
+    def buckets(self, plan: Plan) -> list[int]:
+        """Bytes of the flat buffers gradients lie in for the whole run; they are all of fixed_bytes,
+        or the persistent gradients."""
+        return []
+
+    def micro_batches(self, plan: Plan) -> tuple[Batch, ...]:
+        """The micro-batches of a step that differ, in order; the second repeats."""
+        first = Batch(self.persistent_gradients or not plan.resolved.setup.set_to_none, True)
+        return (first, Batch(True, True)) if plan.resolved.grad_accum_steps > 1 else (first,)
+
+    def unreduced_bytes(self, plan: Plan) -> int:
+        """Gradients of earlier micro-batches beside those it keeps, when the last one begins."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Whole(Strategy):
+    """One GPU, or ranks that each hold everything: nothing is divided, nothing is injected."""
 
 
 def held(leaf: Tensor, shape: Shape | None = None, dtype: str | None = None) -> Tensor:

@@ -1,0 +1,216 @@
+"""Token rows on their way to experts and back: Transformer Engine's permutation kernels.
+
+Rows are copied into a new tensor at each stage; what autograd keeps are the maps between rows and
+places, never the rows. Probabilities travel beside the rows.
+Shapes: tokens (T, h), map (T, E), R rows of width h, probabilities (R).
+Source: TransformerEngine 2.11, pytorch/permutation.py, triton/permutation.py; Megatron-Core 0.14,
+transformer/moe/moe_utils.py (RouterGatingLinearFunction), fusions/fused_bias_swiglu.py.
+Checked by: unit/test_megatron_moe.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memcalc.engine.aten.matmul import count_flops
+from memcalc.engine.aten.te_linear import gemm
+from memcalc.engine.autograd import Grads, Node, node_for
+from memcalc.engine.sizes import Size
+from memcalc.engine.tensors import Shape, Tensor
+
+
+def gate(x: Tensor, weight: Tensor, dtype: str | None = None) -> Tensor:
+    """Router logits (T, E) in a dtype: keeps x as it is; both gradients are tensors of their own.
+
+    In fp32 the product reads 16-bit operands; backward makes fp32 copies of weight and x.
+    """
+    node = node_for(_gate_backward, x, weight)
+    out, flops = gemm(x, weight, x.shape[:-1], dtype)
+    if node is None:
+        return out
+    node.save(x, "wgrad")
+    node.meta = flops
+    return node.output(out)
+
+
+def _gate_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    tape, wide, x = gradient.tape, gradient.dtype, saved[0]
+    (_, narrow), weight = node.inputs
+    count_flops(tape, "dgrad", node.meta)
+    copy = None if wide == weight[1] else tape.empty("_to_copy", weight[0], wide)
+    grad_input = tape.empty("gemm", x.shape, wide)
+    copy = None if wide == narrow else tape.empty("_to_copy", x.shape, wide)
+    count_flops(tape, "wgrad", node.meta)
+    grad_weight = tape.empty("gemm", weight[0], wide)
+    del copy
+    if wide != narrow:
+        grad_input = tape.empty("_to_copy", x.shape, narrow)
+        grad_weight = tape.empty("_to_copy", *weight)
+    return [grad_input, grad_weight]
+
+
+def permute(tokens: Tensor, probs: Tensor, rows: Size) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows grouped by expert (R, h), their probabilities (R), and the map, which is kept.
+
+    The map has 2 E + 1 int32 a token.
+    """
+    node = node_for(_permute_backward, tokens, probs)
+    tape = tokens.tape
+    width = probs.shape[-1] * 2 + 1
+    places = tape.empty("make_row_id_map", (tokens.shape[0], width), "int32")
+    out = tape.empty("permute", (rows, tokens.shape[1]), tokens.dtype)
+    chances = tape.empty("permute", (rows,), probs.dtype)
+    if node is None:
+        return out, chances, places
+    node.save(places, "dgrad")
+    return node.output(out), node.output(chances), places
+
+
+def _permute_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    tape = saved[0].tape
+    return [tape.empty("unpermute", shape, dtype) for shape, dtype in node.inputs]
+
+
+def unpermute(rows: Tensor, places: Tensor, tokens: Size) -> Tensor:
+    """Sums of each token's rows (T, h): keeps the map."""
+    node = node_for(_unpermute_backward, rows)
+    out = rows.tape.empty("unpermute", (tokens, rows.shape[1]), rows.dtype)
+    if node is None:
+        return out
+    node.save(places, "dgrad")
+    return node.output(out)
+
+
+def _unpermute_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    shape, dtype = node.inputs[0]
+    return [saved[0].tape.empty("permute", shape, dtype)]
+
+
+def sort_chunks(*parts: Tensor, kept: bool = True) -> tuple[Tensor, ...]:
+    """Chunks of rows, and of what travels beside them, in another order.
+
+    kept: an int32 a row says where each went; chunks of one length are copied without a map.
+    """
+    node = node_for(_sort_backward, *parts)
+    tape = parts[0].tape
+    order = tape.empty("make_chunk_sort_map", (parts[0].shape[0],), "int32") if kept else None
+    made = tuple(tape.empty("sort_chunks", one.shape, one.dtype) for one in parts)
+    if node is None:
+        return made
+    node.save(order, "dgrad")
+    return tuple(node.output(one) for one in made)
+
+
+def _sort_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    tape = next(one for one in grads if one is not None).tape
+    return [tape.empty("sort_chunks", shape, dtype) for shape, dtype in node.inputs]
+
+
+def fused_activation(x: Tensor, *beside: Tensor, gated: bool) -> Tensor:
+    """An activation as one kernel, with a bias or with each row's probability: keeps all it reads.
+
+    gated: act(x1) x2 of the halves. One gradient tensor serves x and a bias, whose sum is taken after.
+    Source: Megatron-Core 0.14, fusions/fused_bias_swiglu.py, fused_bias_gelu.py.
+    """
+    node = node_for(_activation_backward, x, *beside)
+    name = "swiglu" if gated else "bias_gelu"
+    width = _half(x.shape[-1]) if gated else x.shape[-1]
+    out = x.tape.empty(name, (*x.shape[:-1], width), x.dtype)
+    if node is None:
+        return out
+    for one in (x, *beside):
+        node.save(one, "dgrad")
+    node.meta = name
+    return node.output(out)
+
+
+def _half(width: Size) -> Size:
+    return width.over(2)
+
+
+def _activation_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    x, *beside = saved
+    made = x.tape.empty(f"{node.meta}_back", x.shape, x.dtype)
+    grads.clear()  # a Python function's arguments go before autograd sums the bias's gradient
+    results: Grads = [made]
+    for one in beside:
+        if len(one.shape) == 1 and one.shape[0] is x.shape[-1]:  # a bias
+            results.append(made)
+        else:
+            results.append(x.tape.empty(f"{node.meta}_back", one.shape, one.dtype))
+    return results
+
+
+def scatter_probs(values: Tensor, places: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Probabilities (T, t) put into zeros (T, E), and the map of one byte an entry.
+
+    Keeps the places (int64); the gradient is gathered from them.
+    """
+    node = node_for(_scatter_backward, values)
+    tape = values.tape
+    zeros = tape.empty("zeros_like", shape, values.dtype)
+    out = tape.empty("scatter", shape, values.dtype)
+    del zeros
+    counted = tape.empty("scatter", shape, "int32")
+    chosen = tape.empty("_to_copy", shape, "bool")
+    del counted
+    if node is None:
+        return out, chosen
+    node.save(places, "dgrad")
+    return node.output(out), chosen
+
+
+def _scatter_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    shape, dtype = node.inputs[0]
+    return [saved[0].tape.empty("gather", shape, dtype)]
+
+
+def divided(x: Tensor, total: Tensor) -> Tensor:
+    """x / (total + 1e-20) of a token's weights: keeps x and the sum."""
+    node = node_for(_divided_backward, x, total)
+    below = total.tape.empty("add.Tensor", total.shape, total.dtype)
+    out = x.tape.empty("div.Tensor", x.shape, x.dtype)
+    if node is None:
+        return out
+    node.save(below, "dgrad")
+    node.save(x, "dgrad")
+    return node.output(out)
+
+
+def _divided_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    tape = gradient.tape
+    return [tape.empty("div.Tensor", gradient.shape, gradient.dtype) for _ in node.inputs]
+
+
+def beyond_capacity(
+    probs: Tensor, chosen: Tensor, capacity: Size, pads: bool
+) -> tuple[Tensor, Tensor]:
+    """Probabilities and map (T, E) with only the `capacity` best rows of each expert: keeps the map.
+
+    pads: each expert takes that many rows, chosen or not.
+    """
+    node = node_for(_capacity_backward, probs)
+    tape, picked = probs.tape, (capacity, probs.shape[1])
+    best = [tape.empty("topk", picked, dtype) for dtype in (probs.dtype, "int64")]
+    zeros = tape.empty("zeros_like", probs.shape, probs.dtype)
+    marked = tape.empty("scatter", probs.shape, probs.dtype)
+    del zeros
+    mask = tape.empty("_to_copy", probs.shape, "bool")
+    del marked
+    final = mask if pads else tape.empty("logical_and", chosen.shape, "bool")
+    out = tape.empty("mul.Tensor", probs.shape, probs.dtype)
+    del best
+    if node is None:
+        return out, final
+    node.save(final, "dgrad")
+    return node.output(out), final
+
+
+def _capacity_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    return [gradient.tape.empty("mul.Tensor", gradient.shape, gradient.dtype)]

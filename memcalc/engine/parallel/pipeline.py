@@ -1,0 +1,219 @@
+"""A pipeline rank: its chunks of the model, traced and cut in pieces, and the step it runs.
+
+A chunk's micro-batch is traced once (engine/trace.py, with the ends it has), and its forward and its
+backward are two pieces: what each adds at its own peaks, and what it leaves. A chunk's first
+micro-batch makes the gradients, the others add to them.
+Checked by: oracle/test_pipeline.py, unit/test_stages.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from memcalc.engine.dtypes import ITEMSIZE
+from memcalc.engine.memory import (
+    CATEGORIES,
+    OptimizerTrace,
+    alive_by_category,
+    end_of,
+    input_bytes,
+    trace_of_optimizer,
+)
+from memcalc.engine.parallel.actions import Action, Pipe
+from memcalc.engine.parallel.pipeline_program import Step
+from memcalc.engine.parallel.pipeline_rules import rules_of_code
+from memcalc.engine.parallel.ranks import chunk_layers, chunk_plan
+from memcalc.engine.parallel.schedules import chunks_of, most_in_flight
+from memcalc.engine.plan import Plan
+from memcalc.engine.states import States, all_leaves, states
+from memcalc.engine.structure import Run, Structure
+from memcalc.engine.timeline import Instant, measure
+
+
+class Piece(NamedTuple):
+    """A forward or a backward of one micro-batch: bytes it leaves, and its peaks, over what was alive.
+
+    kept: what it leaves, by category.
+    """
+
+    change: int
+    peaks: tuple[Instant, ...]
+    kept: Mapping[str, int]
+
+
+class Traced(NamedTuple):
+    """One chunk's traced micro-batch and its two pieces, by kind of action."""
+
+    structure: Structure
+    runs: tuple[Run, ...]
+    pieces: Mapping[str, Piece]
+
+
+class Chunk(NamedTuple):
+    """A chunk of the model on this rank: its plan, its layers, and its micro-batches as far as they differ.
+
+    number: among the chunks of the model. batches: micro-batches of a step.
+    """
+
+    number: int
+    plan: Plan
+    layers: range
+    variants: tuple[Traced, ...]
+    batches: int
+
+    def variant(self, batch: int) -> int:
+        """Which variant a micro-batch is: the first, the second that repeats, or the last."""
+        is_last = batch == self.batches - 1 and len(self.variants) > 2
+        return len(self.variants) - 1 if is_last else min(batch, 1, len(self.variants) - 1)
+
+    def of(self, batch: int) -> Traced:
+        """What a micro-batch runs."""
+        return self.variants[self.variant(batch)]
+
+    @property
+    def traced(self) -> Traced:
+        """Any of its micro-batches."""
+        return self.variants[-1]
+
+
+class Stage(NamedTuple):
+    """One rank: its chunks, its step, and the bytes that are there before a step, by category."""
+
+    plan: Plan
+    rank: int
+    chunks: tuple[Chunk, ...]
+    step: Step
+    states: States
+    static: Mapping[str, int]
+    optimizer: OptimizerTrace
+
+    def chunk(self, number: int) -> Chunk:
+        """The chunk of this number in the model."""
+        return next(chunk for chunk in self.chunks if chunk.number == number)
+
+
+def pipe_of(plan: Plan, batches: int | None = None) -> Pipe:
+    """The shape of a plan's pipeline."""
+    layout = plan.parallel
+    return Pipe(layout.pp, layout.vpp, batches or plan.resolved.grad_accum_steps)
+
+
+def stage_of(plan: Plan, rank: int) -> Stage:
+    """Everything about one rank that its memory follows from."""
+    pipe = pipe_of(plan)
+    layers = chunk_layers(plan)
+    chunks = tuple(
+        _chunk(chunk_plan(plan, number), number, layers[number])
+        for number in chunks_of(plan.parallel.schedule, pipe, rank)
+    )
+    held, step = _sum_of_states(chunks), step_of(plan, rank, pipe)
+    leaves = [
+        leaf for chunk in chunks for leaf in all_leaves(chunk.traced.structure, chunk.traced.runs)
+    ]
+    return Stage(
+        plan=plan,
+        rank=rank,
+        chunks=chunks,
+        step=step,
+        states=held,
+        static=_static(chunks, held, step),
+        optimizer=trace_of_optimizer(leaves, plan),
+    )
+
+
+def step_of(plan: Plan, rank: int, pipe: Pipe) -> Step:
+    """A rank's instructions for a pipe, under the runtime of the plan's stack."""
+    return rules_of_code(plan.resolved.setup.code).step(plan.parallel.schedule, pipe, rank)
+
+
+def _chunk(plan: Plan, number: int, layers: range) -> Chunk:
+    variants = tuple(_traced(plan, *batch) for batch in plan.strategy.micro_batches(plan))
+    return Chunk(number, plan, layers, variants, plan.resolved.grad_accum_steps)
+
+
+def _traced(plan: Plan, has_gradients: bool, reduces: bool) -> Traced:
+    structure, runs = plan.structure(has_gradients, reduces)
+    key = ("pieces", tuple(run.count for run in runs), tuple(sorted(plan.values.items())))
+    known = structure.cache.get(key)
+    if not isinstance(known, Traced):
+        known = structure.cache[key] = Traced(
+            structure, runs, _pieces(structure, runs, plan.values)
+        )
+    return known
+
+
+def _pieces(
+    structure: Structure, runs: tuple[Run, ...], values: Mapping[str, int]
+) -> Mapping[str, Piece]:
+    batch = measure(structure, runs, values)
+    saved = batch.saved_bytes
+    kept, left = (
+        alive_by_category(structure, runs, values, end_of(structure, runs, until))
+        for until in (structure.forward_end, len(structure.events))
+    )
+    forward = tuple(peak for name, peak in batch.phases.items() if name != "backward")
+    backward = tuple(
+        peak._replace(live_bytes=peak.live_bytes - saved)
+        for name, peak in batch.phases.items()
+        if name == "backward"
+    )
+    change = {name: left[name] - kept[name] for name in CATEGORIES}
+    return {
+        "F": Piece(saved, forward, kept),
+        "B": Piece(batch.kept_bytes - saved, backward, change),
+    }
+
+
+def _sum_of_states(chunks: tuple[Chunk, ...]) -> States:
+    parts = []
+    for chunk in chunks:
+        plan, traced = chunk.plan, chunk.traced
+        parts.append(
+            states(traced.structure, traced.runs, plan.optimizer, plan.values, plan.strategy)
+        )
+    return States(*map(sum, zip(*parts, strict=True)))
+
+
+def _static(chunks: tuple[Chunk, ...], held: States, step: Step) -> dict[str, int]:
+    """Bytes alive before a step: states, token ids, buffers, and what the step before left."""
+    plan, strategy = chunks[0].plan, chunks[0].plan.strategy
+    static = dict.fromkeys(CATEGORIES, 0)
+    static["parameters"] = held.parameter_bytes
+    static["optimizer"] = held.optimizer_bytes + held.master_bytes
+    for name, size in strategy.fixed_bytes_of_rank([chunk.plan for chunk in chunks]).items():
+        static[name] += size
+    by_number = {chunk.number: chunk for chunk in chunks}
+    standing = sum(item_bytes(by_number[item.chunk], item.kind) for item in step.standing)
+    static["buffers"] += id_bytes(plan, step) + standing
+    existing = strategy.persistent_gradients or not plan.resolved.setup.set_to_none
+    static["gradients"] += held.gradient_bytes if existing else 0
+    return static
+
+
+def id_bytes(plan: Plan, step: Step) -> int:
+    """Token ids and labels that are on a rank (int64)."""
+    setup, resolved = plan.resolved.setup, plan.resolved
+    if rules_of_code(setup.code).all_ids:
+        return 8 * resolved.tokens * (resolved.grad_accum_steps + 1 + setup.separate_labels)
+    ends = {0, plan.parallel.chunks - 1}
+    most = most_in_flight([one for one in step.instructions if isinstance(one, Action)])
+    return input_bytes(plan) * sum(most[chunk] for chunk in ends & most.keys())
+
+
+def item_bytes(chunk: Chunk, kind: str) -> int:
+    """Bytes of what a chunk receives, makes for its neighbours, or is sent back, by kind of Item."""
+    structure = chunk.traced.structure
+    if kind == "stub":
+        return ITEMSIZE[chunk.plan.kernels.compute_dtype]
+    if kind in ("input", "gradient"):
+        size = structure.handed.received
+    else:
+        size = structure.sizes[structure.handed.stream]
+    return size.value(chunk.plan.values)
+
+
+def item_sizes(stage: Stage) -> dict[tuple[str, int], int]:
+    """Bytes of an item by its kind and chunk."""
+    kinds = ("stream", "gradient", "input", "seed", "stub")
+    return {(kind, c.number): item_bytes(c, kind) for c in stage.chunks for kind in kinds}
