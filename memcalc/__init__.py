@@ -1,7 +1,8 @@
 """memcalc: GPU memory and throughput of language models, from one exact description of the decoder.
 
-from memcalc import TrainingSetup, estimate
+from memcalc import ParallelPlan, TrainingSetup, estimate
 result = estimate("llama-3.2-1b", TrainingSetup(seq_len=4096), gpu="h100-80gb")
+sharded = estimate("llama-3.1-8b", parallel=ParallelPlan(gpus=8, fsdp=True), gpu="h100-80gb")
 result.memory.peak_allocated_bytes, result.fits
 """
 
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
     from memcalc.engine.explain import explain
     from memcalc.engine.results import Breakdown, Estimate, MemoryEstimate, TimeEstimate
     from memcalc.errors import ConfigError, MemcalcError
+    from memcalc.inputs.clusters import Cluster, load_cluster
     from memcalc.inputs.hardware import Gpu, load_gpu
     from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
     from memcalc.inputs.models import load_model
+    from memcalc.inputs.parallel import ParallelPlan
     from memcalc.inputs.training import TrainingSetup
 
 _HOMES = {
@@ -30,6 +33,9 @@ _HOMES = {
     "TimeEstimate": "memcalc.engine.results",
     "ConfigError": "memcalc.errors",
     "MemcalcError": "memcalc.errors",
+    "Cluster": "memcalc.inputs.clusters",
+    "load_cluster": "memcalc.inputs.clusters",
+    "ParallelPlan": "memcalc.inputs.parallel",
     "Gpu": "memcalc.inputs.hardware",
     "load_gpu": "memcalc.inputs.hardware",
     "MlaConfig": "memcalc.inputs.model",
@@ -41,6 +47,7 @@ _HOMES = {
 
 __all__ = [
     "Breakdown",
+    "Cluster",
     "ConfigError",
     "Estimate",
     "Gpu",
@@ -49,10 +56,12 @@ __all__ = [
     "MlaConfig",
     "ModelConfig",
     "MoeConfig",
+    "ParallelPlan",
     "TimeEstimate",
     "TrainingSetup",
     "estimate",
     "explain",
+    "load_cluster",
     "load_gpu",
     "load_model",
 ]

@@ -45,12 +45,6 @@ def _quantised(row: Row) -> str | None:
     return None
 
 
-def _in_backward(row: Row) -> str | None:
-    if row.flag("optimizer_in_backward"):
-        return "the optimizer stepping inside backward is not in this version"
-    return None
-
-
 def _unknown_input(row: Row) -> str | None:
     if row.text("priceable") != "no":
         return None
@@ -64,7 +58,7 @@ def _not_stated(row: Row) -> str | None:
 
 #: Asked in this order; the first reason is the row's.
 FINDINGS: Final[tuple[Callable[[Row], str | None], ...]] = (
-    _inference, _part_of_a_gpu, _adapters, _quantised, _in_backward, _unknown_input, _not_stated,
+    _inference, _part_of_a_gpu, _adapters, _quantised, _unknown_input, _not_stated,
 )  # fmt: skip
 
 

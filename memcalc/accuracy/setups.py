@@ -20,7 +20,7 @@ from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
 
 #: Frameworks without a profile of their own yet, and the stack nearest to them.
-NEAREST_STACK: Final = {"litgpt": "torch", "torchtune": "torch", "internevo": "megatron"}
+NEAREST_STACK: Final = {"litgpt": "torch", "internevo": "megatron"}
 #: Spellings of GPUs that have no profile, and the same chip that has one.
 SAME_CHIP: Final = {"h100-96gb-500w": "h100-80gb"}
 #: (framework, loss as a row calls it) -> the loss its code runs. torchtune's head returns fp32 logits
@@ -85,6 +85,7 @@ def setup_of(row: Row) -> tuple[TrainingSetup, list[str]]:
         loss=_OWN_LOSS.get((_framework(row), row.text("loss") or ""), row.text("loss")),
         stack=stack,
         compile=bool(row.flag("compile")),
+        optimizer_in_backward=bool(row.flag("optimizer_in_backward")),
         num_layers=None if dims_stated else row.whole("num_hidden_layers"),
     )
     return setup, [*assumed, *about_stack]

@@ -102,14 +102,13 @@ def _is_run_file(path: str) -> bool:
 
 
 def _estimate(words: list[str]) -> dict[str, Any]:
-    from memcalc.cli.estimate import estimate_dict
+    from memcalc.cli.estimate import estimate_dict, estimated
     from memcalc.cli.request import request_of
-    from memcalc.engine.estimate import estimate
 
     arguments = parse_arguments("estimate", words)
     request = request_of(arguments)
     device = request.device(arguments)
-    result = estimate(request.config, request.setup, gpu=device, kernels=request.kernels)
+    result = estimated(request, device)
     return estimate_dict(request, result)
 
 

@@ -27,7 +27,14 @@ def run(arguments: Arguments) -> int:
     if (path := arguments.text("timeline")) is not None:
         from memcalc.output.events import step_events, write_events
 
-        write_events(step_events(_plan(request)), path)
+        plan = _plan(request)
+        if result.memory.stage is None:
+            write_events(step_events(plan), path)
+        else:
+            from memcalc.engine.parallel.pipeline import stage_of
+            from memcalc.output.stage_events import stage_events
+
+            write_events(stage_events(stage_of(plan, result.memory.stage.stage)), path)
     _deliver(arguments, request, result)
     return DOES_NOT_FIT if result.fits is False else 0
 
@@ -86,17 +93,15 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
     def plain() -> dict[str, Any]:
         found = estimate_dict(request, result)
         if arguments.has("ops"):
-            from memcalc.engine.explain import plain as as_json
+            from memcalc.engine.explanation import plain as as_json
 
             found["ops"] = as_json(_ledger(request).rows)
         return found
 
     def page(sheet: Page) -> None:
         from memcalc.output.estimate_text import estimate_page
-        from memcalc.output.events import contributors, step_events
 
-        largest = contributors(step_events(_plan(request)))
-        estimate_page(sheet, result, largest, dict(request.stated))
+        estimate_page(sheet, result, _largest(request, result), dict(request.stated))
         if arguments.has("ops"):
             from memcalc.output.explain_text import ledger_tables
 
@@ -115,10 +120,23 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
         _say(result)
 
 
+def _largest(request: Request, result: Estimate) -> list[tuple[str, int, int]]:
+    """The largest at the peak, of the stage that needs most where there are stages."""
+    plan, place = _plan(request), result.memory.stage
+    if place is None:
+        from memcalc.output.events import contributors, step_events
+
+        return contributors(step_events(plan))
+    from memcalc.engine.parallel.pipeline import stage_of
+    from memcalc.output.stage_events import largest_of_stage
+
+    return largest_of_stage(stage_of(plan, place.stage))
+
+
 def _ledger(request: Request) -> Any:
     from memcalc.engine.explain import explain
 
-    return explain(request.config, request.setup, request.kernels)
+    return explain(request.config, request.setup, request.kernels, request.parallel)
 
 
 def _say(result: Estimate) -> None:

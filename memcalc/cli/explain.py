@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def run(arguments: Arguments) -> int:
     """Write the ledger; always 0."""
     request = request_of(arguments)
-    found = explain(request.config, request.setup, request.kernels)
+    found = explain(request.config, request.setup, request.kernels, request.parallel)
 
     def page(sheet: Page) -> None:
         from memcalc.output.explain_text import explain_page, programs

@@ -1,4 +1,4 @@
-"""memcalc measure under torchrun: every process runs this, rank 0 writes the records and the result.
+"""memcalc measure and verify under torchrun: every process runs this, rank 0 writes the result.
 
 Exit status of every process: as `measure`, by the rank that was the cause. What is wrong with the input
 is said by rank 0 alone.
@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memcalc.cli.on_device import (
     EXIT,
@@ -25,7 +25,10 @@ from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, request_of, typed
 from memcalc.errors import ConfigError, MemcalcError
 
-PARALLEL = ("tp", "pp", "dp", "schedule", "sp", "fsdp")
+if TYPE_CHECKING:
+    from memcalc.engine.device_side import Device
+
+PARALLEL = ("tp", "pp", "cp", "dp", "schedule", "sp", "fsdp", "shard", "reshard", "cp-method")
 BAD_INPUT = 2
 
 
@@ -43,9 +46,9 @@ def refuse_alone(arguments: Arguments) -> None:
     from memcalc.harness.ranks.layout import layout_of
 
     given = _stated(arguments)
-    layout_of({name: given[name] for name in given if name in ("tp", "pp", "dp")}, 1)
-    for name in ("schedule", "sp", "fsdp"):
-        if name in given:
+    layout_of({name: given[name] for name in given if name in ("tp", "pp", "cp", "dp")}, 1)
+    for name in ("schedule", "sp", "fsdp", "shard", "reshard", "cp-method"):
+        if name.replace("-", "_") in given:
             raise ConfigError(
                 f"--{name}: got one process; rule: run under torchrun --nproc-per-node N"
             )
@@ -68,7 +71,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _run(arguments: Arguments) -> int:
-    from memcalc.harness.local import local_plan
+    from memcalc.harness.local import local_device, local_plan
     from memcalc.harness.ranks.layout import layout_of, world
     from memcalc.harness.ranks.ranks import rank_device
 
@@ -81,20 +84,22 @@ def _run(arguments: Arguments) -> int:
     setup = _share(request, layout.dp)
     device = rank_device(options.device, here)
     plan = local_plan(request.config, setup, request.kernels, device.type)
-    finish = _Finish(arguments, request, None if here.rank else records_file(arguments))
+    path = None if here.rank else records_file(arguments)
+    finish = _Finish(arguments, request, path, local_device(device))
 
     from memcalc.harness.ranks.distributed import measure_ranks
     from memcalc.output.progress import progress
 
     quiet = arguments.has("quiet") or here.rank > 0
-    with progress(f"measure {request.config.name} on {here.size} ranks", quiet) as tell:
+    with progress(f"{arguments.command} {request.config.name} on {here.size} ranks", quiet) as tell:
         return measure_ranks(plan, layout, options, here, finish, tell)
 
 
 def _stated(arguments: Arguments) -> dict[str, Any]:
     """The parallel options given, typed."""
     options = arguments.options
-    return {n: typed(BY_NAME[n], options[n]) for n in PARALLEL if n in options}
+    given = [name for name in PARALLEL if name in options]
+    return {name.replace("-", "_"): typed(BY_NAME[name], options[name]) for name in given}
 
 
 def _share(request: Request, dp: int) -> Any:
@@ -114,8 +119,11 @@ def _share(request: Request, dp: int) -> Any:
 class _Finish:
     """What rank 0 does with the records of all ranks: write them, print the result."""
 
-    def __init__(self, arguments: Arguments, request: Request, path: Path | None) -> None:
+    def __init__(
+        self, arguments: Arguments, request: Request, path: Path | None, device: Device
+    ) -> None:
         self.arguments, self.request, self.path = arguments, request, path
+        self.device, self.setup = device, request.setup
 
     def __call__(
         self,
@@ -138,16 +146,37 @@ class _Finish:
             return BAD_INPUT
         for record in records:
             record["setup"]["stated_model"] = self.request.config.name
+        more = {}
+        if self.arguments.command == "verify" and why is None:
+            more = self._judged(records)
         if self.path is not None:
             append_all(self.path, records)
-        result = finite(merged(records, first))
+        result = finite(merged(records, first) | more)
         said = f"{len(records)} records appended to {self.path}" if self.path else None
         line = quiet_line(result)
         deliver_record(self.arguments, self.request, result, said, ranks_page, line)
         put_notes(_errors(result), "error")
         if why is not None:
             return EXIT[why["status"]]
-        return OUTSIDE if result["loss_fell"] is False else 0
+        outside = result["loss_fell"] is False or result.get("verified") is False
+        return OUTSIDE if outside else 0
+
+    def _judged(self, records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Hold every rank's record against the estimate of its place; what has none is said."""
+        from memcalc.harness.ranks.rank_comparison import compared
+
+        request, kernels = self.request, records[0]["setup"]["resolved"]["kernels"]
+        chosen = {name: kernels[name] for name in ("device", "norm", "attention")}
+        try:
+            found = compared(
+                request.config, self.setup, {**request.kernels, **chosen}, records, self.device
+            )
+        except ConfigError as error:
+            return {"kind": "verify", "verified": None,
+                    "notes": [f"no estimate of this layout: {error}"]}  # fmt: skip
+        for record, one in zip(records, found, strict=True):
+            record |= {"kind": "verify", "comparison": one}
+        return {"kind": "verify", "verified": all(one["verified"] for one in found)}
 
 
 def _errors(result: dict[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from memcalc.inputs.training import ATTENTIONS, LOSSES, OPTIMIZER_IMPLS, OPTIMIZ
 SETUP: Final = ("estimate", "explain", "measure", "verify")
 ESTIMATE: Final = ("estimate",)
 LAYOUT: Final = ("estimate", "explain")
-RANKS: Final = ("estimate", "explain", "measure")
+RANKS: Final = ("estimate", "explain", "measure", "verify")
 MEASURE: Final = ("measure", "verify")
 ON_DEVICE: Final = ("measure", "verify", "calibrate")
 ACCURACY: Final = ("accuracy",)
@@ -27,7 +27,7 @@ PANELS: Final = ("Model", "Training", "Parallelism", "Hardware", "Measuring", "R
 
 
 class Option(NamedTuple):
-    """One option. kind: text, count, number, memory, recompute, name, file, flag or many."""
+    """One option. kind: text, count, number, memory, recompute, name, names, file, flag or many."""
 
     name: str
     kind: str
@@ -60,12 +60,18 @@ class Option(NamedTuple):
 _METAVARS: Final = {
     "count": "N", "number": "X", "memory": "SIZE", "name": "NAME", "file": "FILE",
     "recompute": "NAME", "many": "FIELD=VALUE", "counts": "N,N,...", "reshard": "WHETHER",
+    "names": "NAME,...",
 }  # fmt: skip
 
 _NOW: Final = (
     Option("layers", "count", "Model", "Only the first N blocks", "all", "num_layers"),
-    Option("imbalance", "number", "Model", "Tokens of the busiest expert over the mean", "1",
-           "imbalance"),
+    Option("imbalance", "number", "Model",
+           "Token rows of the rank whose experts receive most, over the mean", "1", "imbalance"),
+    Option("capacity-factor", "number", "Model",
+           "Rows an expert takes at most, over the mean; the rest is dropped (stack megatron)",
+           "none are dropped", "capacity_factor", commands=LAYOUT),
+    Option("pad-to-capacity", "flag", "Model", "Every expert takes as many rows as its capacity", "",
+           "pad_to_capacity", commands=LAYOUT),
     Option("set", "many", "Model",
            "Last word on one field: training.*, kernels.* or model.*, as "
            "training.loss_chunks=4; may be repeated"),
@@ -84,6 +90,8 @@ _NOW: Final = (
            "optimizer_impl", choices=OPTIMIZER_IMPLS),
     Option("optimizer-dtype", "text", "Training", "Dtype of optimizer states",
            "the parameters' own", "optimizer_dtype", choices=("fp32", "bf16")),
+    Option("optimizer-in-backward", "flag", "Training",
+           "Step each parameter as soon as its gradient is there", "", "optimizer_in_backward"),
     Option("no-set-to-none", "flag", "Training", "Gradients stay allocated between steps", "",
            "set_to_none"),
     Option("grad-clip", "flag", "Training", "Clip gradients by their norm", "", "grad_clip"),
@@ -91,18 +99,23 @@ _NOW: Final = (
     Option("recompute", "recompute", "Training",
            "What backward computes again: none, selective, sac, sac-attention, full, full:N "
            "(the first N blocks)", "none", "recompute"),
+    Option("recompute-modules", "names", "Training",
+           "What selective means on stack megatron, as moe_act,layernorm", "core_attn",
+           "recompute_modules", commands=LAYOUT),
     Option("attention", "text", "Training", "Attention kernel", "flash", "attention",
            choices=ATTENTIONS),
     Option("loss", "text", "Training", "Loss code", "the stack's", "loss",
            choices=LOSSES),
-    Option("stack", "name", "Training", "Whose training code runs: torch, torch-compile, hf", "torch",
+    Option("stack", "name", "Training", "Whose training code runs: memcalc list stacks", "torch",
            "stack"),
-    Option("compile", "flag", "Training", "torch.compile on each block: stack torch-compile", "",
+    Option("compile", "flag", "Training", "torch.compile on each block", "",
            "compile"),
     Option("gpu", "name", "Hardware", "GPU, in any usual spelling; without one no verdict", "none",
            commands=ESTIMATE),
     Option("gpu-memory", "memory", "Hardware", "Memory the driver gives, as 79.2GiB",
            "the profile's", commands=ESTIMATE),
+    Option("cluster", "name", "Hardware", "Nodes, links and hosts of the GPUs; names the GPU too",
+           "nodes of 8 on NVSwitch", commands=ESTIMATE),
     Option("reserve", "memory", "Hardware", "Memory to leave free", "0GiB", commands=ESTIMATE),
     Option("device", "text", "Measuring", "cuda, cuda:1 or cpu", "cuda where there is one",
            commands=ON_DEVICE),
@@ -167,17 +180,17 @@ _PARALLEL: Final = (
     _split("vpp", "count", "Chunks of the model a stage holds (interleaved)"),
     _split("schedule", "text", "Pipeline schedule", "1f1b", choices=SCHEDULES, commands=RANKS),
     _split("stage-layers", "counts", "Blocks of each stage, as 7,8,8,7", "evenly"),
-    _split("cp", "count", "Ranks a sequence is split over"),
-    _split("cp-method", "text", "How: ring or ulysses", "ring", choices=CP_METHODS),
+    _split("cp", "count", "Ranks a sequence is split over", commands=RANKS),
+    _split("cp-method", "text", "How: ring or ulysses", "ring", choices=CP_METHODS, commands=RANKS),
     _split("ep", "count", "Ranks the experts are spread over"),
     _split("etp", "count", "Ranks one expert is split over", "the stack's"),
     _split("dp", "count", "Ranks that split the batch", "what gpus leaves", commands=RANKS),
     _split("zero", "stage", "Sharded over dp: 1 optimizer states, 2 gradients, 3 parameters", "0",
            choices=("0", "1", "2", "3")),
     _split("fsdp", "flag", "Stage 3 as PyTorch's fully_shard (FSDP2)", "", commands=RANKS),
-    _split("shard", "count", "Ranks of one sharding group (HSDP)", "all of dp"),
+    _split("shard", "count", "Ranks of one sharding group (HSDP)", "all of dp", commands=RANKS),
     _split("reshard", "reshard", "Free parameters after a block's forward: true, false or ranks",
-           "true"),
+           "true", commands=RANKS),
     _split("offload", "text", "What lives on the host", "none", choices=OFFLOADS),
     _split("tp-layout", "text", "Tensor layout: 1d, or Colossal-AI's 2d, 2.5d, 3d", "1d",
            choices=TP_LAYOUTS),
@@ -185,7 +198,6 @@ _PARALLEL: Final = (
 
 
 _LATER: Final = (
-    _later("cluster", "Hardware"),
     _later("calibration", "Hardware", "default"),
     *(_later(name, "Training") for name in (
         "peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "rlhf", "engine",

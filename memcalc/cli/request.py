@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from memcalc.cli.options import BY_NAME, OPTIONS, Option
+from memcalc.cli.options import BY_NAME, MEASURE, OPTIONS, Option
 from memcalc.cli.overrides import number, parse_overrides, plain
 from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.errors import ConfigError, unknown
@@ -35,7 +35,7 @@ class Request:
     parallel: ParallelPlan = ParallelPlan()  # noqa: RUF009  # immutable
 
     def device(self, arguments: Arguments) -> Device:
-        """The GPU side, from --gpu, --gpu-memory and --reserve."""
+        """The GPU side, from --gpu, --gpu-memory, --reserve and --cluster."""
         from memcalc.engine.device_side import device_of
 
         memory, reserve = arguments.text("gpu-memory"), arguments.text("reserve")
@@ -48,7 +48,7 @@ class Request:
         if name == "local":
             gpu, total = _local_gpu()
             stated = total if stated is None else stated
-        device = device_of(gpu, stated, kept)
+        device = device_of(gpu, stated, kept, arguments.text("cluster"))
         if device.usable_bytes is not None and device.usable_bytes <= 0:
             whole = device.usable_bytes + kept
             raise ConfigError(f"--reserve: got {reserve}; rule: below the GPU's {whole} bytes")
@@ -111,10 +111,14 @@ def _setup_fields(arguments: Arguments) -> dict[str, Any]:
 
 
 def _parallel_plan(arguments: Arguments) -> ParallelPlan:
-    """The layout stated; `measure` takes its own from torchrun."""
+    """The layout stated; `measure` and `verify` take theirs from torchrun."""
     found: dict[str, Any] = {}
     for option in OPTIONS:
-        if option.parallel and option.name in arguments.options and arguments.command != "measure":
+        if (
+            option.parallel
+            and option.name in arguments.options
+            and arguments.command not in MEASURE
+        ):
             value = typed(option, arguments.options[option.name])
             found[option.parallel] = value
     return ParallelPlan(**found)
@@ -137,6 +141,8 @@ def typed(option: Option, value: object) -> Any:
         return int(text)
     if option.kind == "counts":
         return tuple(parse_count(part, option.flag) for part in text.split(","))
+    if option.kind == "names":
+        return tuple(part.strip() for part in text.split(","))
     if option.kind == "reshard":
         words = {"true": True, "false": False}
         return words[text] if text in words else _at_least_one(text, option.flag)

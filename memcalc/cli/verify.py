@@ -31,6 +31,8 @@ _PICTURES = (".png", ".svg", ".pdf")
 def run(arguments: Arguments) -> int:
     """Verify, keep the record, write the result; returns the exit status."""
     need_torch()
+    from memcalc.cli.measure_ranks import refuse_alone, wanted
+    from memcalc.cli.measure_ranks import run as run_ranks
     from memcalc.harness.ranks.layout import world
     from memcalc.output.verify_text import quiet_line, verify_page
 
@@ -39,11 +41,13 @@ def run(arguments: Arguments) -> int:
         raise ConfigError(
             f"--chart: got {picture!r}; rule: a file ending in {', '.join(_PICTURES)}"
         )
-    if world().size > 1:
-        raise ConfigError(
-            f"verify: got {world().size} processes; rule: one; `memcalc measure` runs on several"
-        )
+    if wanted(arguments):
+        if picture is not None or arguments.has("ops"):
+            what = "--chart" if picture is not None else "--ops"
+            raise ConfigError(f"{what}: got {world().size} processes; rule: of a run in one")
+        return run_ranks(arguments)
     request = request_of(arguments)
+    refuse_alone(arguments)
     verified, plan, said = _verified(arguments, request)
     record = verified.record
     if record["status"] == "refused":

@@ -5,6 +5,7 @@ Checked by: oracle/test_step_peak.py (bytes), harness/test_step.py (the loss fal
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from memcalc.engine.optimizer import OptimizerPlan
 from memcalc.errors import ConfigError
+from memcalc.harness.watch.scopes import op
 
 _IMPLEMENTATIONS: Final[dict[str, dict[str, Any]]] = {
     "foreach": {"foreach": True},
@@ -35,9 +37,11 @@ class Steps(Protocol):
 def make_optimizers(plan: OptimizerPlan, model: nn.Module) -> list[Steps]:
     """The optimizers of a plan: none, one, two for muon, or one around master copies.
 
+    None where parameters are stepped inside backward.
+
     Raises ConfigError for those PyTorch has no implementation of.
     """
-    if plan.name == "none":
+    if plan.name == "none" or plan.in_backward:
         return []
     if plan.name not in _RATES:
         raise ConfigError(
@@ -50,6 +54,25 @@ def make_optimizers(plan: OptimizerPlan, model: nn.Module) -> list[Steps]:
     if plan.master:
         return [MasterWeights(model, plan.name, plan.impl)]
     return list(torch_optimizers(dict(model.named_parameters()), plan.name, plan.impl))
+
+
+def step_in_backward(plan: OptimizerPlan, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
+    """An optimizer for each parameter, which steps and drops the gradient as soon as it is there."""
+    made: dict[str, torch.optim.Optimizer] = {}
+    for name, parameter in model.named_parameters() if plan.name != "none" else ():
+        (own,) = torch_optimizers({name: parameter}, plan.name, plan.impl)
+        parameter.register_post_accumulate_grad_hook(_stepped(own))  # type: ignore[no-untyped-call]
+        made[name] = own
+    return made
+
+
+def _stepped(optimizer: torch.optim.Optimizer) -> Callable[[Tensor], None]:
+    def step(parameter: Tensor) -> None:
+        with op("optimizer"):
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    return step
 
 
 def torch_optimizers(named: dict[str, Tensor], name: str, impl: str) -> list[torch.optim.Optimizer]:

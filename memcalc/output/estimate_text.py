@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.text import Text
 
 from memcalc.engine.results import Estimate, MemoryEstimate
 from memcalc.output.console import Page
+from memcalc.output.stages_text import stages_table
 from memcalc.units import count_text, gib, si
 
 #: Category -> (colour on a terminal, letter of the bar in a pipe).
 COLOURS = {
-    "parameters": ("blue", "P"), "gradients": ("cyan", "G"), "optimizer": ("magenta", "O"),
-    "activations": ("green", "A"), "loss": ("yellow", "L"), "temporary": ("red", "T"),
-    "buffers": ("white", "B"), "workspace": ("bright_black", "W"), "rounding": ("grey50", "R"),
+    "parameters": ("blue", "P"), "gathered": ("bright_blue", "S"), "gradients": ("cyan", "G"),
+    "optimizer": ("magenta", "O"), "activations": ("green", "A"), "loss": ("yellow", "L"),
+    "temporary": ("red", "T"), "buffers": ("white", "B"), "workspace": ("bright_black", "W"),
+    "rounding": ("grey50", "R"),
 }  # fmt: skip
 
 
@@ -24,6 +27,7 @@ def estimate_page(
     """The whole page."""
     _title(page, result, stated)
     _numbers(page, result.memory)
+    stages_table(page, result)
     _breakdown(page, result.memory)
     _phases(page, result.memory)
     _states(page, result)
@@ -79,6 +83,8 @@ def _title(page: Page, result: Estimate, stated: dict[str, Any]) -> None:
     recompute = setup["recompute"]
     if setup.get("recompute_layers"):
         recompute = f"{recompute}:{setup['recompute_layers']}"
+    if setup.get("recompute_modules"):
+        recompute = f"{recompute} of {' + '.join(setup['recompute_modules'])}"
     optimizer = setup["optimizer"]
     page.line(
         f"seq {setup['seq_len']}, micro-batch {setup['micro_batch_size']}, grad-accum "
@@ -86,9 +92,37 @@ def _title(page: Page, result: Estimate, stated: dict[str, Any]) -> None:
         f"({setup['optimizer_impl']}), attention {setup['attention']}, loss {setup['loss']}, "
         f"recompute {recompute}, stack {setup['stack']}, gpu {setup['gpu'] or 'none'}"
     )
+    if layout := layout_line(setup):
+        page.line(layout)
     for name, value in stated.items():
         page.line(f"set {name} = {value}")
     page.line()
+
+
+def layout_line(setup: Mapping[str, Any]) -> str:
+    """`16 GPUs: tp 2 with sp, pp 2, dp 4, zero 1`; nothing for one GPU that holds all."""
+    degrees = [f"{name} {setup[name]}" for name in ("tp", "pp", "cp", "dp") if setup[name] > 1]
+    if setup["sp"]:
+        degrees[0] += " with sp"
+    sharding = "fsdp" if setup["fsdp"] else f"zero {setup['zero']}" if setup["zero"] else ""
+    if sharding and setup["shard"]:
+        sharding += f" over {setup['shard']}"
+    stages = [setup["schedule"]] if setup["pp"] > 1 else []
+    if setup["vpp"] > 1:
+        stages.append(f"{setup['vpp']} chunks a stage")
+    more = [f"ep {setup['ep']}"] if setup["ep"] > 1 else []
+    more += [] if setup["etp"] is None else [f"etp {setup['etp']}"]
+    if setup["cp"] > 1:
+        more.append(f"cp by {setup['cp_method']}")
+    if setup["tp_layout"] != "1d":
+        more.append(f"tensors in {setup['tp_layout']}")
+    if setup["offload"] != "none":
+        more.append(f"offload {setup['offload']}")
+    if setup["cluster"]:
+        more.append(f"cluster {setup['cluster']}")
+    words = [*degrees, *more, *stages, *([sharding] if sharding else [])]
+    count = setup["gpus"]
+    return f"{count} GPU{'s' * (count > 1)}: {', '.join(words)}" if words else ""
 
 
 def _amount(value: int | None) -> tuple[str, str]:
@@ -100,13 +134,21 @@ def _numbers(page: Page, memory: MemoryEstimate) -> None:
         ("requested", *_amount(memory.peak_requested_bytes), "bytes of tensors"),
         ("allocated", *_amount(memory.peak_allocated_bytes), "max_memory_allocated"),
         ("reserved", *_amount(memory.peak_reserved_bytes), "max_memory_reserved"),
-        ("driver-used", *_amount(memory.device_used_bytes), "reserved and CUDA context"),
+        ("driver-used", *_amount(memory.device_used_bytes), _driver(memory)),
     ]
     page.table(("Peak memory", ">size", ">bytes", "meaning"), rows)
     if memory.low_bytes is not None and memory.high_bytes is not None:
         low, high = gib(memory.low_bytes), gib(memory.high_bytes)
         page.line(f"driver-used lies between {low} and {high}; peak at {memory.peak_at}")
         page.line()
+
+
+def _driver(memory: MemoryEstimate) -> str:
+    """What driver-used bytes are made of."""
+    between = memory.communication_bytes
+    if not between:
+        return "reserved and CUDA context"
+    return f"reserved, context, {gib(between)} NCCL"
 
 
 def _breakdown(page: Page, memory: MemoryEstimate) -> None:

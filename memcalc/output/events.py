@@ -8,14 +8,19 @@ Not here: matmul workspaces and the allocator's rounding. Checked by: cli/test_t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from memcalc.engine.memory import category, input_bytes, optimizer_trace
+from memcalc.engine.parallel.strategy import Batch
 from memcalc.engine.plan import Plan
 from memcalc.engine.program import expanded
 from memcalc.engine.states import states
+from memcalc.engine.structure import Structure
 from memcalc.engine.timeline import size_values
 
+# A storage that outlives its micro-batch: block, (op, primitive, category), bytes.
+Kept = tuple[int, tuple[str, str, str], int]
 COLUMNS = ("index", "phase", "layer", "op", "primitive", "allocated_bytes", "live_bytes")
 
 
@@ -33,11 +38,14 @@ class Event:
 
 
 @dataclass(slots=True)
-class _Recorder:
+class Recorder:
+    """Events in the making, and bytes alive."""
+
     events: list[Event] = field(default_factory=list)
     live: int = 0
 
     def add(self, phase: str, layer: int, names: tuple[str, str, str], change: int) -> None:
+        """One event; names: (op, primitive, category)."""
         self.live += change
         op, primitive, kind = names
         self.events.append(Event(phase, layer, op, primitive, change, self.live, kind))
@@ -45,22 +53,23 @@ class _Recorder:
 
 def step_events(plan: Plan) -> list[Event]:
     """The events of one step."""
-    structure, runs = plan.structure(False)
-    held = states(structure, runs, plan.optimizer, plan.values)
-    out = _Recorder()
-    has_gradients = not plan.resolved.setup.set_to_none
+    structure, runs = plan.structure(*plan.peak_batch)
+    held = states(structure, runs, plan.optimizer, plan.values, plan.strategy)
+    out = Recorder()
+    batches = plan.strategy.micro_batches(plan)
+    stay = plan.strategy.persistent_gradients or not plan.resolved.setup.set_to_none
     for name, size in (
         ("parameters", held.parameter_bytes),
         ("optimizer", held.optimizer_bytes + held.master_bytes),
         ("buffers", input_bytes(plan)),
-        ("gradients", held.gradient_bytes if has_gradients else 0),
+        ("gradients", held.gradient_bytes if stay else 0),
+        *plan.strategy.fixed_bytes(plan).items(),
     ):
         if size:
             out.add("start", -1, (name, "existing", name), size)
-    made: list[tuple[int, tuple[str, str, str], int]] = []
-    for _ in range(min(plan.resolved.grad_accum_steps, 2)):
-        made += _micro_batch(out, plan, has_gradients)
-        has_gradients = True
+    made: list[Kept] = []
+    for batch in batches:
+        made = _micro_batch(out, plan, batch, made)
     _optimizer(out, plan)
     if plan.resolved.setup.set_to_none:
         for layer, names, size in made:
@@ -68,22 +77,30 @@ def step_events(plan: Plan) -> list[Event]:
     return out.events
 
 
-def _micro_batch(
-    out: _Recorder, plan: Plan, has_gradients: bool
-) -> list[tuple[int, tuple[str, str, str], int]]:
-    """Add one micro-batch; returns what stays, its gradients."""
-    structure, runs = plan.structure(has_gradients)
+def names_of(structure: Structure) -> list[tuple[str, str, str]]:
+    """(op, primitive, category) of each storage a structure traced."""
+    return [
+        (structure.labels[structure.labels_of[traced]].op, primitive, category(structure, traced))
+        for traced, primitive in enumerate(structure.names)
+    ]
+
+
+def _micro_batch(out: Recorder, plan: Plan, batch: Batch, kept: list[Kept]) -> list[Kept]:
+    """Add one micro-batch; kept: gradients of earlier ones. Returns those there are after it."""
+    structure, runs = plan.structure(*batch)
     written = expanded(structure, runs)
     sizes = size_values(structure, plan.values)
-    names: dict[int, tuple[str, str, str]] = {}
-    for traced, primitive in enumerate(structure.names):
-        label = structure.labels[structure.labels_of[traced]]
-        names[traced] = (label.op, primitive, category(structure, traced))
+    names = names_of(structure)
+    earlier = {identity: kept.pop(0) for identity in written.earlier}
     phase = "forward"
     alive: dict[int, None] = {}
     for event in written.events:
         storage = event if event >= 0 else ~event
         traced = written.traced[storage]
+        if storage in earlier:
+            layer, known, size = earlier[storage]
+            out.add(phase, layer, known, -size)
+            continue
         if event >= 0:
             phase = structure.labels[structure.labels_of[traced]].phase
             alive[storage] = None
@@ -91,13 +108,13 @@ def _micro_batch(
             del alive[storage]
         size = sizes[traced] if event >= 0 else -sizes[traced]
         out.add(phase, written.layers[storage], names[traced], size)
-    return [
+    return kept + [
         (written.layers[storage], names[written.traced[storage]], sizes[written.traced[storage]])
         for storage in alive
     ]
 
 
-def _optimizer(out: _Recorder, plan: Plan) -> None:
+def _optimizer(out: Recorder, plan: Plan) -> None:
     structure, runs = plan.structure(plan.keeps_gradients)
     trace = optimizer_trace(structure, runs, plan)
     sizes = trace.sizes(plan.values)
@@ -140,5 +157,10 @@ def contributors(events: list[Event], count: int = 5) -> list[tuple[str, int, in
         group = groups.setdefault(name, [0, 0])
         group[0] += 1 if event.allocated_bytes >= 0 else -1
         group[1] += event.allocated_bytes
+    return largest(groups, count)
+
+
+def largest(groups: Mapping[str, list[int]], count: int = 5) -> list[tuple[str, int, int]]:
+    """The largest of (how many, bytes) by name, as (name, how many, bytes)."""
     ranked = sorted(groups.items(), key=lambda item: -item[1][1])
     return [(name, number, size) for name, (number, size) in ranked[:count] if size > 0]

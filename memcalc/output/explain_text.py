@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from memcalc.engine.explain import FLOP_KINDS, Explanation, Row
+from memcalc.engine.explanation import FLOP_KINDS, Explanation, Row
 from memcalc.output.console import Page
 from memcalc.units import gib, si
 
@@ -20,6 +20,39 @@ def explain_page(page: Page, found: Explanation) -> None:
         page.line(f"  = {total.formula}")
         page.line(f"  = {total.numbers}")
     page.line()
+    _holdings(page, found)
+    _layouts(page, found)
+
+
+def _holdings(page: Page, found: Explanation) -> None:
+    rows = [
+        (one.part, f"{one.model_elements:,}", f"{one.rank_elements:,}", gib(one.parameter_bytes),
+         gib(one.gradient_bytes))
+        for one in found.holdings
+    ]  # fmt: skip
+    head = ("part", ">of the model", ">of a rank", ">parameters", ">gradients")
+    page.table(head, rows, "What one rank holds: elements, then bytes after sharding over dp")
+    for name, size in found.states.items():
+        page.line(f"{name}: {gib(size)} ({size:,} bytes)")
+    page.line()
+
+
+def _layouts(page: Page, found: Explanation) -> None:
+    if not found.layouts:
+        return
+    rows = [
+        (one.layout, f"{one.parameters:,}", gib(one.saved_per_layer_bytes),
+         gib(one.sent_forward_bytes), gib(one.sent_backward_bytes), gib(one.buffer_bytes))
+        for one in found.layouts
+        if not one.reason
+    ]  # fmt: skip
+    head = ("layout", ">parameters", ">saved", ">sent fwd", ">sent bwd", ">buffers")
+    ranks = found.layouts[0].ranks
+    title = f"Tensor layouts of {ranks} GPUs, each GPU: the model's elements; bytes a block"
+    page.table(head, rows, title)
+    for one in found.layouts:
+        if one.reason:
+            page.line(f"{one.layout}: {one.reason}")
 
 
 def ledger_tables(page: Page, found: Explanation) -> None:

@@ -15,6 +15,7 @@ _ON_GPU = {
     "reserved": "peak_reserved_bytes", "driver-used": "device_used_bytes",
 }  # fmt: skip
 _ON_CPU = {"peak": "peak_requested_bytes", "saved": "saved_for_backward_bytes"}
+_JUDGED = ("equal", "inside", "outside", "explained")
 _STATES = ("parameters", "gradients", "optimizer")
 
 
@@ -33,11 +34,36 @@ def ranks_page(page: Page, result: Mapping[str, Any], stated: Mapping[str, Any])
         rank, at = result["memory"]["rank"], result["memory"]["peak_at"]
         page.line(f"highest peak of tensors: rank {rank}, {peak:,} bytes, at {at}")
         page.line()
+    _compared(page, result)
     times(page, result)
     utilisation(page, result)
     for line in how(result):
         page.line(line)
     page.line("place: pp, dp and tp rank; step times: the slowest rank's of each; loss: the mean")
+
+
+def _compared(page: Page, result: Mapping[str, Any]) -> None:
+    """Predicted beside measured, a row a rank; what differs on a rank is listed under the table."""
+    found = [record["comparison"] for record in result["ranks"] if "comparison" in record]
+    if not found:
+        return
+    rows = []
+    for rank, comparison in enumerate(found):
+        peak = next(row for row in comparison["rows"] if row["name"] == "peak requested")
+        equal = sum(row["verdict"] == "equal" for row in comparison["rows"])
+        judged = sum(row["verdict"] in _JUDGED for row in comparison["rows"])
+        said = "verified" if comparison["verified"] else "outside"
+        figures = [f"{peak[name]:,}" for name in ("predicted", "measured")]
+        rows.append((str(rank), *figures, f"{equal} of {judged} equal", said))
+    page.table(("Rank", ">peak predicted", ">peak measured", "figures", "verdict"), rows)
+    for rank, comparison in enumerate(found):
+        for row in comparison["rows"]:
+            if row["verdict"] in ("outside", "explained"):
+                cause = f": {row['cause']}" if row["cause"] else ""
+                page.line(
+                    f"rank {rank}, {row['name']}: predicted {row['predicted']:,}, "
+                    f"measured {row['measured']:,}{cause}"
+                )
 
 
 def divided(world: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""memcalc measure under torchrun: records of every rank, one voice, and an end when a rank is killed."""
+"""memcalc measure and verify under torchrun: a record a rank, one voice, an end when a rank is killed."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ MODES = {
     "tp-sp": (("--micro-batch", "4"), ("--tp", "2", "--sp")),
     "pp": (("--micro-batch", "4", "--grad-accum", "2"), ("--pp", "2")),
 }
+#: `verify` does all that `measure` does, and holds each rank against its estimate.
+COMMAND = {"ddp": "measure", "fsdp": "verify", "tp-sp": "verify", "pp": "verify"}
 
 
 def free_port() -> int:
@@ -45,7 +47,7 @@ def free_port() -> int:
 def command(port: int, *words: object) -> list[str]:
     return [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port",
-        str(port), "-m", "memcalc", "measure", *map(str, words),
+        str(port), "-m", "memcalc", *map(str, words),
     ]  # fmt: skip
 
 
@@ -73,7 +75,7 @@ def launched(
 ) -> tuple[str, subprocess.CompletedProcess[str], list[dict[str, Any]]]:
     path = tmp_path_factory.mktemp("records") / "records.jsonl"
     rows, layout = MODES[request.param]
-    done = launch(model, *QUICK, *rows, *layout, "--records", path)
+    done = launch(COMMAND[request.param], model, *QUICK, *rows, *layout, "--records", path)
     return request.param, done, read(path)
 
 
@@ -85,7 +87,8 @@ def test_every_rank_leaves_a_record_and_losses_are_those_of_one_process(
     name, done, records = launched
     assert done.returncode == 0, done.stderr[-3000:]
     assert [record["rank"] for record in records] == [0, 1] and len(runs_of(records)) == 1
-    assert all(record["status"] == "ok" and record["kind"] == "measure" for record in records)
+    assert all(record["status"] == "ok" for record in records)
+    assert all(record["kind"] == COMMAND[name] for record in records)
     world = records[0]["world"]
     assert world["size"] == 2 and world["backend"] == "gloo" and world["hosts"] == 1
     degrees = {"ddp": (2, 1, 1), "fsdp": (2, 1, 1), "tp-sp": (1, 2, 1), "pp": (1, 1, 2)}[name]
@@ -134,8 +137,25 @@ def test_rank_0_alone_prints_a_table_of_ranks(
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
+def test_every_rank_is_verified_to_the_byte(
+    launched: tuple[str, subprocess.CompletedProcess[str], list[dict[str, Any]]],
+) -> None:
+    """Two real processes: states, saved bytes and every phase's peak as the estimate says."""
+    name, done, records = launched
+    if COMMAND[name] == "measure":
+        assert "peak predicted" not in done.stdout
+        return
+    for record in records:
+        rows = record["comparison"]["rows"]
+        judged = [row for row in rows if row["group"] in ("states", "tensors")]
+        assert len(judged) >= 8 and all(row["verdict"] == "equal" for row in judged)
+    peaks = [f"{record['memory']['peak_requested_bytes']:,}" for record in records]
+    assert all(f" {peak} " in done.stdout for peak in peaks)
+    assert done.stdout.count("verified") == 2
+
+
 def test_bad_degrees_are_said_once(model: Path) -> None:
-    words = (model, *QUICK, "--tp", "2", "--set", "model.vocab_size=501", "--no-record")
+    words = ("measure", model, *QUICK, "--tp", "2", "--set", "model.vocab_size=501", "--no-record")
     with subprocess.Popen(
         command(free_port(), *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment(),
@@ -172,7 +192,7 @@ def test_a_killed_rank_ends_the_run_and_the_others_records_stay(
     from torch.distributed import TCPStore
 
     port, path = free_port(), tmp_path / "records.jsonl"
-    words = (model, *QUICK[:-1], 1_000_000, "--fsdp", "--records", path)
+    words = ("measure", model, *QUICK[:-1], 1_000_000, "--fsdp", "--records", path)
     running = subprocess.Popen(
         command(port, *words), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env=environment(),

@@ -20,6 +20,7 @@ peft lora-rank lora-targets lora-dropout lora-dtype rlhf engine stack calibratio
 config save json csv quiet ops timeline chart out device steps fix top price debug
 warmup threads reference profile records no-record
 cp-method etp shard reshard stage-layers tp-layout
+recompute-modules capacity-factor pad-to-capacity
 rows source confidence priceable
 """
 _CONTRACT = _NAMES.split()
@@ -31,7 +32,7 @@ _WITHOUT_OPTION = {"recompute_layers", "reentrant", "loss_chunks", "separate_lab
 _OF_COMMANDS = {
     "gpu", "gpu-memory", "reserve", "set", "config", "save", "json", "csv", "quiet", "ops",
     "timeline", "out", "debug", "chart", "device", "steps", "warmup", "threads", "reference",
-    "profile", "records", "no-record", "rows", "source", "confidence", "priceable",
+    "profile", "records", "no-record", "rows", "source", "confidence", "priceable", "cluster",
 }  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def test_the_command_line_beats_the_file(memcalc, tmp_path: Path) -> None:  # ty
         ("seq = 4", "table"),
         ("[training]\nseq = [1]", "a number or a string"),
         ("[training]\ngrad-clip = 1", "true or false"),
-        ("[parallelism]\ntp = 2", "not in this version"),
+        ("[parallelism]\ntp = 2", "divides vocab_size"),
         ("[training]\nseq = nan", "--seq"),
         ("[model]\nname = 3", "a string"),
         ("[model]\nset = 'x'", "a list of strings"),

@@ -16,6 +16,13 @@ _SETUPS = {
     "sac": ("llama-3.2-1b", "--recompute", "sac"),
     "experts": ("mixtral-8x7b", "--layers", "5"),
     "hf": ("gpt2", "--stack", "hf"),
+    "ddp": ("gpt2", "--gpus", "8"),
+    "ddp-accumulation": ("gpt2", "--gpus", "8", "--grad-accum", "2"),
+    "ddp-gradients-stay": ("gpt2", "--gpus", "8", "--no-set-to-none", "--grad-accum", "3"),
+    "zero-1": ("gpt2", "--gpus", "8", "--zero", "1"),
+    "fsdp": ("llama-3.2-1b", "--gpus", "8", "--fsdp", "--recompute", "full"),
+    "fsdp-accumulation": ("gpt2", "--gpus", "4", "--fsdp", "--reshard", "2", "--grad-accum", "2"),
+    "hsdp": ("mixtral-8x7b", "--layers", "5", "--gpus", "16", "--fsdp", "--shard", "8"),
 }
 
 

@@ -38,6 +38,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.kernels, self.kinds = config, kernels, kinds
         self.rope_theta = 10000.0
+        self.positions: Tensor | None = None  # int64 (s); None: 0 to s - 1
         h, w = config.hidden_size, config.word_embed_proj_dim or config.hidden_size
         self.embedding = Embedding(config.vocab_size, w)
         self.project_in = Linear((w, h), False, kernels, fp8=False) if w != h else None
@@ -103,13 +104,18 @@ class Decoder(nn.Module):
                 x = self.project_in(x)
         if config.position_embedding == "learned":
             with op("position_embedding"):
-                x = x + self.position_embedding(torch.arange(ids.shape[1], device=ids.device))
+                x = x + self.position_embedding(self._positions(ids))
         if config.embedding_norm:
             x = self.embedding_norm(x)
         if config.embedding_dropout and self.kernels.use_dropout:
             with op("embedding_dropout"):
                 x = dropout(x, config.embedding_dropout, self.kernels.device)
         return x
+
+    def _positions(self, ids: Tensor) -> Tensor:
+        if self.positions is not None:
+            return self.positions.clone()
+        return torch.arange(ids.shape[1], device=ids.device)
 
     def _contexts(self, ids: Tensor) -> dict[str, Context]:
         """What blocks of each kind read: the same tables, a mask of their own."""
@@ -119,7 +125,7 @@ class Decoder(nn.Module):
         if config.position_embedding == "rope":
             width = config.head_dim if config.rotary_dim is None else config.rotary_dim
             width = config.mla.qk_rope_head_dim if config.mla else width
-            tables = rope_tables(s, width, self.rope_theta, dtype, device)
+            tables = rope_tables(s, width, self.rope_theta, dtype, device, self.positions)
         elif config.position_embedding == "relative":
             tables = (distance_table(s, config.hidden_size, dtype, device),)
         kinds = sorted({kind.attention for kind in self.kinds})

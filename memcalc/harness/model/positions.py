@@ -15,12 +15,19 @@ from memcalc.inputs.model import ModelConfig
 
 
 def rope_tables(
-    s: int, r: int, theta: float, dtype: torch.dtype, device: torch.device
+    s: int,
+    r: int,
+    theta: float,
+    dtype: torch.dtype,
+    device: torch.device,
+    own: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin in the compute dtype; the angles are fp32."""
+    """cos and sin in the compute dtype; the angles are fp32. own: positions int64 (s), else 0 to s - 1."""
     with op("rope_tables"):
         exponents = torch.arange(0, r, 2, dtype=torch.float32, device=device) / r
-        positions = torch.arange(s, dtype=torch.float32, device=device)
+        positions = (
+            torch.arange(s, dtype=torch.float32, device=device) if own is None else own.float()
+        )
         angles = torch.outer(positions, 1.0 / theta**exponents)
         angles = torch.cat((angles, angles), -1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
