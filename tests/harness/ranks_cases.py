@@ -52,6 +52,10 @@ CASES = {
     "tp-sp": _case(TP_SP, mem=True),
     "tp-sp-qwen3-full": _case(TP_SP, QWEN3, recompute="full", **SGD),
     "tp-sp-gpt2-chunked": _case(TP_SP, GPT2, loss="chunked", **CLIP),
+    "cp-ulysses": _case(Layout(cp=2, cp_method="ulysses"), GPT2, **CLIP),
+    "fsdp-cp-ulysses-full": _case(
+        Layout(cp=2, cp_method="ulysses", fsdp=True), recompute="full", **SGD
+    ),
     "pp-1f1b": _case(ONE_F_ONE_B, grad_accum_steps=3, **SGD),
     "pp-gpipe": _case(GPIPE, grad_accum_steps=3, **CLIP),
     "pp-uneven": _case(

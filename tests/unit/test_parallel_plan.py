@@ -74,6 +74,9 @@ def test_divisors_are_all_and_in_order(number: int) -> None:
 def test_a_rank_of_a_layer_holds_its_part_and_keeps_what_is_not_divided() -> None:
     whole = {"a": 32, "k": 8, "g": 4, "f": 8192, "V": 128_256, "s": 4096, "h": 2048, "b": 2}
     own = local_values(whole, ParallelPlan(tp=4, cp=2))
-    assert own == whole | {"a": 8, "k": 2, "f": 2048, "V": 32_064, "s": 2048}
+    divided = {"a": 8, "k": 2, "f": 2048, "V": 32_064, "s": 2048}
+    assert own == whole | divided | {"tp": 4}
+    split = local_values(whole, ParallelPlan(tp=4, sp=True))
+    assert split["s"] == 4096 and split["s_t"] == 1024
     assert local_values(whole, ParallelPlan()) == whole
     assert local_values(whole, ParallelPlan(tp=16))["k"] == 1  # fewer heads than ranks: one each

@@ -49,8 +49,8 @@ def test_bad_values_say_what_got_rule_and_nearest(bad: dict[str, Any], says: str
 
 
 def test_a_later_stack_is_refused_as_such():
-    with pytest.raises(NotInThisVersionError, match="megatron"):
-        TrainingSetup(stack="megatron")
+    with pytest.raises(NotInThisVersionError, match="deepspeed"):
+        TrainingSetup(stack="deepspeed")
 
 
 def test_a_setup_cannot_be_changed():

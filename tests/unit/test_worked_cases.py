@@ -10,9 +10,9 @@ from __future__ import annotations
 import pytest
 
 from memcalc import TrainingSetup, estimate
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.kernel_choice import PRECISIONS
 from memcalc.engine.results import Estimate
-from memcalc.engine.tensors import ITEMSIZE
 from memcalc.units import GIB
 
 GB = 10**9

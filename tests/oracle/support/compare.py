@@ -27,7 +27,8 @@ def memory_of(cfg: RefConfig, how: How = DEFAULT) -> StepMemory:
 def record_of(cfg: RefConfig, how: How = DEFAULT) -> StepRecord:
     """The same step run by PyTorch."""
     fake = how.optimizer in ("sgd", "momentum") and how.impl == "fused"
-    return run_step(cfg, how, device="fake" if fake else "meta", quick=True)
+    device, quick = "fake" if fake else "meta", not how.in_backward
+    return run_step(cfg, how, device=device, quick=quick)
 
 
 def place(instant: Instant) -> str:
@@ -60,8 +61,8 @@ def step_differences(cfg: RefConfig, how: How = DEFAULT) -> dict[str, tuple[Any,
 
 
 def _gradients(theirs: StepRecord, how: How) -> int:
-    """Gradients are in live_before where they are zeroed instead of dropped."""
-    return theirs.param_bytes if how.set_to_none else 0
+    """Gradients are in live_before where they are zeroed; stepped in backward, none stays."""
+    return theirs.param_bytes if how.set_to_none and not how.in_backward else 0
 
 
 def random_config(rng: random.Random, **fixed: Any) -> RefConfig:

@@ -70,6 +70,7 @@ class How:
     set_to_none: bool = True
     grad_clip: bool = False
     master: bool = False  # precision bf16-master; the model's is bf16
+    in_backward: bool = False  # each parameter stepped as its gradient is there
 
 
 DEFAULT = How()
@@ -119,6 +120,7 @@ def setup_of(cfg: RefConfig, how: How = DEFAULT) -> TrainingSetup:
         optimizer_impl=how.impl,
         set_to_none=how.set_to_none,
         grad_clip=how.grad_clip,
+        optimizer_in_backward=how.in_backward,
         recompute="full" if reentrant else recompute,
         recompute_layers=int(layers) if layers else None,
         reentrant=reentrant,
