@@ -100,7 +100,10 @@ def price_row(row: Row) -> list[Pair]:
     if row.number("mem_gb") is None and not PREDICTS_TIME:
         return []
     try:
-        result = estimate(stated.config, stated.setup, parallel=stated.plan, gpu=stated.gpu)
+        result = estimate(
+            stated.config, stated.setup,
+            parallel=stated.plan, gpu=stated.gpu, kernels=stated.kernels,
+        )  # fmt: skip
     except ConfigError as error:
         raise NotExpressedError(str(error)) from None
     found = (_memory(row, stated, result), _throughput(row, stated, result))

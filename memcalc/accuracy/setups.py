@@ -26,6 +26,9 @@ SAME_CHIP: Final = {"h100-96gb-500w": "h100-80gb"}
 #: (framework, loss as a row calls it) -> the loss its code runs. torchtune's head returns fp32 logits
 #: whatever the loss (torchtune/modules/transformer.py, unembed).
 _OWN_LOSS: Final = {("torchtune", "plain"): "fp32"}
+#: Part of a source's name -> kernels of the release it ran, where the stack describes a later one.
+#: torchtitan compiles its loss since 2025-03 (components/loss.py); train.py of 2024 leaves it eager.
+_OF_RELEASE: Final = {"torchtitan 2024": {"compile_loss": False}}
 _DEFAULTS: Final = {
     "precision": "bf16-mixed", "optimizer": "adamw", "recompute": "none", "attention": "flash",
 }  # fmt: skip
@@ -39,6 +42,7 @@ class Expressed(NamedTuple):
     plan: ParallelPlan
     gpu: str | None
     assumed: list[str]
+    kernels: dict[str, Any] = {}  # noqa: RUF012  # never changed
 
 
 def express(row: Row) -> Expressed:
@@ -51,7 +55,8 @@ def express(row: Row) -> Expressed:
         gpu, about_gpu = gpu_of(row)
     except ConfigError as error:
         raise NotExpressedError(str(error)) from None
-    return Expressed(config, setup, plan, gpu, [*assumed, *more, *about_gpu])
+    kernels = next((k for name, k in _OF_RELEASE.items() if name in row.source), {})
+    return Expressed(config, setup, plan, gpu, [*assumed, *more, *about_gpu], kernels)
 
 
 def setup_of(row: Row) -> tuple[TrainingSetup, list[str]]:

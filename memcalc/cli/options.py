@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from memcalc.inputs.parallel import CP_METHODS, OFFLOADS, SCHEDULES, TP_LAYOUTS
+from memcalc.inputs.parallel import (
+    CP_METHODS,
+    OFFLOAD_DEVICES,
+    OFFLOADS,
+    SCHEDULES,
+    TP_LAYOUTS,
+)
 from memcalc.inputs.training import ATTENTIONS, LOSSES, OPTIMIZER_IMPLS, OPTIMIZERS, PRECISIONS
 
 SETUP: Final = ("estimate", "explain", "measure", "verify")
@@ -192,6 +198,10 @@ _PARALLEL: Final = (
     _split("reshard", "reshard", "Free parameters after a block's forward: true, false or ranks",
            "true", commands=RANKS),
     _split("offload", "text", "What lives on the host", "none", choices=OFFLOADS),
+    _split("offload-device", "text", "Where: host memory or its disks", "cpu",
+           choices=OFFLOAD_DEVICES),
+    _split("pin-memory", "flag", "Host memory is page-locked", "the stack's"),
+    _split("no-pin-memory", "flag", "Host memory is pageable", ""),
     _split("tp-layout", "text", "Tensor layout: 1d, or Colossal-AI's 2d, 2.5d, 3d", "1d",
            choices=TP_LAYOUTS),
 )  # fmt: skip

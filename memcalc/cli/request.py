@@ -126,7 +126,7 @@ def _parallel_plan(arguments: Arguments) -> ParallelPlan:
 
 def typed(option: Option, value: object) -> Any:
     """The value of an option from its text. Raises ConfigError naming the option."""
-    if option.name in ("no-set-to-none", "no-sp"):
+    if option.name in ("no-set-to-none", "no-sp", "no-pin-memory"):
         return False
     if option.kind == "flag":
         return True

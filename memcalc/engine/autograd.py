@@ -117,11 +117,12 @@ def _edge(tensor: Tensor) -> tuple[AnyNode, int] | None:
     if not tensor.requires_grad:
         return None
     if tensor.node is None:  # a leaf: its node is made once and kept by nobody but the graph
-        return (_leaf_node(tensor), 0)
+        return (leaf_node(tensor), 0)
     return (tensor.node, tensor.output_nr)
 
 
-def _leaf_node(leaf: Tensor) -> LeafNode:
+def leaf_node(leaf: Tensor) -> LeafNode:
+    """The node that accumulates a leaf's gradient; the graph keeps it."""
     known = leaf.leaf_node() if leaf.leaf_node else None
     if known is None:
         known = LeafNode(leaf)
@@ -178,7 +179,7 @@ def _fit(results: Grads, i: int, shape: Shape, dtype: str) -> Tensor | None:
     return gradient
 
 
-def _run(node: Node, grads: Grads) -> Grads:
+def run_node(node: Node, grads: Grads) -> Grads:
     """Apply a node's rule and fit the results; saved tensors unpacked by hooks die on return."""
     saved = node.unpack()
     tape = next(t for t in grads if t is not None).tape
@@ -194,7 +195,7 @@ def _run(node: Node, grads: Grads) -> Grads:
     return node_outputs
 
 
-def _send(edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Grads]) -> None:
+def send(edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Grads]) -> None:
     """Put a gradient into its consumer's buffer, summed with one that is there."""
     following, slot = edge
     buffer = buffers.get(following)
@@ -246,7 +247,7 @@ def backward(root: Tensor, seed: Tensor) -> None:
     first = root.node
     waiting = _count_dependencies(first)
     buffers: dict[AnyNode, Grads] = {}
-    _send((first, root.output_nr), seed, buffers)
+    send((first, root.output_nr), seed, buffers)
     del root
     ready: list[tuple[int, int, AnyNode]] = [(-first.number, 0, first)]
     pushes = 1
@@ -270,7 +271,7 @@ def backward(root: Tensor, seed: Tensor) -> None:
         if tape.op_hooks:
             begin_op(tape, node.block, node.op)
         tape.at(node.op, node.block)
-        results = _run(node, grads)
+        results = run_node(node, grads)
         del grads
         node.saved = None
         for i, edge in enumerate(node.edges):
@@ -278,7 +279,7 @@ def backward(root: Tensor, seed: Tensor) -> None:
                 continue
             gradient, results[i] = results[i], None
             if gradient is not None:
-                _send(edge, gradient, buffers)
+                send(edge, gradient, buffers)
             del gradient
             following = edge[0]
             waiting[following] -= 1

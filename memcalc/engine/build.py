@@ -50,6 +50,7 @@ class Build:
     hooks: list[Hooks] = field(default_factory=list)
     has_gradients: bool = False  # an earlier micro-batch's exist
     reduces: bool = True  # ranks that split the batch sum their gradients in this micro-batch
+    split: bool = False  # backward in two halves
     standing: list[list[Tensor]] = field(default_factory=list)  # what outlives the trace
     held: Tensor | None = None  # attention weights a block hands to its caller (transformers)
 

@@ -106,6 +106,8 @@ class _Expander:
         here, there = self.structure.segments[number], self.structure.segments[home]
         if home == number:
             return self.ids[number, copy][ordinal]
+        if here.run == there.run >= 0 and not self.runs[here.run].skipped:
+            return self.ids[home, 0][ordinal]
         if here.run != there.run or here.run < 0:
             return self.ids[home, self.skipped(there)][ordinal]
         true = true_repetition(self.runs[here.run], here, copy)

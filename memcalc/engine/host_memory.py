@@ -10,7 +10,10 @@ limit by default). Checked by: unit/test_offload.py.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from memcalc.engine.plan import Plan
 
 PARTS: Final = ("parameters", "gradients", "optimizer", "activations", "buffers")
 
@@ -18,7 +21,8 @@ PARTS: Final = ("parameters", "gradients", "optimizer", "activations", "buffers"
 class HostBlock(NamedTuple):
     """Equal blocks of one kind: what they hold (one of PARTS), bytes of each, how many.
 
-    nvme: on a disk instead; then nothing of it is host memory.
+    nvme: on a disk instead; then nothing of it is host memory. unused_bytes: of each, that hold nothing
+    (counted as buffers).
     """
 
     what: str
@@ -26,6 +30,7 @@ class HostBlock(NamedTuple):
     pinned: bool = False
     times: int = 1
     nvme: bool = False
+    unused_bytes: int = 0
 
 
 class HostMemory(NamedTuple):
@@ -53,6 +58,24 @@ class HostMemory(NamedTuple):
         return self.pinned_bytes + self.pageable_bytes
 
 
+def host_of(plan: Plan, gpus_per_node: int) -> HostMemory:
+    """Host memory of a plan's rank: its states, and what forward saved there for backward."""
+    layout = plan.parallel
+    if layout.offload == "none":
+        return HostMemory()
+    from memcalc.engine.states import multiplicity
+
+    structure, runs = plan.structure(*plan.peak_batch)
+    times = multiplicity(runs)
+    saved = [
+        HostBlock(
+            "activations", size.value(plan.values), layout.pin_memory is not False, times[block]
+        )
+        for block, size in structure.hosted
+    ]
+    return host_memory([*plan.strategy.host(plan), *saved], min(layout.size, gpus_per_node))
+
+
 def pinned_block_bytes(size_bytes: int) -> int:
     """What PyTorch takes for a pinned block: the next power of two."""
     return 1 << (size_bytes - 1).bit_length() if size_bytes > 0 else 0
@@ -67,7 +90,9 @@ def host_memory(blocks: Iterable[HostBlock], ranks_per_node: int) -> HostMemory:
         if block.nvme:
             nvme += size
             continue
-        parts[block.what] += size
+        unused = block.unused_bytes * block.times
+        parts[block.what] += size - unused
+        parts["buffers"] += unused
         if block.pinned:
             taken = pinned_block_bytes(block.size_bytes) * block.times
             pinned, rounding = pinned + taken, rounding + taken - size

@@ -103,7 +103,7 @@ def kernels_of(
     if kernels.cuda_graphs and not compiled:
         raise ConfigError("kernels.cuda_graphs: got true without --compile; rule: both")
     if compiled:
-        check_compiled(config, setup, kernel)
+        check_compiled(config, setup, kernel, stack.name)
     return kernels, ([note] if note else []) + _notes(config, kernels, choices["loss"])
 
 

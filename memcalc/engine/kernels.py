@@ -118,3 +118,4 @@ class Kernels(NamedTuple):
     megatron: Megatron | None = None  # run Megatron-Core's layers
     dtensor: DTensors | None = None  # the plain decoder's layers, shared by tp ranks
     context: Contexts | None = None  # its attention, over sequences that cp ranks share
+    expert_ranks: int = 1  # ranks its experts are spread over

@@ -81,11 +81,14 @@ class Plan(NamedTuple):
         return batches[1:2] or batches
 
     def structure(
-        self, has_gradients: bool, reduces: bool = True
+        self, has_gradients: bool, reduces: bool = True, split: bool = False
     ) -> tuple[Structure, tuple[Run, ...]]:
-        """The traced structure of one micro-batch and its runs; reduces: gradients over the ranks."""
+        """The traced structure of one micro-batch and its runs.
+
+        reduces: gradients over the ranks; split: backward in two halves.
+        """
         strategy = self.strategy
-        beside = Beside(strategy.injectors(self), self.ends, strategy.depth, reduces)
+        beside = Beside(strategy.injectors(self), self.ends, strategy.depth, reduces, split)
         return structure_of(self.config, self.kernels, self.kinds, self.dims, has_gradients, beside)
 
 
@@ -115,7 +118,7 @@ def make_plan(
     elif kernels.megatron is not None:
         optimizer = megatron_optimizer(optimizer, kernels)
     elif runs_deepspeed(stack):
-        optimizer = deepspeed_optimizer(optimizer, setup, kernels, parallel.zero)
+        optimizer = deepspeed_optimizer(optimizer, setup, kernels, parallel)
     if setup.optimizer_dtype and not optimizer.master:
         notes.append(f"optimizer states in {setup.optimizer_dtype}: a closed form")
     plan = Plan(

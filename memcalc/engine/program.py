@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
+from memcalc.engine.allocator_streams import streams_of
 from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.expand import Expanded, expand
 from memcalc.engine.in_backward import first_step
@@ -33,6 +34,7 @@ class Stream:
     events: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
     phases: list[tuple[int, str]] = field(default_factory=list)  # (first event, name)
+    streams: dict[int, int] = field(default_factory=dict)  # blocks not of the computing stream
 
     def allocate(self, size_bytes: int) -> int:
         """One more block; returns its id."""
@@ -165,6 +167,8 @@ def _micro_batch(stream: Stream, plan: Plan, batch: Batch, gradients: list[int])
     for storage in gradients:
         waiting.setdefault(stream.sizes[storage], []).append(storage)
     taken = {identity: waiting[sizes[identity]].pop(0) for identity in events.earlier}
+    base = len(stream.sizes)
     alive = stream.splice(events.events, sizes, taken)
+    stream.streams |= {base + block: own for block, own in streams_of(structure, events).items()}
     gone = set(taken.values())
     gradients[:] = [*(storage for storage in gradients if storage not in gone), *alive]

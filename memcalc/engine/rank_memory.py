@@ -6,7 +6,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from memcalc.engine.allocator import AllocatorResult, simulate
+from memcalc.engine.allocator_streams import simulate_streams
 from memcalc.engine.device_side import Device
+from memcalc.engine.host_memory import host_of
 from memcalc.engine.memory import StepMemory, step_memory
 from memcalc.engine.parallel.communication import (
     CommunicationBytes,
@@ -48,7 +50,8 @@ def rank_memory(plan: Plan, stage: int, device: Device, allocator: bool) -> Rank
         )
     simulated = None
     if stream:
-        simulated = _simulated(tuple(stream.events), tuple(stream.sizes), plan.expandable)
+        others = tuple(stream.streams.items())
+        simulated = _simulated(tuple(stream.events), tuple(stream.sizes), others, plan.expandable)
     between = _communication(plan, stage, device)
     memory = _memory(step, plan, device, simulated, between)._replace(stage=place)
     return RankMemory(step, memory, _fits(memory, device, stream), between)
@@ -56,10 +59,13 @@ def rank_memory(plan: Plan, stage: int, device: Device, allocator: bool) -> Rank
 
 @lru_cache(maxsize=8)
 def _simulated(
-    events: tuple[int, ...], sizes: tuple[int, ...], expandable: bool
+    events: tuple[int, ...],
+    sizes: tuple[int, ...],
+    streams: tuple[tuple[int, int], ...],
+    expandable: bool,
 ) -> AllocatorResult:
     """The allocator's replay; stages in the middle of a pipeline are often the same."""
-    return simulate(events, sizes, expandable_segments=expandable)
+    return simulate_streams(events, sizes, dict(streams), expandable)
 
 
 def _played(
@@ -114,7 +120,10 @@ def _memory(
         high = used + _KERNEL_IMAGES_BYTES + _attention_scratch(plan)
         high += between.high - between.expected
     usable = device.usable_bytes
-    held = step.states
+    held, host = (
+        step.states,
+        host_of(plan, fabric_of(device.cluster, plan.parallel.gpus_per_node).gpus),
+    )
     return MemoryEstimate(
         peak_requested_bytes=requested,
         peak_allocated_bytes=allocated,
@@ -142,7 +151,8 @@ def _memory(
         },
         saved_for_backward_bytes=step.saved_bytes,
         saved_per_layer_bytes=step.saved_per_layer_bytes,
-        host_bytes=0,
+        host_bytes=host.total_bytes,
+        host=host,
     )
 
 

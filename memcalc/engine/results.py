@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from memcalc.engine.host_memory import HostMemory
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -72,7 +74,8 @@ class MemoryEstimate(NamedTuple):
 
     peak_requested: sum of tensor bytes. peak_allocated: torch.cuda.max_memory_allocated.
     peak_reserved: torch.cuda.max_memory_reserved. device_used: what the driver reports for the
-    process. low, high: the band of device_used. phases: peak_requested of each phase.
+    process. low, high: the band of device_used. phases: peak_requested of each phase. states: on the
+    GPU. host_bytes: of this rank, in all; host: what it is made of.
     """
 
     peak_requested_bytes: int
@@ -95,6 +98,7 @@ class MemoryEstimate(NamedTuple):
     saved_for_backward_bytes: int
     saved_per_layer_bytes: int
     host_bytes: int
+    host: HostMemory = HostMemory()
     stage: StagePlace | None = None  # None without stages
     stages: tuple[MemoryEstimate, ...] = ()  # one rank of each pipeline stage; none for one stage
 
@@ -104,6 +108,7 @@ class MemoryEstimate(NamedTuple):
 
     def _plain(self) -> dict[str, Any]:
         plain = {**self._asdict(), "breakdown": self.breakdown._asdict()}
+        plain["host"] = self.host._asdict()
         plain["stage"] = None if self.stage is None else self.stage._asdict()
         del plain["stages"]
         return plain

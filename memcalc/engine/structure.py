@@ -14,6 +14,7 @@ from typing import NamedTuple
 from memcalc.engine.build import Build, Handed
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import BlockKind, Kernels
+from memcalc.engine.late_frees import late_frees
 from memcalc.engine.ledger import OpRecord
 from memcalc.engine.sizes import ONE, Size
 from memcalc.engine.tensors import Label, Tape, Tensor
@@ -78,6 +79,8 @@ class Structure:
     records: dict[tuple[int, str], OpRecord]
     block_flops: dict[int, dict[str, Size]]
     handed: Handed = Handed()  # noqa: RUF009  # immutable
+    weights_begin: int = -1  # event at which the second half of backward begins
+    hosted: tuple[tuple[int, Size], ...] = ()  # (block, bytes) of what waits on the host
     cache: dict[object, object] = field(default_factory=dict)  # what others derive from it
 
 
@@ -141,6 +144,7 @@ class StructureKey(NamedTuple):
     injectors: tuple[Injector, ...] = ()
     ends: tuple[bool, bool] = (True, True)
     reduces: bool = True
+    split: bool = False
 
 
 class Beside(NamedTuple):
@@ -148,12 +152,14 @@ class Beside(NamedTuple):
 
     ends: (embedding, final norm and head); a pipeline's inner stages have neither. depth: repetitions
     of a run to trace, if more than TRACED. reduces: ranks sum their gradients in this micro-batch.
+    split: backward in two halves, gradients of weights last; all blocks are traced.
     """
 
     injectors: tuple[Injector, ...] = ()
     ends: tuple[bool, bool] = (True, True)
     depth: int = 0
     reduces: bool = True
+    split: bool = False
 
 
 _CACHE: dict[StructureKey, Structure] = {}
@@ -169,18 +175,12 @@ def structure_of(
     beside: Beside = Beside(),  # noqa: B008  # immutable
 ) -> tuple[Structure, tuple[Run, ...]]:
     """The cached structure for this model and setup, and its runs with their true counts."""
-    runs = find_runs(kinds, max(TRACED, beside.depth))
+    runs = find_runs(kinds, len(kinds) if beside.split else max(TRACED, beside.depth))
     traced = tuple((r.pattern, r.traced) for r in runs)
     key = StructureKey(
-        architecture_key(config),
-        kernels,
-        traced,
-        tuple(dims.items()),
-        has_gradients,
-        beside.injectors,
-        beside.ends,
-        beside.reduces,
-    )
+        architecture_key(config), kernels, traced, tuple(dims.items()), has_gradients,
+        beside.injectors, beside.ends, beside.reduces, beside.split,
+    )  # fmt: skip
     found = _CACHE.get(key)
     if found is None:
         if len(_CACHE) >= _CACHE_LIMIT:
@@ -196,7 +196,7 @@ def trace_structure(config: ModelConfig, key: StructureKey) -> Structure:
     tape = Tape(device=key.kernels.device, watched=key.kernels.watched)
     build = Build(
         tape, config, key.kernels, dict(key.dims),
-        injectors=key.injectors, ends=key.ends, reduces=key.reduces,
+        injectors=key.injectors, ends=key.ends, reduces=key.reduces, split=key.split,
     )  # fmt: skip
     layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
     micro_batch(build, layers, key.has_gradients)
@@ -216,6 +216,7 @@ def _freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
     end = next(position for position, what, _ in tape.marks if what == "end")
     events = tuple(tape.events[:end])
     forward_end = next(position for position, what, _ in tape.marks if what == "backward")
+    halves = (position for position, what, _ in tape.marks if what == "weights")
     kept: set[int] = set()
     for event in events[:forward_end]:
         kept.add(event) if event >= 0 else kept.discard(~event)
@@ -241,11 +242,13 @@ def _freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
         kept=frozenset(kept),
         gradients=frozenset(grads - {-1}),
         leaves=tuple(tape.leaves.values()),
-        late_frees=_late_frees(events, segments),
+        late_frees=late_frees(events, segments),
         earlier=frozenset(tape.earlier),
         records=tape.records,
         block_flops=tape.block_flops,
         handed=handed,
+        weights_begin=next(halves, -1),
+        hosted=tuple(tape.hosted),
     )
 
 
@@ -258,8 +261,8 @@ def _segments(tape: Tape, runs: tuple[Run, ...], forward_end: int, end: int) -> 
             place[first + block] = (number, block // len(each.pattern))
     cuts: list[tuple[int, str, int, int]] = [(0, "forward", -1, -1)]
     for position, what, block in tape.marks:
-        if what in ("end", "backward"):
-            if what == "backward":
+        if what in ("end", "backward", "weights"):
+            if what != "end":
                 cuts.append((position, "backward", -1, -1))
             continue
         direction = "backward" if what == "backward block" else "forward"
@@ -271,23 +274,3 @@ def _segments(tape: Tape, runs: tuple[Run, ...], forward_end: int, end: int) -> 
         Segment(start, stop, direction, run, repetition)
         for (start, direction, run, repetition), stop in zip(cuts, edges, strict=True)
     )
-
-
-def _late_frees(
-    events: tuple[int, ...], segments: tuple[Segment, ...]
-) -> tuple[tuple[int, int], ...]:
-    """Frees, outside a run, of what its interior repetition made: each happens once a copy.
-
-    Autocast's weight casts are such: made in every block, released together at the end of forward.
-    """
-    interior: dict[int, int] = {}
-    late: list[tuple[int, int]] = []
-    for segment in segments:
-        for position in range(segment.start, segment.end):
-            event = events[position]
-            if event >= 0:
-                if segment.run >= 0 and segment.repetition == 1:
-                    interior[event] = segment.run
-            elif interior.get(~event, segment.run) != segment.run:
-                late.append((position, interior[~event]))
-    return tuple(late)

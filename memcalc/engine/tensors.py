@@ -76,6 +76,7 @@ class Tape:
         self.gradients: list[Tensor] = []  # what injectors keep as gradients instead of the leaves'
         self.earlier: set[int] = set()  # storages that an earlier micro-batch made
         self.passing: set[int] = set()  # gradients' storages that end with their micro-batch
+        self.hosted: list[tuple[int, Size]] = []  # (block, bytes) of copies that wait on the host
         self.gradient_hooks: list[Callable[[Tensor], None]] = []
         self.block_hooks: list[Callable[[int, int], None]] = []
         self.op_hooks: list[Callable[[int, str], None]] = []

@@ -85,6 +85,32 @@ def measure(structure: Structure, runs: tuple[Run, ...], dims: Mapping[str, int]
     return Measured(located[peak.phase], located, saved, live[-1] + offset)
 
 
+def measure_between(
+    structure: Structure, runs: tuple[Run, ...], dims: Mapping[str, int], ends: tuple[int, int]
+) -> list[Instant]:
+    """The peak of each phase between two events at which segments begin (or the last event)."""
+    sizes = size_values(structure, dims)
+    live = live_bytes(structure, runs, sizes)
+    phases: dict[str, Instant] = {}
+    copies: list[tuple[Segment, int]] = []
+    offset = 0
+    for segment in structure.segments:
+        change = (live[segment.end - 1] if segment.end else 0) - (
+            live[segment.start - 1] if segment.start else 0
+        )
+        skipped = _skipped(runs, segment)
+        shifts = [(offset, 0)]
+        if skipped:
+            shifts.append((offset + skipped * change, skipped))
+            offset += skipped * change
+        if ends[0] <= segment.start and segment.end <= ends[1]:
+            for shift in shifts:
+                _peaks(structure, segment, live, shift, copies, phases)
+        if skipped:
+            copies.append((segment, skipped))
+    return [_locate(structure, runs, instant) for instant in phases.values()]
+
+
 def _skipped(runs: tuple[Run, ...], segment: Segment) -> int:
     """Interior repetitions this segment stands for besides itself."""
     return runs[segment.run].skipped if segment.run >= 0 and segment.repetition == 1 else 0

@@ -7,6 +7,9 @@ Checked by: oracle/test_torch_events.py, oracle/test_pipeline.py.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from memcalc.engine.activation_offload import HostStash
 from memcalc.engine.aten.pointwise import to
 from memcalc.engine.autograd import backward
@@ -18,7 +21,7 @@ from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_los
 from memcalc.engine.blocks.megatron_model import megatron_model
 from memcalc.engine.blocks.nanotron_model import nanotron_model
 from memcalc.engine.blocks.norm import norm
-from memcalc.engine.blocks.torchtune_loss import torchtune_loss
+from memcalc.engine.blocks.torchtune_loss import torchtune_logits, torchtune_loss
 from memcalc.engine.build import Build, Handed
 from memcalc.engine.checkpoint import (
     KEEP_ATTENTION,
@@ -30,6 +33,8 @@ from memcalc.engine.checkpoint import (
 from memcalc.engine.injectors import attach, enter_block, enter_phase, leave_block
 from memcalc.engine.kernels import BlockKind
 from memcalc.engine.layer import block
+from memcalc.engine.saved_on_cpu import SavedOnCpu
+from memcalc.engine.split_backward import backward_input, backward_weights
 from memcalc.engine.tensors import Tape, Tensor, bytes_of
 
 _KEEP = {
@@ -43,13 +48,16 @@ _KEEP = {
 def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Context) -> Tensor:
     """Block `index` under its kind of recomputation."""
     recompute = kind.recompute
+    inside = None
+    if build.kernels.compiled and build.kernels.traits.code == "torchtitan":
+        recompute, inside = "none", _KEEP.get(recompute)  # compiled with its checkpoint
 
     def call(hidden: Tensor, *rest: Tensor) -> Tensor:
         with build.autocast():
             build.tape.block = index
             build.kind = kind
             if build.kernels.compiled:
-                return compiled_block(block, build, hidden, rest)
+                return compiled_block(block, build, hidden, rest, inside)
             return block(build, hidden, rest)
 
     enter_block(build.hooks, index, "forward")
@@ -74,7 +82,7 @@ def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> T
     enter_phase(build.hooks, "forward")
     ids = tape.external((build["b"], build["s"]), "int64")
     given = ids if build.ends[0] else _received(build)
-    with build.autocast():
+    with build.autocast(), saved_on_cpu(build):
         out = _forward(build, given, ids, layers)
     enter_phase(build.hooks, "forward end")
     tape.mark("backward", -1)
@@ -84,14 +92,32 @@ def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> T
     if has_gradients and not any(one.takes_gradients for one in build.hooks):
         for leaf in tape.leaves.values():
             leaf.grad = tape.external(leaf.shape, leaf.dtype)
-    backward(out, seed)
+    if build.split:
+        groups = backward_input(out, seed, given)
+        del seed
+        tape.mark("weights", -1)
+        backward_weights(groups)
+    else:
+        backward(out, seed)
     enter_phase(build.hooks, "end")
     build.handed = _handed(build, given, out)
-    del seed
+    if not build.split:
+        del seed
     if all(build.ends):
         del out
     tape.mark("end", -1)  # what a stage hands on outlives its micro-batch
     return tape
+
+
+@contextmanager
+def saved_on_cpu(build: Build) -> Iterator[None]:
+    """What the forward pass saves waits on the host; torchtune has a hook of its own."""
+    if not build.kernels.offloads or build.kernels.traits.code == "torchtune":
+        yield
+        return
+    build.tape.packing.append(SavedOnCpu(build.tape))
+    yield
+    build.tape.packing.pop()
 
 
 def _received(build: Build) -> Tensor:
@@ -131,7 +157,7 @@ def _forward(build: Build, given: Tensor, ids: Tensor, layers: list[BlockKind]) 
         model = nanotron_model if nanotron else megatron_model
         return model(build, given, layers, run_block)
     tape = build.tape
-    if build.kernels.offloads:
+    if build.kernels.offloads and build.kernels.traits.code == "torchtune":
         tape.packing.append(HostStash(tape))
     x = embed(build, ids) if build.ends[0] else given
     context = contexts(build, {kind.attention for kind in layers})
@@ -141,16 +167,29 @@ def _forward(build: Build, given: Tensor, ids: Tensor, layers: list[BlockKind]) 
     tape.mark("blocks end", -1)
     if not build.ends[1]:
         return x
+    if build.kernels.traits.code != "plain":
+        stream = [x]
+        del x  # the model's forward has a name for it, the loss has none
+        return _own_loss(build, stream, ids)
     loss = _loss(build, x, ids)
     return loss if build.ends[0] else to(loss, "fp32")  # a pipeline's losses are gathered in fp32
 
 
+def _own_loss(build: Build, stream: list[Tensor], ids: Tensor) -> Tensor:
+    """Final norm, head and loss of torchtitan, or of torchtune, whose forward holds on to the stream."""
+    normed = _final_norm(build, stream[0])
+    if build.kernels.traits.code == "torchtitan":
+        stream.clear()
+        return plain_loss(build, head(build, normed), ids)
+    if build.kernels.offloads:  # all but head and loss
+        build.tape.packing.pop()
+    logits = torchtune_logits(build, normed)
+    stream.clear()
+    del normed
+    return torchtune_loss(build, logits, ids)
+
+
 def _loss(build: Build, x: Tensor, ids: Tensor) -> Tensor:
-    if build.kernels.traits.code == "torchtune":
-        hidden = _final_norm(build, x)
-        if build.kernels.offloads:  # all but head and loss
-            build.tape.packing.pop()
-        return torchtune_loss(build, hidden, ids)
     if build.kernels.loss == "chunked":
         return chunked_loss(build, _final_norm(build, x), ids)
     if build.kernels.loss == "fused":

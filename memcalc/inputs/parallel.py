@@ -21,6 +21,7 @@ SCHEDULES: Final = ("gpipe", "1f1b", "interleaved", "zb-h1", "zb-v", "dualpipe")
 #: Schedules that give a rank more than one chunk of the model, and how many where it is fixed.
 CHUNKED_SCHEDULES: Final = {"interleaved": None, "zb-v": 2, "dualpipe": 2}
 OFFLOADS: Final = ("none", "optimizer", "params", "activations", "all")
+OFFLOAD_DEVICES: Final = ("cpu", "nvme")
 CP_METHODS: Final = ("ring", "ulysses")
 TP_LAYOUTS: Final = ("1d", "2d", "2.5d", "3d")
 #: Beyond this many GPUs a number is a typing error.
@@ -39,7 +40,8 @@ class ParallelPlan:
     stack's). zero: 1 shards optimizer states over dp, 2 gradients too, 3 parameters too; fsdp: stage
     3 as PyTorch's fully_shard. shard: ranks of one sharding group (None: all of dp; fewer is HSDP).
     reshard: parameters are freed after a block's forward (an int: kept split over so many ranks).
-    stage_layers: blocks of every stage, chunk by chunk (None: evenly).
+    stage_layers: blocks of every stage, chunk by chunk (None: evenly). offload: what leaves the GPU, to
+    offload_device; pin_memory: host memory is page-locked (None: the stack's).
     Checked by: unit/test_parallel_plan.py.
     """
 
@@ -61,6 +63,8 @@ class ParallelPlan:
     stage_layers: tuple[int, ...] | None = None
     cp_method: str = "ring"
     offload: str = "none"
+    offload_device: str = "cpu"
+    pin_memory: bool | None = None
     tp_layout: str = "1d"
 
     def __post_init__(self) -> None:
@@ -72,6 +76,7 @@ class ParallelPlan:
             raise ConfigError(f"zero: got {self.zero}; rule: 0, 1, 2 or 3")
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("offload", self.offload, OFFLOADS)
+        check_choice("offload_device", self.offload_device, OFFLOAD_DEVICES)
         check_choice("cp_method", self.cp_method, CP_METHODS)
         check_choice("tp_layout", self.tp_layout, TP_LAYOUTS)
         if self.fsdp and self.zero in (1, 2):

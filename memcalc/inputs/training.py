@@ -28,6 +28,7 @@ ATTENTIONS: Final = ("eager", "flash", "efficient", "cudnn")
 LOSSES: Final = ("plain", "fp32", "chunked", "fused")
 STACKS: Final = (
     "torch", "torch-compile", "hf", "torchtitan", "torchtune", "deepspeed", "megatron", "nanotron",
+    "fsdp1",
 )  # fmt: skip
 LATER_STACKS: Final = ("megatron-deepspeed",)
 #: Stacks whose blocks can be compiled.

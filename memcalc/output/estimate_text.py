@@ -9,6 +9,7 @@ from rich.text import Text
 
 from memcalc.engine.results import Estimate, MemoryEstimate
 from memcalc.output.console import Page
+from memcalc.output.host_text import host_table
 from memcalc.output.stages_text import stages_table
 from memcalc.units import count_text, gib, si
 
@@ -30,6 +31,7 @@ def estimate_page(
     stages_table(page, result)
     _breakdown(page, result.memory)
     _phases(page, result.memory)
+    host_table(page, result.memory)
     _states(page, result)
     if largest:
         rows = [(name, f"{count:,}", gib(size)) for name, count, size in largest]
@@ -117,7 +119,8 @@ def layout_line(setup: Mapping[str, Any]) -> str:
     if setup["tp_layout"] != "1d":
         more.append(f"tensors in {setup['tp_layout']}")
     if setup["offload"] != "none":
-        more.append(f"offload {setup['offload']}")
+        to = " to nvme" if setup["offload_device"] == "nvme" else ""
+        more.append(f"offload {setup['offload']}{to}")
     if setup["cluster"]:
         more.append(f"cluster {setup['cluster']}")
     words = [*degrees, *more, *stages, *([sharding] if sharding else [])]

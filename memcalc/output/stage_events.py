@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from memcalc.engine.memory import At, alive_copies, category, end_of
 from memcalc.engine.parallel.actions import Action
-from memcalc.engine.parallel.pipeline import Chunk, Stage, Traced, item_sizes
+from memcalc.engine.parallel.pipeline import Chunk, Stage, Stretch, item_sizes
 from memcalc.engine.parallel.pipeline_memory import schedule_peak, stage_memory
 from memcalc.engine.parallel.pipeline_program import Item, Take
 from memcalc.engine.program import expanded
@@ -50,12 +50,13 @@ def _piece(
     gradients: list[tuple[int, tuple[str, str, str], int]],
 ) -> str:
     """Add a forward or a backward; returns the phase it ends in, adds what it leaves of gradients."""
-    traced = chunk.of(action.batch)
-    structure = traced.structure
-    written = expanded(structure, traced.runs)
+    stretch = chunk.of(action.batch).stretches[action.kind]
+    structure = stretch.structure
+    written = expanded(structure, stretch.runs)
     sizes, names = size_values(structure, chunk.plan.values), names_of(structure)
-    cut, _ = written.forward
-    events = written.events[:cut] if action.kind == "F" else written.events[cut:]
+    cut, half, end = written.forward[0], structure.weights_begin, len(structure.events)
+    begins = {0: 0, structure.forward_end: cut, half: half, end: len(written.events)}
+    events = written.events[begins[stretch.begin] : begins[stretch.end]]
     freed = {~event for event in events if event < 0}
     phase = "forward" if action.kind == "F" else "backward"
     for event in events:
@@ -112,14 +113,10 @@ def _alive(stage: Stage) -> Iterator[tuple[str, int, int]]:
     )
     for (kind, number, variant), times in actions.items():
         chunk = stage.chunk(number)
-        traced = chunk.variants[variant]
-        ends = (traced.structure.forward_end, len(traced.structure.events))
-        kept, left = (end_of(traced.structure, traced.runs, until) for until in ends)
-        if kind == "F":
-            yield from _storages(chunk, traced, kept, times)
-        else:
-            yield from _storages(chunk, traced, left, times)
-            yield from _storages(chunk, traced, kept, -times)
+        stretch = chunk.variants[variant].stretches[kind]
+        for until, sign in ((stretch.end, times), (stretch.begin, -times)):
+            at = end_of(stretch.structure, stretch.runs, until)
+            yield from _storages(chunk, stretch, at, sign)
     sizes = item_sizes(stage)
     for one in done:
         if not isinstance(one, Action):
@@ -131,17 +128,16 @@ def _alive(stage: Stage) -> Iterator[tuple[str, int, int]]:
     action = stage.step.instructions[peak.position]
     assert isinstance(action, Action)
     chunk = stage.chunk(action.chunk)
-    traced = chunk.of(action.batch)
-    yield from _storages(chunk, traced, (peak.instant.event, peak.instant.copies), 1)
-    if action.kind != "F":
-        before = end_of(traced.structure, traced.runs, traced.structure.forward_end)
-        yield from _storages(chunk, traced, before, -1)
+    stretch = chunk.of(action.batch).stretches[action.kind]
+    yield from _storages(chunk, stretch, (peak.instant.event, peak.instant.copies), 1)
+    before = end_of(stretch.structure, stretch.runs, stretch.begin)
+    yield from _storages(chunk, stretch, before, -1)
 
 
-def _storages(chunk: Chunk, traced: Traced, at: At, times: int) -> Iterator[tuple[str, int, int]]:
-    structure = traced.structure
+def _storages(chunk: Chunk, of: Stretch, at: At, times: int) -> Iterator[tuple[str, int, int]]:
+    structure = of.structure
     sizes, names = size_values(structure, chunk.plan.values), names_of(structure)
-    for storage, number in alive_copies(structure, traced.runs, at).items():
+    for storage, number in alive_copies(structure, of.runs, at).items():
         op, primitive, kind = names[storage]
         name = "gradients" if kind == "gradients" else f"{op}: {primitive}"
         yield name, number * times, number * times * sizes[storage]

@@ -14,6 +14,8 @@ from tests.harness.models import GPT2, LLAMA, MIXTRAL, cpu_plan
 STEPS = 4
 QWEN3 = replace(LLAMA, name="small-qwen3", qk_norm="head", attention_bias=True)
 THREE = replace(LLAMA, name="three-layers", num_hidden_layers=3)
+assert MIXTRAL.moe is not None
+EIGHT = replace(MIXTRAL, moe=replace(MIXTRAL.moe, num_experts=8))
 DDP, FSDP = Layout(dp=2), Layout(dp=2, fsdp=True)
 TP, TP_SP = Layout(tp=2), Layout(tp=2, sp=True)
 ONE_F_ONE_B, GPIPE = Layout(pp=2), Layout(pp=2, schedule="gpipe")
@@ -56,6 +58,7 @@ CASES = {
     "fsdp-cp-ulysses-full": _case(
         Layout(cp=2, cp_method="ulysses", fsdp=True), recompute="full", **SGD
     ),
+    "ep-mixtral": _case(Layout(dp=2, ep=2, fsdp=True), MIXTRAL, **SGD),
     "pp-1f1b": _case(ONE_F_ONE_B, grad_accum_steps=3, **SGD),
     "pp-gpipe": _case(GPIPE, grad_accum_steps=3, **CLIP),
     "pp-uneven": _case(
@@ -67,6 +70,7 @@ CASES = {
 GRIDS = {
     "fsdp x tp-sp": _case(Layout(dp=2, tp=2, sp=True, fsdp=True), GPT2, grad_accum_steps=2, **CLIP),
     "fsdp x tp": _case(Layout(dp=2, tp=2, fsdp=True), recompute="full", **SGD),
+    "ep x fsdp": _case(Layout(dp=4, ep=2, fsdp=True), EIGHT, grad_accum_steps=2, **SGD),
     "pp x tp": _case(Layout(pp=2, tp=2), QWEN3, grad_accum_steps=2, **CLIP),
     "pp x ddp": _case(Layout(pp=2, dp=2), grad_accum_steps=2, **SGD),
     "pp x fsdp": _case(Layout(pp=2, dp=2, fsdp=True), grad_accum_steps=3, **CLIP),

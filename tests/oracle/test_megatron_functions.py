@@ -11,13 +11,12 @@ from dataclasses import replace
 import pytest
 
 from memcalc.engine.plan import plan_of
-from memcalc.engine.program import expanded
-from memcalc.engine.timeline import size_values
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
 from tests.oracle.support.megatron_functions import Parallel
 from tests.oracle.support.megatron_model import Row, Shape, rows
+from tests.oracle.support.megatron_rows import plan_rows
 
 LLAMA = Shape(s=48, b=1, h=96, a=8, k=4, d=16, f=160, V=256)
 GPT = replace(LLAMA, k=8, llama=False, dropout=0.1)
@@ -43,19 +42,7 @@ def engine_rows(shape: Shape) -> tuple[list[Row], int]:
         loss="fused" if shape.fused_loss else "fp32", attention="cudnn",
     )  # fmt: skip
     plan = plan_of(config, setup, {"watched": True}, ParallelPlan(tp=tp, sp=shape.how.sp))
-    structure, runs = plan.structure(True)
-    stream = expanded(structure, runs)
-    sizes = stream.sizes(size_values(structure, plan.values))
-    gathered: list[tuple[int, list[int]]] = []
-    forward = 0
-    for event in stream.events:
-        if event < 0:
-            gathered[-1][1].append(sizes[~event])
-            continue
-        phase = structure.labels[structure.labels_of[stream.traced[event]]].phase
-        forward += phase != "backward"
-        gathered.append((sizes[event], []))
-    return [(size, tuple(sorted(freed))) for size, freed in gathered], forward
+    return plan_rows(plan)
 
 
 @pytest.mark.parametrize("recompute", ["none", "selective", "full"])

@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import random
-import socket
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,7 +18,6 @@ from memcalc.harness.ranks.rank_step import RankStep
 from memcalc.harness.watch.tracker import Alloc
 from memcalc.inputs.training import TrainingSetup
 from tests.harness.models import LLAMA
-from tests.oracle.support import rank_gloo
 from tests.oracle.support.compare import random_config, random_extras, random_how, said
 from tests.oracle.support.rank import (
     CPU,
@@ -42,7 +34,6 @@ from tests.oracle.support.rank_draw import KINDS, MORE_KINDS, RankSetup, draw_ra
 from tests.oracle.support.reference import model_of, setup_of
 from tests.oracle.support.step import run_step
 
-ROOT = Path(__file__).parents[2]
 CASES = {**PAIRS, **MANY}
 MIXED = TrainingSetup(seq_len=16, micro_batch_size=1, precision="bf16-mixed")
 #: Cases whose micro-batches MemTracker can follow: it takes a module's second call for a mistake.
@@ -84,30 +75,13 @@ def _rows(trace: RankTrace) -> list[tuple[Any, ...]]:
     return [(e.nbytes, e.aten, e.phase, e.where) for e in trace.events]
 
 
-@pytest.fixture(scope="module")
-def between_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """What two gloo processes saw of every pair."""
-    out = tmp_path_factory.mktemp("gloo")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    start = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [*start, "--master-port", port, rank_gloo.__file__, str(out)],
-        cwd=ROOT, capture_output=True, text=True, timeout=500,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-4000:]
-    yield [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(2)]
-
-
 @pytest.mark.parametrize("rank", range(2))
 @pytest.mark.parametrize("name", PAIRS)
 def test_two_processes_allocate_what_a_rank_of_the_fake_group_does(
     between_processes: list[dict[str, Any]], name: str, rank: int
 ) -> None:
     seen, ours = between_processes[rank][name], _ours(name, rank)
-    assert seen["allocations"] == [[e.nbytes, e.aten, e.phase] for e in ours.events if e.nbytes > 0]
+    assert seen["allocations"] == [list(row) for row in _rows(ours) if row[0] > 0]
     assert seen["peak"] == ours.peak
 
 

@@ -29,6 +29,7 @@ def fp8_linear(x: Tensor, weight: Tensor) -> Tensor:
     node = node_for(_fp8_backward, rows, weight)
     flops = rows.numel * weight.shape[0] * 2
     made = [_as_fp8(weight), _as_fp8(rows)]
+    x.tape.using([part for pair in made for part in pair])
     result = ((rows.shape[0], weight.shape[0]), x.dtype)
     out = dispatched(x.tape, "_scaled_mm", [result], flops)[0]
     del made
@@ -44,7 +45,11 @@ def _gradient_product(operands: tuple[Tensor, Tensor], shape: Shape, copies: int
     """A product of fp8 copies of the operands, the last `copies` of which are laid out anew."""
     tape, dtype = operands[0].tape, operands[0].dtype
     made = [_as_fp8(operand) for operand in operands]
-    again = [tape.empty("clone", operand.shape, "fp8") for operand in operands[2 - copies :]]
+    again = []
+    for copy, _ in made[2 - copies :]:
+        tape.using((copy,))
+        again.append(tape.empty("clone", copy.shape, "fp8"))
+    tape.using([*(copy for copy, _ in made[: 2 - copies]), *again, *(factor for _, factor in made)])
     out = tape.empty("_scaled_mm", shape, dtype)
     del made, again
     return out
@@ -53,13 +58,19 @@ def _gradient_product(operands: tuple[Tensor, Tensor], shape: Shape, copies: int
 def _as_fp8(x: Tensor) -> tuple[Tensor, Tensor]:
     """The fp8 copy and its factor: the largest value, the scale and its 16-bit form are dropped."""
     tape = x.tape
+    tape.using((x,))
     largest = tape.empty("linalg_vector_norm", (ONE,), "fp32")
+    tape.using((largest,))
     inverse = tape.empty("reciprocal", (ONE,), "fp32")
+    tape.using((inverse,))
     wide = tape.empty("mul.Tensor", (ONE,), "fp32")
     del inverse
+    tape.using((wide,))
     scale = tape.empty("_to_copy", (ONE,), x.dtype)
     del wide
+    tape.using((x, scale))
     out = tape.empty("empty_like", x.shape, "fp8")
+    tape.using((scale,))
     factor = tape.empty("_to_copy", (ONE,), "fp32")
     del largest, scale
     return out, factor

@@ -41,6 +41,8 @@ def all_to_all(x: Tensor, shape: Shape) -> Tensor:
 def _moved(x: Tensor, shape: Shape, name: str, back: str) -> Tensor:
     node = node_for(_moved_backward, x)
     out = x.tape.empty(name, shape, x.dtype)
+    if not x.is_contiguous():
+        x.tape.empty("clone", x.shape, x.dtype)  # what is sent, for as long as it takes
     if node:
         node.meta = back
         return node.output(out)

@@ -130,6 +130,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     node.save(mean, "both")
     node.save(rstd, "both")
     node.save(weight, "dgrad")
+    if bias is not None:
+        node.save(bias, "dgrad")
     return node.output(out)
 
 

@@ -66,7 +66,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, divided: bool 
     node = node_for(_linear_backward if bias is None else _linear_bias_backward, *inputs)
     if node:
         node.save(rows if weight.requires_grad else None, "wgrad")
-        node.save(weight if x.requires_grad else None, "dgrad")
+        node.save(_seen_transposed(weight) if x.requires_grad else None, "dgrad")
     flops = rows.numel * out_features * 2
     name = "mm" if bias is None else "addmm"
     made: list[tuple[Shape, str]] = [((rows.shape[0], out_features), _out_dtype(x, weight))]
@@ -86,6 +86,13 @@ def _transposed(weight: Tensor) -> Tensor:
     if not weight.requires_grad or not weight.tape.grad_enabled:
         return weight
     return Node(weight.tape, _as_it_is, (weight,)).output(weight.detach())
+
+
+def _seen_transposed(weight: Tensor) -> Tensor:
+    """A weight as the product saves it: columns first, which only a copy of it takes notice of."""
+    view = weight.view_as(weight.shape, (1, 0), None)
+    view.name = weight.name
+    return view
 
 
 def _as_it_is(node: Node, grads: Grads, saved: list[Any]) -> Grads:

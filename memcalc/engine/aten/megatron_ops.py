@@ -2,7 +2,7 @@
 
 Source: Megatron-Core 0.14, tensor_parallel/layers.py, cross_entropy.py, fusions/fused_bias_dropout.py;
 TransformerEngine 2.11, pytorch/cross_entropy.py.
-Checked by: unit/test_megatron_ops.py, unit/test_megatron_saved.py.
+Checked by: oracle/test_megatron_functions.py, unit/test_megatron_saved.py.
 """
 
 from __future__ import annotations

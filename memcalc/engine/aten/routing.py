@@ -134,6 +134,17 @@ def divide_in_place(x: Tensor, y: Tensor) -> Tensor:
     return node.output(out) if node else out
 
 
+def divide(x: Tensor, y: Tensor) -> Tensor:
+    """x / y of a smaller y: keeps both."""
+    node = node_for(_divide_backward, x, y)
+    out = out_like("div.Tensor", x)
+    if node is None:
+        return out
+    node.save(y, "dgrad")
+    node.save(x, "dgrad")
+    return node.output(out)
+
+
 def _divide_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None

@@ -5,7 +5,7 @@ places, never the rows. Probabilities travel beside the rows.
 Shapes: tokens (T, h), map (T, E), R rows of width h, probabilities (R).
 Source: TransformerEngine 2.11, pytorch/permutation.py, triton/permutation.py; Megatron-Core 0.14,
 transformer/moe/moe_utils.py (RouterGatingLinearFunction), fusions/fused_bias_swiglu.py.
-Checked by: unit/test_megatron_moe.py.
+Checked by: oracle/test_megatron_experts.py, unit/test_megatron_ops.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from memcalc.engine.aten.matmul import count_flops
 from memcalc.engine.aten.te_linear import gemm
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.sizes import Size
-from memcalc.engine.tensors import Shape, Tensor
+from memcalc.engine.tensors import Shape, Tape, Tensor
 
 
 def gate(x: Tensor, weight: Tensor, dtype: str | None = None) -> Tensor:
@@ -41,6 +41,7 @@ def _gate_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     count_flops(tape, "dgrad", node.meta)
     copy = None if wide == weight[1] else tape.empty("_to_copy", weight[0], wide)
     grad_input = tape.empty("gemm", x.shape, wide)
+    del copy
     copy = None if wide == narrow else tape.empty("_to_copy", x.shape, wide)
     count_flops(tape, "wgrad", node.meta)
     grad_weight = tape.empty("gemm", weight[0], wide)
@@ -69,8 +70,12 @@ def permute(tokens: Tensor, probs: Tensor, rows: Size) -> tuple[Tensor, Tensor, 
 
 
 def _permute_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    tape = saved[0].tape
-    return [tape.empty("unpermute", shape, dtype) for shape, dtype in node.inputs]
+    """autograd hands the function zeros for its third result, the map, too."""
+    places = saved[0]
+    unused = places.tape.empty("zeros", places.shape, places.dtype)
+    made: Grads = [places.tape.empty("unpermute", shape, dtype) for shape, dtype in node.inputs]
+    del unused
+    return made
 
 
 def unpermute(rows: Tensor, places: Tensor, tokens: Size) -> Tensor:
@@ -133,57 +138,43 @@ def _half(width: Size) -> Size:
 def _activation_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     x, *beside = saved
     made = x.tape.empty(f"{node.meta}_back", x.shape, x.dtype)
-    grads.clear()  # a Python function's arguments go before autograd sums the bias's gradient
     results: Grads = [made]
     for one in beside:
-        if len(one.shape) == 1 and one.shape[0] is x.shape[-1]:  # a bias
-            results.append(made)
-        else:
-            results.append(x.tape.empty(f"{node.meta}_back", one.shape, one.dtype))
+        is_bias = len(one.shape) == 1 and one.shape[0] is x.shape[-1]
+        own = made if is_bias else x.tape.empty(f"{node.meta}_back", one.shape, one.dtype)
+        results.append(own)
+    grads.clear()  # a Python function's arguments go before autograd sums the bias's gradient
     return results
 
 
-def scatter_probs(values: Tensor, places: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
-    """Probabilities (T, t) put into zeros (T, E), and the map of one byte an entry.
-
-    Keeps the places (int64); the gradient is gathered from them.
-    """
+def scattered(values: Tensor, places: Tensor, shape: Shape) -> Tensor:
+    """Probabilities (T, t) put into zeros (T, E): keeps the places; the gradient is gathered by them."""
     node = node_for(_scatter_backward, values)
     tape = values.tape
     zeros = tape.empty("zeros_like", shape, values.dtype)
     out = tape.empty("scatter", shape, values.dtype)
     del zeros
-    counted = tape.empty("scatter", shape, "int32")
-    chosen = tape.empty("_to_copy", shape, "bool")
-    del counted
     if node is None:
-        return out, chosen
+        return out
     node.save(places, "dgrad")
-    return node.output(out), chosen
+    return node.output(out)
+
+
+def marked(tape: Tape, logits: Tensor) -> Tensor:
+    """The map (T, E) of one byte an entry: zeros as logits, as int32, with ones, as booleans."""
+    zeros = tape.empty("zeros_like", logits.shape, logits.dtype)
+    counted = tape.empty("_to_copy", logits.shape, "int32")
+    del zeros
+    ones = tape.empty("scatter", logits.shape, "int32")
+    del counted
+    chosen = tape.empty("_to_copy", logits.shape, "bool")
+    del ones
+    return chosen
 
 
 def _scatter_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     shape, dtype = node.inputs[0]
     return [saved[0].tape.empty("gather", shape, dtype)]
-
-
-def divided(x: Tensor, total: Tensor) -> Tensor:
-    """x / (total + 1e-20) of a token's weights: keeps x and the sum."""
-    node = node_for(_divided_backward, x, total)
-    below = total.tape.empty("add.Tensor", total.shape, total.dtype)
-    out = x.tape.empty("div.Tensor", x.shape, x.dtype)
-    if node is None:
-        return out
-    node.save(below, "dgrad")
-    node.save(x, "dgrad")
-    return node.output(out)
-
-
-def _divided_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    gradient = grads[0]
-    assert gradient is not None
-    tape = gradient.tape
-    return [tape.empty("div.Tensor", gradient.shape, gradient.dtype) for _ in node.inputs]
 
 
 def beyond_capacity(

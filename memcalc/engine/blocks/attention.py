@@ -28,6 +28,7 @@ from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
 from memcalc.engine.parallel.context_ring import ring_attention
 from memcalc.engine.parallel.tensor_layers import whole_stream
+from memcalc.engine.parallel.torchtitan_ring import compiled_ring
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
 
@@ -133,6 +134,8 @@ def fused_core(build: Build, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | Non
     if build.kernels.context is not None and build.kernels.context.method == "ring":
         if build.kernels.attention == "efficient":
             k, v = repeat_heads(build, k), repeat_heads(build, v)
+        if build.kernels.compiled:
+            return compiled_ring(q, k, v, build.kernels.context.ranks)
         return ring_attention(q, k, v, build.kernels.attention, build.kernels.context)
     if build.kernels.attention == "flash":
         return flash_attention(q, k, v)

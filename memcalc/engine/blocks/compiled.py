@@ -15,6 +15,7 @@ from typing import Any
 from memcalc.engine.autograd import Grads, Node, backward
 from memcalc.engine.blocks.compiled_graph import RegionTape
 from memcalc.engine.blocks.compiled_plan import Program, Step, program_of
+from memcalc.engine.blocks.compiled_recompute import with_recomputation
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.build import Build
 from memcalc.engine.ledger import Kept
@@ -41,8 +42,17 @@ class _Held:
         return self
 
 
-def compiled_block(block: Block, build: Build, x: Tensor, context: Context) -> Tensor:
-    """block(build, x, context) as torch.compile runs it: (b, s, h) in and out."""
+def compiled_block(
+    block: Block,
+    build: Build,
+    x: Tensor,
+    context: Context,
+    keep: frozenset[str] | None = None,
+) -> Tensor:
+    """block(build, x, context) as torch.compile runs it: (b, s, h) in and out.
+
+    keep: operators whose outputs a checkpoint inside the compiled code keeps; None: no checkpoint.
+    """
     outer, casts = build.tape, build.casts
     region = RegionTape(outer, build.kernels.long_rows)
     inside = region.enter(x)
@@ -55,7 +65,8 @@ def compiled_block(block: Block, build: Build, x: Tensor, context: Context) -> T
     inputs = [inside, *region.leaves.values()]
     gradients = _trace_backward(region, out, inputs)
     made = tuple(g.storage.index for g in gradients if g is not None)
-    program = program_of(region.graph, out.storage.index, made)
+    order = None if keep is None else with_recomputation(region.graph, keep)
+    program = program_of(region.graph, out.storage.index, made, order)
     return _run_forward(region, program, out, inputs, gradients)
 
 

@@ -18,9 +18,9 @@ from typing import Final
 from memcalc.engine.sizes import ONE, ZERO, Size, product
 from memcalc.engine.tensors import Shape, Storage, Tape, Tensor, bytes_of
 
-_KERNELS: Final = frozenset({"mm", "addmm", "bmm", "baddbmm"})
+_KERNELS: Final = frozenset({"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"})
 _ATTENTION: Final = "_scaled_dot_product_"
-_REDUCTIONS: Final = frozenset({"mean.dim", "sum", "sum.dim_IntList"})
+_REDUCTIONS: Final = frozenset({"mean.dim", "sum", "sum.dim_IntList", "linalg_vector_norm"})
 _NORMS: Final = frozenset(
     {
         "_fused_rms_norm", "native_layer_norm",
@@ -28,9 +28,15 @@ _NORMS: Final = frozenset(
     }
 )  # fmt: skip
 #: With a norm's statistics: what is computed once where a block's code computes it twice.
-_SHARED: Final = frozenset({"_to_copy", "pow.Tensor_Scalar", "mean.dim"})
+_SHARED: Final = frozenset(
+    {"_to_copy", "pow.Tensor_Scalar", "mean.dim", "linalg_vector_norm", "empty_like"}
+)
 #: Pointwise results whose elements do not lie where those of their operands do: never made in place.
 _MOVING: Final = frozenset({"cat", "clone", "slice_backward", "select_backward"})
+
+
+#: Stored values something is computed from -> whether element by element.
+Operands = dict[int, bool]
 
 
 class Value:
@@ -42,7 +48,7 @@ class Value:
 
     __slots__ = (
         "backward", "dtype", "flops", "index", "kind", "name", "op", "order", "reads", "shape",
-        "size", "users",
+        "recomputed", "size", "users",
     )  # fmt: skip
 
     def __init__(self, index: int, kind: str, name: str, shape: Shape, dtype: str) -> None:
@@ -51,7 +57,7 @@ class Value:
         self.size = bytes_of(shape, dtype)
         self.order: tuple[int, ...] | None = None
         self.op = ""
-        self.backward = False
+        self.backward = self.recomputed = False
         self.reads: dict[int, bool] = {}
         self.users = 0
         self.flops: list[tuple[str, Size]] = []
@@ -114,7 +120,7 @@ class RegionTape(Tape):
             return self._mask(name, shape, order)
         if name in ("relu", "threshold_backward"):
             return self._relu(name, shape, dtype, order)
-        kind = _kind(name, shape)
+        kind = _kind(name, shape, dtype)
         statistic = name in _NORMS and shape[-1] is ONE
         if not (statistic or name in _SHARED) or not self._reading[0].is_dense:
             return self._made(kind, name, shape, dtype, order)
@@ -209,10 +215,20 @@ def _is_mask(name: str, dtype: str) -> bool:
     return name == "bernoulli" or (name == "native_dropout" and dtype == "bool")
 
 
-def _kind(name: str, shape: Shape) -> str:
+def _kind(name: str, shape: Shape, dtype: str) -> str:
     """What kind of value a primitive makes."""
-    if name in _KERNELS or name.startswith(_ATTENTION):
-        return "kernel"
+    if name in _KERNELS or name.startswith(_ATTENTION) or dtype == "complex64":
+        return "kernel"  # complex numbers: no code is generated for them
     if name in _REDUCTIONS or (name in _NORMS and (shape[-1] is ONE or len(shape) == 1)):
         return "reduction"  # of norms: statistics of a row, the gradient of a weight
     return "pointwise"
+
+
+def large_operands(graph: list[Value], reads: dict[int, Operands], value: Value) -> set[int]:
+    """Operands of the value's own number of elements, inputs of the block left out."""
+    numel = product(value.shape)
+    return {
+        i
+        for i in reads[value.index]
+        if graph[i].kind != "input" and product(graph[i].shape) is numel
+    }

@@ -23,7 +23,9 @@ ASSUMPTIONS = (
 )
 
 
-def check_compiled(config: ModelConfig, setup: TrainingSetup, attention: str) -> None:
+def check_compiled(
+    config: ModelConfig, setup: TrainingSetup, attention: str, stack: str = "torch"
+) -> None:
     """Raise ConfigError where the rules were not found to hold. attention: the kernel that runs."""
     alibi = config.position_embedding == "alibi"
     model = {
@@ -39,8 +41,10 @@ def check_compiled(config: ModelConfig, setup: TrainingSetup, attention: str) ->
                 f"compile: got {config.name}, a model with {what}; rule: only blocks compared with "
                 "PyTorch's compiler; nearest valid: stack torch"
             )
-    if setup.precision == "fp8-mixed":
+    inside = stack == "torchtitan"  # the checkpoint is compiled with the block
+    if setup.precision == "fp8-mixed" and not inside:
         raise ConfigError("compile: got precision 'fp8-mixed'; nearest valid: bf16-mixed")
-    if setup.reentrant or setup.recompute not in ("none", "full"):
+    valid = ("none", "sac", "full") if inside else ("none", "full")
+    if setup.reentrant or setup.recompute not in valid:
         got = "reentrant" if setup.reentrant else setup.recompute
-        raise ConfigError(f"compile: got recompute {got!r}; valid: none, full, full:N")
+        raise ConfigError(f"compile: got recompute {got!r}; valid: {', '.join(valid)}, full:N")

@@ -3,7 +3,7 @@
 The compiler keeps the 16-bit logits it was given, the largest logit and the logarithm of the sum of
 each row (fp32, T each), and writes the gradient in the logits' own dtype in one kernel.
 Symbols: T tokens, V vocabulary. Source: torch/_inductor of PyTorch 2.13.
-Checked by: oracle/test_compiled_loss.py, against the compiler's CUDA programs.
+Checked by: oracle/test_own_layers_compiled.py, against the compiler's CUDA programs.
 """
 
 from __future__ import annotations

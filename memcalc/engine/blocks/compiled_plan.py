@@ -14,12 +14,11 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-from memcalc.engine.blocks.compiled_graph import Value
-from memcalc.engine.sizes import product
+from memcalc.engine.blocks.compiled_graph import Operands, Value, large_operands
+from memcalc.engine.blocks.compiled_recompute import beside_their_partners
 
 #: A pointwise result read by several kernels is stored if it reads more stored values than this.
 _READS_TO_STORE: Final = 4
-Operands = dict[int, bool]  # stored values something is computed from -> whether element by element
 Group = list[Value]  # stored values that one kernel makes
 
 
@@ -43,12 +42,23 @@ class Program(NamedTuple):
     kept: tuple[int, ...]
 
 
-def program_of(graph: list[Value], result: int, gradients: tuple[int, ...]) -> Program:
-    """The programs of a graph whose forward makes `result` and whose backward makes `gradients`."""
-    reads = _operands(graph, {result, *gradients})
-    stored = [v for v in graph if v.kind != "input" and v.index in reads]
+def program_of(
+    graph: list[Value],
+    result: int,
+    gradients: tuple[int, ...],
+    order: list[Value] | None = None,
+) -> Program:
+    """The programs of a graph whose forward makes `result` and whose backward makes `gradients`.
+
+    order: the values as they are made, where that is not the graph's own order.
+    """
+    listed = order or graph
+    reads = _operands(listed, {result, *gradients})
+    stored = [v for v in listed if v.kind != "input" and v.index in reads]
     forward = [v for v in stored if not v.backward]
     backward = _ordered(graph, [v for v in stored if v.backward])
+    if order is not None:
+        backward = beside_their_partners(graph, reads, backward)
     needed = set(gradients).union(*(reads[v.index] for v in backward))
     kept = tuple(sorted(i for i in needed if not graph[i].backward))
     return Program(
@@ -62,7 +72,7 @@ def _operands(graph: list[Value], wanted: set[int]) -> dict[int, Operands]:
     """What the kernel of each stored value reads of the stored ones; `wanted` are stored anyhow."""
     needed = wanted.union(*(v.reads for v in graph if v.kind == "kernel"))
     stored: dict[int, Operands] = {}
-    seen: list[Operands] = []  # what a reader of each value reads in its stead
+    seen: dict[int, Operands] = {}  # what a reader of each value reads in its stead
     for value in graph:
         operands: Operands = {}
         for read, in_place in value.reads.items():
@@ -72,7 +82,7 @@ def _operands(graph: list[Value], wanted: set[int]) -> dict[int, Operands]:
         if value.kind != "pointwise" or value.index in needed or several:
             stored[value.index] = operands
             operands = {value.index: True}
-        seen.append(operands)
+        seen[value.index] = operands
     return stored
 
 
@@ -107,26 +117,16 @@ def _fused(graph: list[Value], reads: dict[int, Operands], stored: list[Value]) 
             continue
         group = [value]
         if value.kind == "pointwise":
-            shared = _large_operands(graph, reads, value)
+            shared = large_operands(graph, reads, value)
             for other in stored[position + 1 :]:
                 if other.kind != "pointwise" or other.index in done:
                     continue
                 ready = all(i in done or not graph[i].backward for i in reads[other.index])
-                if ready and shared & _large_operands(graph, reads, other):
+                if ready and shared & large_operands(graph, reads, other):
                     group.append(other)
         done.update(v.index for v in group)
         groups.append(group)
     return groups
-
-
-def _large_operands(graph: list[Value], reads: dict[int, Operands], value: Value) -> set[int]:
-    """Operands of the value's own number of elements, inputs of the block left out."""
-    numel = product(value.shape)
-    return {
-        i
-        for i in reads[value.index]
-        if graph[i].kind != "input" and product(graph[i].shape) is numel
-    }
 
 
 def _schedule(

@@ -5,7 +5,7 @@ One column-parallel linear with the norm inside gives q, k and v of each key/val
 what is not rotated. Locals live as long as in `Attention.forward`: the mixed tensor until o_proj ran.
 Source: Megatron-Core 0.14, transformer/attention.py, dot_product_attention.py; TransformerEngine 2.11,
 attention/dot_product_attention/utils.py (get_qkv_layout), backends.py.
-Checked by: unit/test_megatron_saved.py, unit/test_megatron_layers.py.
+Checked by: oracle/test_megatron_functions.py, unit/test_megatron_layers.py.
 """
 
 from __future__ import annotations

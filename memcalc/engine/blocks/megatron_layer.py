@@ -3,7 +3,7 @@
 Shapes: x (s_t, b, h), the rank's rows of the stream. Both branches end in one kernel that adds the
 bias, drops and adds the stream.
 Source: Megatron-Core 0.14, transformer/transformer_layer.py, mlp.py, models/gpt/gpt_layer_specs.py.
-Checked by: unit/test_megatron_saved.py, unit/test_megatron_layers.py.
+Checked by: oracle/test_megatron_functions.py, unit/test_megatron_layers.py.
 """
 
 from __future__ import annotations

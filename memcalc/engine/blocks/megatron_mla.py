@@ -67,7 +67,7 @@ def _latents(build: Build, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     latent, turned = split(both, (build["c"], build["d_r"]))
     del both
     if options(build).sequence:
-        turned = all_gather(contiguous(turned), (*all_rows(build), build["d_r"]))
+        turned = all_gather(turned, (*all_rows(build), build["d_r"]))
     return query_latent, latent, turned
 
 

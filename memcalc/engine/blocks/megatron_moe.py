@@ -102,9 +102,9 @@ def _experts(build: Build, rows: Tensor, chances: Tensor) -> Tensor:
         (out,) = sort_chunks(made, kept=chosen.capacity != "pad")
     if not chosen.experts_split:
         return out
-    # summed in the probabilities' dtype
-    out = reduce_scatter(to(out, chances.dtype), (letter(build, "R_p", "R"), h))
-    return to(out, made.dtype)
+    received = (letter(build, "R_p", "R"), h)
+    out = to(reduce_scatter(to(out, chances.dtype), received), made.dtype)  # as probabilities are
+    return out  # noqa: RET504  # what it is made of lives until it is there
 
 
 def _sorts(build: Build) -> bool:

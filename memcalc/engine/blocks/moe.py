@@ -32,6 +32,13 @@ from memcalc.engine.aten.routing import (
     take_rows,
 )
 from memcalc.engine.aten.shape import every_second, reshape, split, unsqueeze
+from memcalc.engine.blocks.expert_dispatch import (
+    combine,
+    dispatch,
+    is_spread,
+    own_experts,
+    sent_rows,
+)
 from memcalc.engine.blocks.mlp import activate
 from memcalc.engine.blocks.router import route
 from memcalc.engine.build import Build
@@ -60,9 +67,9 @@ def moe(build: Build, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _declare(build: Build, config: MoeConfig) -> None:
     """Router and experts in the order their modules are made, which a looping optimizer follows."""
-    e, h, m = build["E"], build["h"], build["m"]
-    router: list[tuple[str, Shape]] = [("router.weight", (e, h))]
-    router += [("router.bias", (e,))] if config.router_bias else []
+    e, h, m = own_experts(build), build["h"], build["m"]
+    router: list[tuple[str, Shape]] = [("router.weight", (build["E"], h))]
+    router += [("router.bias", (build["E"],))] if config.router_bias else []
     stacked: list[tuple[str, Shape]] = []
     for op, o, i in (("expert_gate_up", m * 2, h), ("expert_down", h, m)):
         stacked.append((f"{op}.weight", (e, o, i)))
@@ -128,20 +135,25 @@ def experts(build: Build, tokens: Tensor, chosen: Tensor, weights: Tensor) -> Te
     """
     build.at("dispatch", "mlp")
     is_hf = build.kernels.hf
-    rows = weights.numel if is_hf else build["R"]
+    rows = weights.numel if is_hf else sent_rows(build)
     if not is_hf:
         tokens = to(tokens, build.kernels.compute_dtype)
         weights = to(weights, tokens.dtype)
     ids, perm = sort_ids(chosen, rows)
     selected, token_of = _selected(build, tokens, rows)
     row_weights = take_rows(reshape(weights, (weights.numel,)), perm)
-    offsets, _counts = _offsets(build, rows)
+    _as_int, counts = _counts(build, rows)
+    if is_spread(build):
+        selected, counts, order = dispatch(build, selected, counts)
+    offsets = constant(build.tape, "cumsum", (own_experts(build),), "int32")
     h, m = build["h"], build["m"]
     bias = _bias_rows(build, "expert_gate_up", m * 2, ids)
     out = _expert_linear(build, selected, (h, m * 2), offsets, bias)
     out = _gated(build, out)
     bias = _bias_rows(build, "expert_down", h, ids)
     out = _expert_linear(build, out, (m, h), offsets, bias)
+    if is_spread(build):
+        out = combine(build, out, order)
     build.at("combine", "mlp")
     weighted = mul(out, unsqueeze(row_weights, 1))
     if token_of is not None:
@@ -159,12 +171,10 @@ def _selected(build: Build, tokens: Tensor, rows: Size) -> tuple[Tensor, Tensor 
     return take_rows(tokens, token_of), None if build.kernels.hf else token_of
 
 
-def _offsets(build: Build, rows: Size) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Where each expert's rows end (E) in int32, and what is made on the way and lives as long."""
-    tape, e = build.tape, build["E"]
-    as_int = constant(tape, "_to_copy", (rows,), "int32")
-    counts = constant(tape, "histc", (e,), "int32")
-    return constant(tape, "cumsum", (e,), "int32"), (as_int, counts)
+def _counts(build: Build, rows: Size) -> tuple[Tensor, Tensor]:
+    """Ids in int32 (rows), and how many rows each of all experts has (E) in int32."""
+    as_int = constant(build.tape, "_to_copy", (rows,), "int32")
+    return as_int, constant(build.tape, "histc", (build["E"],), "int32")
 
 
 def _inverse(build: Build, rows: Size) -> Tensor:
@@ -189,7 +199,7 @@ def _expert_linear(
 ) -> Tensor:
     """Each row of x (R, i) times its expert's weight (E, o, i), plus its bias: (R, o)."""
     i, o = features
-    weight = build.param(f"{build.tape.op}.weight", (build["E"], o, i))
+    weight = build.param(f"{build.tape.op}.weight", (own_experts(build), o, i))
     if not build.kernels.hf:
         weight = build.cast_param(weight)
     out = grouped_mm(to(x, weight.dtype), weight, offsets)

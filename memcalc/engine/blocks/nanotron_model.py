@@ -10,12 +10,11 @@ Checked by: unit/test_nanotron_saved.py.
 
 from __future__ import annotations
 
+from memcalc.engine.aten import matmul
 from memcalc.engine.aten.collective import reduce_scatter
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.megatron_ops import mean_loss
-from memcalc.engine.aten.nanotron_ops import linear, passed_on, sharded_cross_entropy
-from memcalc.engine.aten.nanotron_ops import Divided
-from memcalc.engine.aten import matmul
+from memcalc.engine.aten.nanotron_ops import Divided, linear, passed_on, sharded_cross_entropy
 from memcalc.engine.aten.pointwise import constant, mul, to
 from memcalc.engine.aten.te_linear import norm
 from memcalc.engine.blocks.hf_model import RunBlock

@@ -16,12 +16,14 @@ from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.torchtune import to_all_heads
 from memcalc.engine.build import Build
+from memcalc.engine.parallel.tensor_layers import whole_stream
 from memcalc.engine.sizes import ONE, Size
 from memcalc.engine.tensors import Tensor
 
 
 def torchtitan_attention(build: Build, x: Tensor, context: Context) -> Tensor:
     """Projections, rotation, copies of keys and values, the kernel, the output projection."""
+    x = whole_stream(build, x, "attn_gather", "attention")
     a, k, width = build["a"], build["k"], build["a"] * build["d"]
     query = _project(build, x, "q_proj", a)
     key = _project(build, x, "k_proj", k)

@@ -78,6 +78,7 @@ def _rotate(build: Build, x: Tensor) -> Tensor:
     b, s, half = build["b"], build["s"], build["r/2"]
     shape = (b, s, ONE, half, number(2))
     if build.kernels.traits.packed:
+        build.tape.using(())  # table and positions: nothing of this block
         rows = build.tape.empty("index.Tensor", (b, s, half, number(2)), "fp32")
         table = rows.view_as(shape, None, None)
         del rows

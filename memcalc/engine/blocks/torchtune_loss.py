@@ -16,35 +16,40 @@ from memcalc.engine.aten.shape import narrow, reshape
 from memcalc.engine.blocks.compiled_loss import compiled_cross_entropy
 from memcalc.engine.blocks.loss import head
 from memcalc.engine.build import Build
-from memcalc.engine.sizes import Size
+from memcalc.engine.sizes import ONE, Size
 from memcalc.engine.tensors import Tensor
 
 
-def torchtune_loss(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the normed hidden states (b, s, h)."""
+def torchtune_logits(build: Build, hidden: Tensor) -> list[Tensor]:
+    """Logits of the normed hidden states (b, s, h): fp32, or those of every chunk in 16 bit."""
     if build.kernels.loss == "chunked":
-        return _in_chunks(build, hidden, labels)
-    logits = to(head(build, hidden), "fp32")
-    build.tape.phase = "loss"
-    build.at("loss", "loss")
-    tokens = build["b"] * build["s"]
-    rows = reshape(logits, (tokens, build["V"]))
-    return nll_loss(log_softmax(rows), labels.view_as((tokens,), None, None))
+        parts = [narrow(hidden, size, 1) for size in _sizes(build)]
+        return [head(build, part) for part in parts]
+    return [to(head(build, hidden), "fp32")]
 
 
-def _in_chunks(build: Build, hidden: Tensor, labels: Tensor) -> Tensor:
-    """Sum over chunks of the sequence, divided by the number of tokens."""
-    logits = [head(build, narrow(hidden, part, 1)) for part in _parts(build)]
+def torchtune_loss(build: Build, logits: list[Tensor], labels: Tensor) -> Tensor:
+    """Mean cross-entropy; of chunks their sum divided by the number of tokens."""
     build.tape.phase = "loss"
     build.at("loss", "loss")
+    rows = [reshape(x, (x.shape[0] * x.shape[1], build["V"])) for x in logits]
+    if build.kernels.loss != "chunked":
+        return nll_loss(log_softmax(rows[0]), labels.view_as(rows[0].shape[:1], None, None))
+    targets = [_targets(build, labels, chunk) for chunk in rows]
     total: Tensor | None = None
-    for chunk in logits:
-        tokens = chunk.shape[0] * chunk.shape[1]
-        rows = reshape(chunk, (tokens, build["V"]))
-        one = _chunk_loss(build, rows, labels.view_as((tokens,), None, labels.strides[1:]))
+    for chunk, target in zip(rows, targets, strict=True):
+        one = _chunk_loss(build, chunk, target)
         total = one if total is None else add_in_place(total, one)
     assert total is not None
     return scale(total, "div.Tensor")
+
+
+def _targets(build: Build, labels: Tensor, rows: Tensor) -> Tensor:
+    """Labels of a chunk, (tokens): of several samples a copy, of one a view."""
+    shape = rows.shape[:1]
+    if build["b"] is ONE:
+        return labels.view_as(shape, None, labels.strides[1:])
+    return labels.tape.empty("clone", shape, labels.dtype)
 
 
 def _chunk_loss(build: Build, rows: Tensor, labels: Tensor) -> Tensor:
@@ -54,7 +59,7 @@ def _chunk_loss(build: Build, rows: Tensor, labels: Tensor) -> Tensor:
     return nll_loss(log_softmax(wide), labels)
 
 
-def _parts(build: Build) -> list[Size]:
+def _sizes(build: Build) -> list[Size]:
     """Positions of each chunk, as torch.tensor_split cuts them; taken as equal but for the last."""
     n, s = build.kernels.loss_chunks, build["s"]
     part = s.over(n)

@@ -18,12 +18,16 @@ from memcalc.engine.parallel.deepspeed_setup import (
     deepspeed_notes,
     runs_deepspeed,
 )
+from memcalc.engine.parallel.experts import check_spread, spread
+from memcalc.engine.parallel.fsdp1 import check_fsdp1, fsdp1_of
 from memcalc.engine.parallel.fsdp2 import fsdp2_of
 from memcalc.engine.parallel.megatron import megatron_states
 from memcalc.engine.parallel.megatron_layout import megatron_split
 from memcalc.engine.parallel.megatron_rules import check_megatron
 from memcalc.engine.parallel.nanotron import nanotron_states
 from memcalc.engine.parallel.nanotron_layout import check_nanotron, runs_nanotron
+from memcalc.engine.parallel.offload import moves_activations, resolve_offload
+from memcalc.engine.parallel.offload_fsdp2 import offloaded
 from memcalc.engine.parallel.rules import check_layout
 from memcalc.engine.parallel.states_rules import check_states
 from memcalc.engine.parallel.strategy import Strategy, Whole
@@ -49,6 +53,9 @@ def resolve_layout(
         sp = parallel.tp > 1 and bool(stack.parallel.get("sp", False))
     layout = replace(parallel, sp=sp)
     notes = check_layout(layout, plan, stack)
+    if plan.kernels.megatron is None:
+        layout, said = resolve_offload(layout, plan, stack)
+        notes += said
     if runs_nanotron(plan.kernels):
         check_nanotron(layout, plan.config)
     elif plan.kernels.megatron is not None:
@@ -57,8 +64,12 @@ def resolve_layout(
         _check_dtensor(layout, plan)
     if layout.cp > 1 and plan.kernels.megatron is None:
         notes += check_context(layout, plan, stack)
+    if plan.kernels.megatron is None:
+        notes += check_spread(layout, plan, stack)
     if stack.parallel.get("states") == "fsdp2":
         notes += check_states(layout, plan)
+    elif stack.parallel.get("states") == "fsdp1":
+        check_fsdp1(layout, stack)
     elif runs_deepspeed(stack):
         check_deepspeed(layout, stack)
         notes += deepspeed_notes(layout, plan.config.hidden_size)
@@ -68,8 +79,8 @@ def resolve_layout(
 def _check_dtensor(layout: ParallelPlan, plan: Plan) -> None:
     """What PyTorch's own tensor parallelism refuses of a model, and of what lies beside it."""
     check_dtensor(layout.tp, layout.sp is True, plan)
-    if layout.copies > 1 and not layout.sharded:
-        raise refuse_copies(layout.tp, layout.copies)
+    if layout.copies * layout.cp > 1 and layout.zero < 2:
+        raise refuse_copies(layout.tp, layout.copies, layout.cp, plan.config)
     check_kept(layout.reshard, layout.tp, layout.shard_ranks)
 
 
@@ -79,8 +90,9 @@ def split_kernels(plan: Plan, layout: ParallelPlan, stack: Stack) -> Kernels:
     if kernels.megatron is not None:
         return megatron_split(kernels, layout, plan.resolved)
     kernels = context_split(kernels, layout, plan.resolved.setup.recompute)
+    kernels = kernels._replace(expert_ranks=layout.ep)
     if layout.tp == 1:
-        return kernels
+        return kernels._replace(offloads=kernels.offloads or moves_activations(layout))
     if stack.parallel.get("tensor") == "dtensor":
         return kernels._replace(dtensor=DTensors(layout.sp is True))
     raise NotInThisVersionError(f"tp: not in this version for stack {stack.name}; valid: torch")
@@ -95,12 +107,14 @@ def strategy_for(plan: Plan, stack: Stack) -> Strategy:
         return megatron_states(plan, stack)
     if runs_deepspeed(stack):
         return deepspeed_of(plan, stack)
-    if layout.copies * layout.cp == 1 and not layout.sharded:
+    if layout.copies * layout.cp == 1 and layout.zero < 2:
         return TensorParts(not plan.resolved.setup.set_to_none) if layout.tp > 1 else Whole()
+    if stack.parallel.get("states") == "fsdp1":
+        return fsdp1_of(plan, stack) if layout.zero > 1 else ddp_of(plan, stack)
     if stack.parallel.get("states") == "fsdp2":
         if layout.zero < 2:
-            alone = layout.copies * layout.cp == 1
-            return Whole() if alone else ddp_of(plan, stack)
+            return ddp_of(plan, stack)
         last = bool(stack.parallel.get("keeps_last", False)) and layout.reshard is None
-        return replace(fsdp2_of(plan), keeps_last=last)
+        sharded = replace(fsdp2_of(plan), keeps_last=last)
+        return offloaded(spread(sharded, layout, plan), layout)
     raise NotInThisVersionError(f"dp: not in this version for stack {stack.name}")

@@ -24,7 +24,8 @@ _PADDED: Final = 32
 
 def check_context(layout: ParallelPlan, plan: Plan, stack: Stack) -> tuple[str, ...]:
     """Raise ConfigError unless cp ranks can share the sequences of a plan's decoder; returns notes."""
-    if plan.kernels.hf or plan.kernels.compiled:
+    apart = plan.kernels.compiled and plan.kernels.traits.code != "torchtitan"
+    if plan.kernels.hf or apart:
         raise NotInThisVersionError(
             f"cp: got {layout.cp} on stack {stack.name}; rule: not in this version; "
             "valid: --stack torch or megatron"

@@ -8,7 +8,7 @@ before the last do not sum (no_sync): where gradients were dropped, theirs are t
 the last one's copy. Memory per rank does not fall with their number but for the split states.
 Not here: 4 bytes a parameter that the reducer marks used parameters with.
 Source: PyTorch 2.13, torch/nn/parallel/distributed.py, torch/csrc/distributed/c10d/reducer.cpp,
-torch/distributed/optim/zero_redundancy_optimizer.py. Checked by: oracle/test_ddp.py, unit/test_ddp.py.
+torch/distributed/optim/zero_redundancy_optimizer.py. Checked by: oracle/test_ddp.py, unit/test_states_divided.py.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from memcalc.engine.injectors import Hooks, Injector
+from memcalc.engine.optimizer import OptimizerPlan, run_step
 from memcalc.engine.parallel.strategy import Batch, Strategy
 from memcalc.engine.states import all_leaves, block_of, bytes_of_held
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.tensors import Tape, Tensor
 from memcalc.inputs.stacks import Stack
 from memcalc.units import MIB
 
@@ -77,6 +78,15 @@ class Ddp(Strategy):
             partition(leaves, self.split_over, values),
             key=lambda part: sum(leaf.numel.value(values) for leaf in part),
         )
+
+    def step(
+        self, tape: Tape, leaves: list[Tensor], plan: OptimizerPlan, partial: bool = False
+    ) -> None:
+        """Every rank clips all gradients, then steps its own parameters."""
+        if self.split_over > 1 and plan.grad_clip:
+            run_step(tape, leaves, plan._replace(name="none", master=False))
+            plan = plan._replace(grad_clip=False)
+        super().step(tape, leaves, plan, partial)
 
     def fixed_bytes(self, plan: Plan) -> Mapping[str, int]:
         """Buckets beside the gradients; as views the gradients are the buckets."""

@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from memcalc.engine.dtypes import ITEMSIZE
+from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.injectors import Injector
 from memcalc.engine.optimizer import OptimizerPlan
-from memcalc.engine.parallel.strategy import Batch, Strategy, held
+from memcalc.engine.parallel.deepspeed_host import host_blocks
+from memcalc.engine.parallel.offload import moves_parameters, moves_states
+from memcalc.engine.parallel.strategy import Batch, Strategy, held, nowhere
 from memcalc.engine.parallel.zero_buckets import Buckets, Parameters, part_elements
 from memcalc.engine.parallel.zero_gather import Gathers
 from memcalc.engine.parallel.zero_modules import EVERY_BLOCK, Module, modules_of, parameters_of
@@ -42,6 +45,28 @@ class Limits(NamedTuple):
     stage3_max_live_parameters: int = 1_000_000_000
     stage3_max_reuse_distance: int = 1_000_000_000
     overlap_comm: bool = False
+    offload_optimizer_buffer_count: int = 4
+    offload_param_buffer_count: int = 5
+    offload_param_buffer_size: int = 100_000_000
+    offload_param_max_in_cpu: int = 1_000_000_000
+
+
+class Offload(NamedTuple):
+    """Where optimizer states (with their gradients) and parameters are: gpu, cpu or nvme."""
+
+    optimizer: str = "gpu"
+    parameters: str = "gpu"
+    pinned: bool = False
+
+    @property
+    def steps_on_host(self) -> bool:
+        """Whether the optimizer runs there."""
+        return self.optimizer != "gpu"
+
+    @property
+    def holds_parameters(self) -> bool:
+        """Whether parameters wait there."""
+        return self.parameters != "gpu"
 
 
 @dataclass(frozen=True)
@@ -57,6 +82,7 @@ class DeepSpeed(Strategy):
     batches: int
     limits: Limits
     modules: tuple[Module, ...]
+    offload: Offload = Offload()  # noqa: RUF009  # immutable
 
     @property
     def persistent_gradients(self) -> bool:
@@ -85,10 +111,16 @@ class DeepSpeed(Strategy):
             ranks=self.ranks,
             dtype=self.dtype,
             parameters=self.parameters,
+            on_host=self.offload.steps_on_host,
         )
-        if self.stage < 3 or self.ranks == 1:
+        if not self._gathers_parameters:
             return (buckets,)
         return (self._gathers(plan), buckets)
+
+    @property
+    def _gathers_parameters(self) -> bool:
+        """Whether modules run on copies: of several ranks' parts, or of what is on the host."""
+        return self.stage == 3 and (self.ranks > 1 or self.offload.holds_parameters)
 
     def _gathers(self, plan: Plan) -> Gathers:
         return Gathers(
@@ -100,14 +132,19 @@ class DeepSpeed(Strategy):
             most_live=self.limits.stage3_max_live_parameters,
             reuse=self.limits.stage3_max_reuse_distance,
             persistent=self.limits.stage3_param_persistence_threshold,
+            on_host=self.offload.holds_parameters,
         )
 
     def parameter(self, leaf: Tensor) -> Tensor:
         """The leaf, or in stage 3 this rank's part of it."""
+        if self.offload.holds_parameters:
+            return nowhere(leaf)
         return self._cut(leaf) if self.stage == 3 else leaf
 
     def gradient(self, leaf: Tensor) -> Tensor:
         """What is left of a gradient when the optimizer steps."""
+        if self.offload.steps_on_host:
+            return nowhere(leaf)
         return self._cut(leaf) if self.stage else leaf
 
     def _cut(self, leaf: Tensor) -> Tensor:
@@ -115,6 +152,10 @@ class DeepSpeed(Strategy):
 
     def optimized(self, leaves: list[Tensor]) -> list[Tensor]:
         """Flat fp32 tensors; without ZeRO in fp32 the parameters themselves."""
+        return [] if self.offload.steps_on_host else self.flat_parts(leaves)
+
+    def flat_parts(self, leaves: list[Tensor]) -> list[Tensor]:
+        """What the optimizer steps over, on the GPU or on the host."""
         if self.stage == 0 and self.dtype == "fp32":
             return leaves
         if self.stage < 3:
@@ -125,7 +166,9 @@ class DeepSpeed(Strategy):
     def step(
         self, tape: Tape, leaves: list[Tensor], plan: OptimizerPlan, partial: bool = False
     ) -> None:
-        """The step with what comes before it."""
+        """The step with what comes before it; on the host it takes nothing of the GPU."""
+        if self.offload.steps_on_host:
+            return
         flats = self.optimized(leaves)
         if self.stage == 0 and self.dtype == "fp32":
             super().step(tape, leaves, plan, partial)
@@ -142,15 +185,23 @@ class DeepSpeed(Strategy):
         return min(max(sizes), part_elements(sum(sizes), self.ranks))
 
     def fixed_bytes(self, plan: Plan) -> Mapping[str, int]:
-        """Stage 3: the bucket of gradients, and small parameters, which are whole beside their parts."""
+        """Stage 3: the bucket of gradients, and small parameters, which are whole beside their parts.
+
+        Stages 1 and 2 with the optimizer on the host: a buffer as large as the largest gradient.
+        """
         if self.stage < 3:
-            return {}
+            largest = max(size for _, size in self.parameters)
+            return {"buffers": largest * self._width} if self.offload.steps_on_host else {}
         threshold = self.limits.stage3_param_persistence_threshold
         small = sum(size for _, size in self.parameters if size <= threshold)
         return {
             "buffers": self.limits.reduce_bucket_size * self._width,
-            "gathered": small * self._width if self.ranks > 1 else 0,
+            "gathered": small * self._width if self._gathers_parameters else 0,
         }
+
+    def host(self, plan: Plan) -> tuple[HostBlock, ...]:
+        """What ZeRO-Offload and ZeRO-Infinity keep outside the GPU."""
+        return host_blocks(self, plan) if self.offload.steps_on_host else ()
 
     def micro_batches(self, plan: Plan) -> tuple[Batch, ...]:
         """Stage 1 sums over the ranks in the last one only."""
@@ -164,6 +215,7 @@ class DeepSpeed(Strategy):
             return 0
         sizes = [size for _, size in self.parameters]
         parts = sum(-(-size // self.ranks) for size in sizes)
+        parts = 0 if self.offload.steps_on_host else parts
         return (sum(sizes) - parts + self.limits.reduce_bucket_size) * self._width
 
 
@@ -178,4 +230,9 @@ def deepspeed_of(plan: Plan, stack: Stack) -> DeepSpeed:
         batches=plan.resolved.grad_accum_steps,
         limits=Limits(**given),
         modules=modules_of(plan),
+        offload=Offload(
+            optimizer=layout.offload_device if moves_states(layout) else "gpu",
+            parameters=layout.offload_device if moves_parameters(layout) else "gpu",
+            pinned=layout.pin_memory is True,
+        ),
     )

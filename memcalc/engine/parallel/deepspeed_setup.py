@@ -48,12 +48,12 @@ def deepspeed_kernels(kernels: Kernels, resolved: ResolvedSetup, stack: Stack) -
 
 
 def deepspeed_optimizer(
-    optimizer: OptimizerPlan, setup: TrainingSetup, kernels: Kernels, zero: int
+    optimizer: OptimizerPlan, setup: TrainingSetup, kernels: Kernels, layout: ParallelPlan
 ) -> OptimizerPlan:
     """FusedAdam unless another implementation is stated; fp32 copies but where fp32 needs none."""
     if setup.optimizer == "adamw" and setup.optimizer_impl is None:
         optimizer = optimizer._replace(impl="multi_tensor")
-    copies = kernels.param_dtype != "fp32" or zero in (1, 2)
+    copies = kernels.param_dtype != "fp32" or layout.zero in (1, 2) or layout.offload != "none"
     return optimizer._replace(master=copies, widens_gradients=False)
 
 

@@ -5,7 +5,7 @@ parameter is cut along its first dimension into N parts of ceil(rows / N) rows, 
 gradient and its optimizer states are a rank's. Figures are those of the first ranks, whose parts are
 full; the last ranks' optimizer states may be smaller. Symbols: N ranks of a sharding group.
 Source: PyTorch 2.13, torch/distributed/fsdp/_fully_shard (_fsdp_param.py, _fsdp_init.py).
-Checked by: oracle/test_fsdp2.py, unit/test_fsdp2.py.
+Checked by: oracle/test_fsdp2.py, unit/test_states_divided.py.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Fsdp2(Strategy):
     def parameter(self, leaf: Tensor) -> Tensor:
         """This rank's part, padded."""
         part = held(leaf, part_shape(leaf.shape, self.ranks), self.stored)
-        part.placed = cut_again(leaf.placed)
+        part.placed = cut_again(leaf.placed, self.ranks)
         return part
 
     def gradient(self, leaf: Tensor) -> Tensor:

@@ -50,6 +50,9 @@ class Fsdp2Timeline(NamedTuple):
     stored: str
     compute: str
     keeps_last: bool = False
+    on_host: bool = (
+        False  # parts wait on the host, and reduced gradients go there (offload_fsdp2.py)
+    )
 
     @property
     def casts(self) -> bool:
@@ -110,7 +113,9 @@ class _Live:
         group = self.plan.blocks[block]
         if direction == "backward":
             self._reduce(group)
-        elif self.plan.kept_on != 1 and not (self.plan.keeps_last and group is self.plan.blocks[-1]):
+        elif self.plan.kept_on != 1 and not (
+            self.plan.keeps_last and group is self.plan.blocks[-1]
+        ):
             self._free_after_forward(group)
 
     @contextmanager
@@ -132,8 +137,10 @@ class _Live:
         copies = plan.ranks // ((held.fewer and plan.kept_on) or plan.ranks)
         total = sum(group.padded(plan.ranks), ZERO)
         with self._within("all_gather", group):
-            narrow = None
-            if plan.casts:
+            narrow: Tensor | list[Tensor] | None = None
+            if plan.on_host and not held.fewer:
+                narrow = [self._copied(size) for size in group.padded(plan.ranks)]
+            elif plan.casts:
                 narrow = self.tape.empty("all_gather_input", (total * copies,), plan.compute)
             held.gathered = self.tape.empty(
                 "all_gather_output", (total * plan.ranks,), plan.compute
@@ -151,14 +158,25 @@ class _Live:
         narrow = None
         with self._within("unshard", group):
             for size in group.padded(plan.ranks):
+                wide = self._from_host(size) if plan.ranks == 1 else None
                 if plan.ranks == 1 and plan.casts:
                     narrow = self.tape.empty("_to_copy", (size,), plan.compute)
+                    wide = None
                 held.whole.append(self.tape.empty("unsharded", (size * plan.ranks,), plan.compute))
-            del narrow
+            del narrow, wide
         held.fewer = []
         if defer:
             self.previous = held.gathered
         held.gathered = None
+
+    def _copied(self, size: Size) -> Tensor:
+        """A part from the host, cast on the GPU where parts are wider."""
+        wide = self.tape.empty("to", (size,), self.plan.stored)
+        return self.tape.empty("_to_copy", (size,), self.plan.compute) if self.plan.casts else wide
+
+    def _from_host(self, size: Size) -> Tensor | None:
+        """A part's copy on the GPU, where parts wait on the host."""
+        return self.tape.empty("to", (size,), self.plan.stored) if self.plan.on_host else None
 
     def _free_after_forward(self, group: Group) -> None:
         """Free the unsharded parameters, each after a copy of its part where fewer ranks keep it."""
@@ -189,7 +207,7 @@ class _Live:
             del last
         if plan.replicas > 1:
             self.summed[group.block] = output
-        if not self.build.has_gradients:
+        if not (self.build.has_gradients or plan.on_host):
             self.tape.gradients.append(output)
         self.reduced = reduced
 

@@ -26,6 +26,11 @@ def local_values(values: dict[str, int], layout: ParallelPlan) -> dict[str, int]
     own["s"] = -(-values["s"] // layout.cp)
     if layout.cp > 1 and layout.cp_method == "ulysses":
         own |= {"a_c": own["a"] // layout.cp, "k_c": max(1, own["k"] // layout.cp)}
+    if "E" in own:
+        own["R"] = -(-values["R"] // layout.cp)
+        if layout.ep > 1:
+            own["R_s"] = own["b"] * own["s"] * own["t"]
+            own["e"] = own["E"] // layout.ep
     if layout.tp > 1:
         own["tp"] = layout.tp
     if layout.sp:

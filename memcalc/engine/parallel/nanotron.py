@@ -73,7 +73,7 @@ class NanotronStates(Strategy):
         dtype, own = leaves[0].dtype, sum((part.numel for part in stepped), ZERO)
         tape.at("gather_parameters")
         part = tape.empty("flatten", (own,), dtype)
-        parts = tape.empty("flatten", (own * self.ranks,), dtype)
+        parts = [tape.empty("flatten", (own,), dtype) for _ in range(self.ranks)]
         received = tape.empty("all_gather", (own * self.ranks,), dtype)
         del received, parts, part
 

@@ -79,7 +79,9 @@ def check_nanotron(layout: ParallelPlan, config: ModelConfig) -> None:
     groups, tp = config.num_key_value_heads, layout.tp
     if groups % tp:
         valid = ", ".join(map(str, divisors(groups)))
-        raise ConfigError(f"tp: got {tp}; rule: divides the {groups} key/value heads; valid: {valid}")
+        raise ConfigError(
+            f"tp: got {tp}; rule: divides the {groups} key/value heads; valid: {valid}"
+        )
     if config.intermediate_size % tp:
         raise ConfigError(f"tp: got {tp}; rule: divides the MLP's width {config.intermediate_size}")
     if layout.cp > 1 or layout.ep > 1:

@@ -84,7 +84,9 @@ def _deepspeed(layout: ParallelPlan, stack: Stack) -> tuple[str, ...]:
             "valid: --zero 3, or cpu"
         )
     if moves_parameters(layout):
-        notes.append("offload of parameters: DeepSpeed takes it beside the optimizer's offload only")
+        notes.append(
+            "offload of parameters: DeepSpeed takes it beside the optimizer's offload only"
+        )
     if layout.offload == "all":
         notes.append("offload all: activations stay on the GPU on this stack")
     notes.append("optimizer on the host: DeepSpeedCPUAdam; its step takes host time")
@@ -107,8 +109,12 @@ def _torch(layout: ParallelPlan, plan: Plan, stack: Stack) -> tuple[str, ...]:
             f"offload: got {layout.offload} with zero {layout.zero}; rule: CPUOffloadPolicy is of "
             "fully_shard; valid: --fsdp, or activations"
         )
+    if layout.tp > 1 or layout.pp > 1:
+        raise NotInThisVersionError(
+            f"offload: with tp {layout.tp}, pp {layout.pp} it is not in this version; valid: 1, 1"
+        )
     if moves_activations(layout):
-        _check_activations(layout, plan, stack)
+        _check_activations(plan)
     notes = []
     if moves_parameters(layout):
         notes.append("CPUOffloadPolicy: the optimizer steps on the host, which takes host time")
@@ -120,13 +126,10 @@ def _torch(layout: ParallelPlan, plan: Plan, stack: Stack) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _check_activations(layout: ParallelPlan, plan: Plan, stack: Stack) -> None:
-    if plan.kernels.compiled:
+def _check_activations(plan: Plan) -> None:
+    """save_on_cpu was followed through the plain decoder's code and transformers'."""
+    if plan.kernels.compiled or plan.kernels.traits.code != "plain":
         raise NotInThisVersionError(
-            "offload: activations of compiled blocks are not in this version; valid: stack torch"
-        )
-    if layout.pp > 1 or layout.tp > 1 or plan.kernels.hf:
-        what = "stack hf" if plan.kernels.hf else f"tp {layout.tp}, pp {layout.pp}"
-        raise NotInThisVersionError(
-            f"offload: activations with {what} is not in this version; valid: dp, fsdp on stack torch"
+            f"offload: activations on stack {plan.resolved.setup.code} are not in this version; "
+            "valid: stack torch, hf"
         )

@@ -24,11 +24,11 @@ from memcalc.engine.parallel.actions import Action, Pipe
 from memcalc.engine.parallel.pipeline_program import Step
 from memcalc.engine.parallel.pipeline_rules import rules_of_code
 from memcalc.engine.parallel.ranks import chunk_layers, chunk_plan
-from memcalc.engine.parallel.schedules import chunks_of, most_in_flight
+from memcalc.engine.parallel.schedules import SPLIT_BACKWARD, chunks_of, most_in_flight
 from memcalc.engine.plan import Plan
 from memcalc.engine.states import States, all_leaves, states
 from memcalc.engine.structure import Run, Structure
-from memcalc.engine.timeline import Instant, measure
+from memcalc.engine.timeline import Instant, measure_between
 
 
 class Piece(NamedTuple):
@@ -42,12 +42,22 @@ class Piece(NamedTuple):
     kept: Mapping[str, int]
 
 
+class Stretch(NamedTuple):
+    """What an action does: events begin to end of a traced micro-batch."""
+
+    structure: Structure
+    runs: tuple[Run, ...]
+    begin: int
+    end: int
+
+
 class Traced(NamedTuple):
-    """One chunk's traced micro-batch and its two pieces, by kind of action."""
+    """One chunk's micro-batch: by kind of action its piece, and its events (none: it does nothing)."""
 
     structure: Structure
     runs: tuple[Run, ...]
     pieces: Mapping[str, Piece]
+    stretches: Mapping[str, Stretch]
 
 
 class Chunk(NamedTuple):
@@ -134,35 +144,49 @@ def _chunk(plan: Plan, number: int, layers: range) -> Chunk:
 
 def _traced(plan: Plan, has_gradients: bool, reduces: bool) -> Traced:
     structure, runs = plan.structure(has_gradients, reduces)
-    key = ("pieces", tuple(run.count for run in runs), tuple(sorted(plan.values.items())))
+    is_split = plan.parallel.schedule in SPLIT_BACKWARD
+    values = tuple(sorted(plan.values.items()))
+    key = ("pieces", tuple(run.count for run in runs), values, is_split)
     known = structure.cache.get(key)
     if not isinstance(known, Traced):
-        known = structure.cache[key] = Traced(
-            structure, runs, _pieces(structure, runs, plan.values)
-        )
+        stretches = _stretches(plan, has_gradients, reduces)
+        if not is_split:
+            stretches = {kind: stretches[kind] for kind in "FB"}
+        pieces = {kind: _piece(one, plan.values) for kind, one in stretches.items()}
+        known = structure.cache[key] = Traced(structure, runs, pieces, stretches)
     return known
 
 
-def _pieces(
-    structure: Structure, runs: tuple[Run, ...], values: Mapping[str, int]
-) -> Mapping[str, Piece]:
-    batch = measure(structure, runs, values)
-    saved = batch.saved_bytes
-    kept, left = (
+def _stretches(plan: Plan, has_gradients: bool, reduces: bool) -> dict[str, Stretch]:
+    """The events of each kind of action. The first chunk has no input: its weights' half is all."""
+    structure, runs = plan.structure(has_gradients, reduces)
+    cut, end = structure.forward_end, len(structure.events)
+    whole = Stretch(structure, runs, cut, end)
+    found = {"F": Stretch(structure, runs, 0, cut), "B": whole}
+    if plan.parallel.schedule not in SPLIT_BACKWARD:
+        return found
+    if plan.ends[0]:
+        return {**found, "I": Stretch(structure, runs, cut, cut), "W": whole}
+    structure, runs = plan.structure(has_gradients, reduces, split=True)
+    cut, half, end = structure.forward_end, structure.weights_begin, len(structure.events)
+    half_of = {"I": (cut, half), "W": (half, end)}
+    return {**found, **{kind: Stretch(structure, runs, *ends) for kind, ends in half_of.items()}}
+
+
+def _piece(stretch: Stretch, values: Mapping[str, int]) -> Piece:
+    """What a stretch of events leaves, and its peaks, over what was alive before it."""
+    structure, runs, begin, end = stretch
+    at_begin, at_end = (
         alive_by_category(structure, runs, values, end_of(structure, runs, until))
-        for until in (structure.forward_end, len(structure.events))
+        for until in (begin, end)
     )
-    forward = tuple(peak for name, peak in batch.phases.items() if name != "backward")
-    backward = tuple(
-        peak._replace(live_bytes=peak.live_bytes - saved)
-        for name, peak in batch.phases.items()
-        if name == "backward"
+    before = sum(at_begin.values())
+    instants = measure_between(structure, runs, values, (begin, end))
+    return Piece(
+        change=sum(at_end.values()) - before,
+        peaks=tuple(one._replace(live_bytes=one.live_bytes - before) for one in instants),
+        kept={name: at_end[name] - at_begin[name] for name in CATEGORIES},
     )
-    change = {name: left[name] - kept[name] for name in CATEGORIES}
-    return {
-        "F": Piece(saved, forward, kept),
-        "B": Piece(batch.kept_bytes - saved, backward, change),
-    }
 
 
 def _sum_of_states(chunks: tuple[Chunk, ...]) -> States:

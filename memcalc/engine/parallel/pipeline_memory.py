@@ -14,6 +14,7 @@ from memcalc.engine.memory import (
     StepMemory,
     alive_by_category,
     category,
+    end_of,
     optimizer_peak,
     saved_per_layer,
 )
@@ -108,12 +109,12 @@ def _breakdown(stage: Stage, peak: Peak) -> dict[str, int]:
         return dict(totals)
     action = stage.step.instructions[peak.position]
     assert isinstance(action, Action)
-    chunk_of, instant = stage.chunk(action.chunk), peak.instant
-    traced = chunk_of.of(action.batch)
-    at = (instant.event, instant.copies)
-    totals.update(alive_by_category(traced.structure, traced.runs, chunk_of.plan.values, at))
-    if action.kind != "F":
-        totals.subtract(traced.pieces["F"].kept)
+    chunk, instant = stage.chunk(action.chunk), peak.instant
+    stretch = chunk.of(action.batch).stretches[action.kind]
+    structure, runs, values = stretch.structure, stretch.runs, chunk.plan.values
+    totals.update(alive_by_category(structure, runs, values, (instant.event, instant.copies)))
+    before = end_of(structure, runs, stretch.begin)
+    totals.subtract(alive_by_category(structure, runs, values, before))
     return dict(totals)
 
 

@@ -25,16 +25,18 @@ class PipelineRules(NamedTuple):
     step: (schedule, pipe, rank) to a rank's instructions. fewer_batches: 1F1B runs with fewer
     micro-batches than stages, and the interleaved schedule only with multiples of the stages.
     all_ids: token ids of all micro-batches are there at once, beside those of the one at work; else
-    those of the micro-batches in flight, on the first and the last stage.
+    those of the micro-batches in flight, on the first and the last stage. ties: a head that is the
+    embedding has a copy on the last stage, whose gradient is summed with the first's.
     """
 
     step: Callable[[str, Pipe, int], Step]
     fewer_batches: bool = True
     all_ids: bool = False
+    ties: bool = True
 
 
 RULES: Final[Mapping[str, PipelineRules]] = {
-    "torch": PipelineRules(torch_step, fewer_batches=False, all_ids=True),
+    "torch": PipelineRules(torch_step, fewer_batches=False, all_ids=True, ties=False),
     "megatron": PipelineRules(megatron_step),
     "nanotron": PipelineRules(nanotron_step),
 }

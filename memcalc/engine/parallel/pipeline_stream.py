@@ -44,26 +44,28 @@ def played_pipe(schedule: str, pipe: Pipe, rank: int) -> Pipe:
         most = pipe.pp - rank + _STEADY
     elif schedule in ("zb-v", "dualpipe"):
         most = 2 * pipe.pp + _STEADY
-    else:
-        most = (1 + _STEADY) * pipe.per_round
+    else:  # gradients of weights that come late shift the blocks once more
+        most = (1 + _STEADY + (schedule == "zb-h1")) * pipe.per_round
     return pipe._replace(batches=min(pipe.batches, most))
 
 
 class _Events(NamedTuple):
-    """One chunk's micro-batch, cut in two. Ids below len(forward_sizes) are of its forward.
+    """One chunk's micro-batch, cut into its actions; ids of storages count on from one to the next.
 
-    stream, gradient: ids of what it hands on, -1 for none. left: of the gradients it leaves. earlier:
-    bytes of gradients of earlier micro-batches that it frees, by id.
+    events, sizes: of each action. stream, gradient: ids of what it hands on, -1 for none. left: of
+    the gradients it leaves. earlier: bytes of gradients of earlier micro-batches that it frees, by id.
     """
 
-    forward: list[int]
-    forward_sizes: list[int]
-    backward: list[int]
-    backward_sizes: list[int]
+    events: list[list[int]]
+    sizes: list[list[int]]
     stream: int
     gradient: int
     left: list[int]
     earlier: Mapping[int, int]
+
+    def offset(self, part: int) -> int:
+        """The first id of a part."""
+        return sum(len(sizes) for sizes in self.sizes[:part])
 
 
 def stage_program(stage: Stage, workspaces: tuple[int, ...], steps: int = 2) -> Stream:
@@ -137,9 +139,12 @@ class _Player:
         self.missing = _missing(stage, played)
         self.filled = _filled(played)
         self.sizes = item_sizes(stage)
-        self.events: dict[tuple[int, int], _Events] = {}  # of a chunk and a variant
+        self.events: dict[
+            tuple[int, int, str], _Events
+        ] = {}  # of a chunk, a variant and its actions
         self.at: dict[Item, int] = {}  # where each tensor a stage hands on lies
-        self.forwards: dict[tuple[int, int], int] = {}  # first block of a forward in flight
+        self.bases: dict[tuple[int, int], list[int]] = {}  # where the parts of those in flight lie
+        self.halved = {one[1:] for one in self.short.instructions if one[0] == "I"}
         self.gradients: dict[int, list[int]] = {chunk.number: [] for chunk in stage.chunks}
 
     def make_buffers(self, stream: Stream) -> None:
@@ -183,26 +188,26 @@ class _Player:
     def _compute(self, stream: Stream, action: Action) -> None:
         kind, chunk, batch = action
         piece = self._piece(chunk, batch)
-        base, made = len(stream.sizes), len(piece.forward_sizes)
-        forward = base if kind == "F" else self.forwards.pop((chunk, batch))
-        backward = base - made
-        shifts = [forward] * made + [backward] * (len(piece.backward_sizes) if kind != "F" else 0)
-        for i, size in piece.earlier.items():
-            if (i < made) == (kind == "F"):
-                shifts[i] = self._replaced(stream, chunk, size) - i
-        stream.events += [
-            e + shifts[e] if e >= 0 else e - shifts[~e]
-            for e in (piece.forward if kind == "F" else piece.backward)
-        ]
-        if kind == "F":
-            self.forwards[chunk, batch] = base
-            stream.sizes += piece.forward_sizes
-            self.at[Item("stream", chunk, batch)] = base + piece.stream
+        part = {"F": 0, "B": 1, "I": 1, "W": 2}[kind]
+        if part >= len(piece.events):  # the first chunk: all of backward is the second half
+            part = 1
+        elif kind == "I" and len(piece.events) == 2:
             return
-        stream.sizes += piece.backward_sizes
-        if piece.gradient >= 0:
-            self.at[Item("gradient", chunk, batch)] = backward + piece.gradient
-        self.gradients[chunk] += [backward + i for i in piece.left]
+        bases = self.bases.setdefault((chunk, batch), [])
+        bases.append(len(stream.sizes) - piece.offset(part))
+        shifts = [base for base, made in zip(bases, piece.sizes, strict=False) for _ in made]
+        for i, size in piece.earlier.items():
+            if i < len(shifts) and i >= piece.offset(part):
+                shifts[i] = self._replaced(stream, chunk, size) - i
+        stream.events += [e + shifts[e] if e >= 0 else e - shifts[~e] for e in piece.events[part]]
+        stream.sizes += piece.sizes[part]
+        if kind == "F":
+            self.at[Item("stream", chunk, batch)] = bases[0] + piece.stream
+        if part == 1 and piece.gradient >= 0:
+            self.at[Item("gradient", chunk, batch)] = bases[1] + piece.gradient
+        if part == len(piece.events) - 1:
+            self.gradients[chunk] += [i + shifts[i] for i in piece.left]
+            del self.bases[chunk, batch]
 
     def _replaced(self, stream: Stream, chunk: int, size: int) -> int:
         """A gradient of an earlier micro-batch, of this size, which this one replaces."""
@@ -211,10 +216,11 @@ class _Player:
 
     def _piece(self, chunk: int, batch: int) -> _Events:
         of = self.stage.chunk(chunk)
-        key = (chunk, of.variant(batch))
+        kinds = "FIW" if (chunk, batch) in self.halved else "FB"
+        key = (chunk, of.variant(batch), kinds)
         known = self.events.get(key)
         if known is None:
-            known = self.events[key] = _cut(of.of(batch), of.plan.values)
+            known = self.events[key] = _cut(of.of(batch), kinds, of.plan.values)
         return known
 
 
@@ -248,21 +254,25 @@ def _missing(stage: Stage, played: Stage) -> list[int]:
     return blocks + [one] * (lacking // one) + [lacking % one]
 
 
-def _cut(traced: Traced, values: Mapping[str, int]) -> _Events:
-    whole = expanded(traced.structure, traced.runs)
-    sizes = whole.sizes(size_values(traced.structure, values))
-    events, made = whole.forward
-    handed = traced.structure.handed
+def _cut(traced: Traced, kinds: str, values: Mapping[str, int]) -> _Events:
+    """A micro-batch's events by action; without an input there is no first half of backward."""
+    structure, runs = traced.stretches[kinds[-1]][:2]
+    whole = expanded(structure, runs)
+    sizes = whole.sizes(size_values(structure, values))
+    cuts = [whole.forward]
+    if structure.weights_begin >= 0:  # all of it is traced
+        half = structure.weights_begin
+        cuts.append((half, sum(event >= 0 for event in whole.events[:half])))
+    begins, ends = [(0, 0), *cuts], [*cuts, (len(whole.events), len(sizes))]
+    handed = structure.handed
     gone = {~event for event in whole.events if event < 0}
     stream, gradient = whole.traced.index(handed.stream), -1
     if handed.gradient >= 0:
         gradient = whole.traced.index(handed.gradient)
     stays = (i for i in range(len(sizes)) if i not in gone and i not in (stream, gradient))
     return _Events(
-        forward=whole.events[:events],
-        forward_sizes=sizes[:made],
-        backward=whole.events[events:],
-        backward_sizes=sizes[made:],
+        events=[whole.events[a[0] : b[0]] for a, b in zip(begins, ends, strict=True)],
+        sizes=[sizes[a[1] : b[1]] for a, b in zip(begins, ends, strict=True)],
         stream=stream,
         gradient=gradient,
         left=list(stays),

@@ -25,11 +25,14 @@ class Placed(NamedTuple):
     axes: int = 1
 
 
-def cut_again(placed: Placed | None) -> Placed:
-    """What dp ranks cut of a parameter: of a plain one, or of one that tp ranks share already."""
+def cut_again(placed: Placed | None, ranks: int) -> Placed | None:
+    """What dp ranks cut of a parameter: of a plain one, or of one that tp ranks share already.
+
+    A group of one rank cuts nothing, and asks no one for the norm of its part.
+    """
     if placed is None:
-        return Placed(whole=False)
-    return Placed(whole=placed.whole, axes=placed.axes + 1)
+        return Placed(whole=False) if ranks > 1 else None
+    return Placed(whole=placed.whole, axes=placed.axes + (ranks > 1))
 
 
 WHOLE: Final = Placed()

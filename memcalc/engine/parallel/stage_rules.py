@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from memcalc.engine.parallel.actions import Pipe
 from memcalc.engine.parallel.nanotron_layout import runs_nanotron
 from memcalc.engine.parallel.pipeline_rules import rules_of
-from memcalc.engine.parallel.schedules import SPLIT_BACKWARD, V_SHAPED, check_pipe
+from memcalc.engine.parallel.schedules import SPLIT_BACKWARD, check_pipe
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import SCHEDULES, ParallelPlan
 from memcalc.inputs.stacks import Stack
@@ -57,6 +57,12 @@ def _check_code(layout: ParallelPlan, plan: Plan, stack: Stack) -> None:
         raise ConfigError(
             f"pp: got {layout.pp} with stack hf, whose code has no stages; valid: 1, or --stack torch"
         )
+    if plan.config.tie_word_embeddings and not rules_of(stack).ties:
+        raise ConfigError(
+            f"pp: got {layout.pp} for {plan.config.name}, whose head is its embedding; rule: stack "
+            f"{stack.name} keeps no copy of it on the last stage; valid: 1, --stack megatron, or "
+            "--set model.tie_word_embeddings=false"
+        )
     known = stack.parallel.get("schedules", list(SCHEDULES))
     if schedule not in known:
         raise ConfigError(
@@ -74,10 +80,15 @@ def _check_code(layout: ParallelPlan, plan: Plan, stack: Stack) -> None:
             f"recompute: got {plan.resolved.setup.recompute!r} with schedule {schedule}; rule: "
             "PyTorch's split backward recomputes a block once for every parameter; valid: none"
         )
+    if kernels.loss == "chunked":
+        raise ConfigError(
+            f"loss: got 'chunked' with schedule {schedule}; rule: its chunks are recomputed, which "
+            "PyTorch's split backward does twice; valid: fp32, plain, fused"
+        )
 
 
 def _notes(layout: ParallelPlan, plan: Plan) -> Iterator[str]:
-    if plan.config.tie_word_embeddings and layout.schedule not in V_SHAPED:
+    if plan.config.tie_word_embeddings:
         yield (
             f"the head of {plan.config.name} is its embedding: the last stage has a copy, with "
             "gradient and optimizer states of its own; the two gradients are summed in place"

@@ -1,7 +1,7 @@
 """Which ways to split a model's states PyTorch's own data parallelism has, and what it does not run.
 
 Every refusal is one line: what was got, the rule, what is valid.
-Checked by: unit/test_fsdp2.py.
+Checked by: unit/test_states_divided.py.
 """
 
 from __future__ import annotations

@@ -14,9 +14,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import Kernels
 from memcalc.engine.optimizer import OptimizerPlan, run_step
+from memcalc.engine.sizes import ZERO
 from memcalc.engine.tensors import Shape, Tape, Tensor
 
 if TYPE_CHECKING:
@@ -93,6 +95,10 @@ class Strategy(Protocol):
         first = Batch(self.persistent_gradients or not plan.resolved.setup.set_to_none, True)
         return (first, Batch(True, True)) if plan.resolved.grad_accum_steps > 1 else (first,)
 
+    def host(self, plan: Plan) -> tuple[HostBlock, ...]:
+        """What this rank keeps on its host, as long as the run; none of it is counted elsewhere."""
+        return ()
+
     def unreduced_bytes(self, plan: Plan) -> int:
         """Gradients of earlier micro-batches beside those it keeps, when the last one begins."""
         return 0
@@ -101,6 +107,11 @@ class Strategy(Protocol):
 @dataclass(frozen=True)
 class Whole(Strategy):
     """One GPU, or ranks that each hold everything: nothing is divided, nothing is injected."""
+
+
+def nowhere(leaf: Tensor) -> Tensor:
+    """Nothing of a leaf: what a rank has on its host takes no memory of the GPU."""
+    return held(leaf, (ZERO,))
 
 
 def held(leaf: Tensor, shape: Shape | None = None, dtype: str | None = None) -> Tensor:

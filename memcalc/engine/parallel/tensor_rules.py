@@ -24,7 +24,7 @@ _WHOLE_MATRICES: Final = ("muon", "adafactor")
 def check_parts(plan: Plan, what: str) -> None:
     """Raise ConfigError for what runs on no part of a parameter; what: "fsdp" or "tp"."""
     setup, optimizer = plan.resolved.setup, plan.optimizer
-    if plan.kernels.fp8_linear:
+    if plan.kernels.fp8_linear and (what == "tp" or plan.kernels.traits.code != "torchtitan"):
         raise ConfigError(f"precision: got fp8-mixed with {what}; valid: bf16-mixed, bf16, fp32")
     if optimizer.name in _WHOLE_MATRICES:
         raise ConfigError(
@@ -45,7 +45,9 @@ def check_dtensor(tp: int, sp: bool, plan: Plan) -> None:
     config = plan.config
     check_parts(plan, "tp")
     for what in _not_split(config):
-        raise NotInThisVersionError(f"tp: got {tp} for {config.name}; rule: {what}; valid: 1")
+        raise NotInThisVersionError(
+            f"tp: got {tp} for {config.name}; rule: {what}; valid: 1{_elsewhere(config)}"
+        )
     if plan.kernels.traits.fused_gate_up and config.gated_mlp:
         raise ConfigError(
             f"kernels.fused_gate_up: got true with tp {tp}; rule: gate and up are split each for "
@@ -68,17 +70,24 @@ def check_dtensor(tp: int, sp: bool, plan: Plan) -> None:
 
 def _check_divided(tp: int, config: ModelConfig) -> None:
     """tp divides heads, key/value heads, columns of the MLP and the vocabulary."""
-    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
-    rules = {name: int(getattr(config, name)) for name in names}
-    valid = [
-        t for t in divisors(config.num_attention_heads) if all(n % t == 0 for n in rules.values())
-    ]
-    for name, number in rules.items():
+    for name, number in _divided(config).items():
         if number % tp:
             raise ConfigError(
                 f"tp: got {tp}; rule: divides {name} = {number:,}; "
-                f"valid: {', '.join(map(str, valid))}{_padded(name, number, tp)}"
+                f"valid: {', '.join(map(str, _degrees(config)))}{_padded(name, number, tp)}"
             )
+
+
+def _divided(config: ModelConfig) -> dict[str, int]:
+    """What tp divides of a model."""
+    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "vocab_size")
+    return {name: int(getattr(config, name)) for name in names}
+
+
+def _degrees(config: ModelConfig) -> list[int]:
+    """Every tp a model can be divided by."""
+    numbers = _divided(config).values()
+    return [t for t in divisors(config.num_attention_heads) if all(n % t == 0 for n in numbers)]
 
 
 def _padded(name: str, number: int, tp: int) -> str:
@@ -104,11 +113,21 @@ def _not_split(config: ModelConfig) -> Iterator[str]:
         yield "an embedding narrower than hidden_size is not split over ranks"
 
 
-def refuse_copies(tp: int, dp: int) -> ConfigError:
-    """The error for parts of layers beside DDP."""
+def _elsewhere(config: ModelConfig) -> str:
+    """The stack that splits what DTensor does not here."""
+    return ", or --stack megatron" if config.moe or config.mla else ""
+
+
+def refuse_copies(
+    tp: int, dp: int, cp: int = 1, config: ModelConfig | None = None
+) -> ConfigError:
+    """The error for parts of layers beside DDP over dp x cp ranks. config: the model, where known."""
+    more = tp * dp
+    fits = cp == 1 and (config is None or more in _degrees(config))
+    beside = f"dp {dp} x cp {cp}" if cp > 1 else f"dp {dp}"
     return ConfigError(
-        f"tp: got {tp} with dp {dp} and no fsdp; rule: DDP takes no split parameters; "
-        f"valid: --fsdp, or --tp {tp * dp}"
+        f"tp: got {tp} with {beside} and no fsdp; rule: DDP takes no split parameters; "
+        f"valid: --fsdp{f', or --tp {more}' if fits else ''}"
     )
 
 

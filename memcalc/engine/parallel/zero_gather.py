@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 class Gathers(NamedTuple):
     """The injector. modules: of the forward pass; recomputed: blocks whose forward runs again.
 
-    prefetch, most_live, reuse, persistent: elements, as above. dtype: of gathered parameters.
+    prefetch, most_live, reuse, persistent: elements, as above. dtype: of gathered parameters. on_host:
+    this rank's parts wait there and are copied to the GPU first; one rank copies whole parameters.
     """
 
     modules: tuple[Module, ...]
@@ -40,6 +41,7 @@ class Gathers(NamedTuple):
     most_live: int
     reuse: int
     persistent: int
+    on_host: bool = False
 
     def start(self, build: Build) -> Hooks:
         """Hooks over a state of its own."""
@@ -149,10 +151,19 @@ class _Live:
         if len(names) == 1:
             self.tape.at("unshard", self._block(names[0]))
             self.whole[names[0]] = self._empty("param_buffer", total)
+            self._parts(names)
         elif names:
             self.tape.at("all_gather", self._block(names[0]))
-            group = _Group(names, self._empty("flat_tensor", total))
-            self.coming |= dict.fromkeys(names, group)
+            flat = self._empty("flat_tensor", total) if ranks > 1 else None
+            self._parts(names)
+            self.coming |= dict.fromkeys(names, _Group(names, flat))
+
+    def _parts(self, names: list[str]) -> None:
+        """Copies of this rank's parts on their way from the host into the flat tensor."""
+        if self.plan.on_host and self.plan.ranks > 1:
+            self.tape.at("all_gather", self._block(names[0]))
+            parts = [self._empty("to", -(-self.sizes[n] // self.plan.ranks)) for n in names]
+            del parts
 
     def _arrive(self, name: str) -> None:
         """Wait for a parameter: its whole group is copied out, the flat tensor goes with the last."""

@@ -8,6 +8,8 @@ Checked by: oracle/test_sparse_blocks.py, harness/test_decoder_hf.py.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,6 +31,12 @@ def grouped_product(rows: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
     return out
 
 
+def rows_of_each(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
+    """Ids in the dtype that histc counts, integers on CUDA, floats alone on a CPU; how many of each."""
+    as_counted = ids.float() if ids.device.type == "cpu" else ids.int()
+    return as_counted, torch.histc(as_counted, bins=experts, min=0, max=experts - 1)
+
+
 class Moe(nn.Module):
     """The mixture MLP of x (b, s, h), shared experts included."""
 
@@ -45,6 +53,7 @@ class Moe(nn.Module):
             self.shared = Mlp(config, kernels, moe.shared_intermediate_size, "shared_")
         if moe.shared_expert_gate:
             self.shared_expert_gate = Linear((h, 1), False, kernels, fp8=False)
+        self.ranks: Any = None  # harness/ranks/experts.ExpertRanks, where several have the experts
 
     def forward(self, x: Tensor) -> Tensor:
         """x (b, s, h) to (b, s, h)."""
@@ -82,9 +91,9 @@ class Moe(nn.Module):
             selected = tokens[token_of]
             row_weights = weights.reshape(-1)[perm]
             experts = self.moe.num_experts
-            # histc counts integers on CUDA and on tensors without data, floats alone on a CPU
-            as_int = ids.float() if ids.device.type == "cpu" else ids.int()
-            counts = torch.histc(as_int, bins=experts, min=0, max=experts - 1)
+            _as_int, counts = rows_of_each(ids, experts)
+            if self.ranks is not None:
+                selected, counts, sent = self.ranks.dispatch(selected, counts)
             offsets = torch.cumsum(counts, 0, dtype=torch.int32)
         bias = self._bias_rows("expert_gate_up", ids)
         out = self._product("expert_gate_up", selected, offsets, bias)
@@ -92,6 +101,8 @@ class Moe(nn.Module):
             out = self._gated(out)
         bias = self._bias_rows("expert_down", ids)
         out = self._product("expert_down", out, offsets, bias)
+        if self.ranks is not None:
+            out = self.ranks.combine(out, sent)
         with op("combine"):
             weighted = out * row_weights.unsqueeze(-1)
             return torch.zeros_like(tokens).index_add_(0, token_of, weighted)

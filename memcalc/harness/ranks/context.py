@@ -93,10 +93,11 @@ def _exchanged(x: Tensor, to_heads: bool, group: dist.ProcessGroup) -> Tensor:
     ranks = dist.get_world_size(group)
     x = x.permute(HEADS_FIRST)
     cut, outermost = (2, (2, 0, 1, 3, 4)) if to_heads else (1, (1, 0, 2, 3, 4))
-    sent = x.unflatten(cut, (ranks, -1)).permute(outermost).contiguous()
+    parts: Tensor = x.unflatten(cut, (ranks, -1))  # type: ignore[no-untyped-call]
+    sent = parts.permute(outermost).contiguous()
     received = torch.empty_like(sent)
     dist.all_to_all_single(received, sent, group=group)
-    del x, sent
+    del x, parts, sent
     joined = (1, 0, 2, 3, 4) if to_heads else (1, 2, 0, 3, 4)
     received = received.permute(joined)
     return received.flatten(1 if to_heads else 2, 2 if to_heads else 3).permute(HEADS_FIRST)

@@ -77,7 +77,7 @@ class Layout:
     reshard: whether fsdp frees a block's parameters after its forward, or over how many ranks it then
     keeps them split; None: freed, with stages kept. shard: ranks fsdp splits over, the dp ranks then
     being dp / shard groups of them that sum their gradients (HSDP); None: all. cp: ranks that split
-    every sequence, by cp_method.
+    every sequence, by cp_method. ep: of the dp ranks, those that share the experts.
     """
 
     dp: int = 1
@@ -90,6 +90,7 @@ class Layout:
     shard: int | None = None
     cp: int = 1
     cp_method: str = "ring"
+    ep: int = 1
 
     def __post_init__(self) -> None:
         for name in _DEGREES:
@@ -104,6 +105,21 @@ class Layout:
         if self.tp > 1 and self.replicas > 1 and not self.fsdp:
             raise refuse_copies(self.tp, self.replicas)
         self._check_sharding()
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        """Experts are spread over some of the ranks that split the batch, with fsdp."""
+        if self.ep == 1:
+            return
+        if self.ep < 1 or self.dp % self.ep:
+            raise _not_divided("ep", self.ep, "dp", self.dp)
+        if not self.fsdp:
+            raise ConfigError(f"ep: got {self.ep} without fsdp; rule: experts need --fsdp")
+        beside = {"cp": self.cp > 1, "tp": self.tp > 1, "shard": self.shard is not None}
+        for name in (name for name, stated in beside.items() if stated):
+            raise ConfigError(f"ep: got {self.ep} with {name}; rule: beside dp and pp alone")
+        if self.reshard is not None and not isinstance(self.reshard, bool):
+            raise ConfigError(f"ep: got {self.ep} with reshard {self.reshard}; valid: true, false")
 
     def _check_sharding(self) -> None:
         """shard and reshard are of fsdp; a part of the dp ranks divides them."""
@@ -181,7 +197,7 @@ def layout_of(stated: Mapping[str, Any], size: int) -> Layout:
         _refuse_product(
             {"dp": dp, **({"cp": cp} if cp > 1 else {}), "tp": tp, "pp": pp}, stated, size
         )
-    more = ("schedule", "sp", "fsdp", "reshard", "shard", "cp_method")
+    more = ("schedule", "sp", "fsdp", "reshard", "shard", "cp_method", "ep")
     named = {name: stated[name] for name in more if name in stated}
     return Layout(dp=dp, tp=tp, pp=pp, cp=cp, **named)
 

@@ -7,6 +7,7 @@ Checked by: harness/test_layout.py.
 from __future__ import annotations
 
 from memcalc.engine.parallel.context import check_shared
+from memcalc.engine.parallel.experts import check_divided
 from memcalc.engine.parallel.tensor_rules import check_dtensor, check_parts
 from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
@@ -20,6 +21,8 @@ def check_layout(layout: Layout, plan: Plan) -> None:
         check_dtensor(layout.tp, layout.sp, plan)
     if layout.cp > 1:
         _check_context(layout, plan)
+    if layout.ep > 1:
+        _check_experts(layout, plan)
     if layout.pp > 1:
         _check_pipeline(layout, plan)
 
@@ -44,6 +47,15 @@ def _check_context(layout: Layout, plan: Plan) -> None:
             "valid: --cp-method ulysses"
         )
     check_shared(layout.cp, layout.cp_method, layout.tp, plan)
+
+
+def _check_experts(layout: Layout, plan: Plan) -> None:
+    """As for an estimate; clipping would need a norm over two kinds of groups."""
+    if plan.config.moe is None:
+        raise ConfigError(f"ep: got {layout.ep}; rule: {plan.config.name} has no experts; valid: 1")
+    check_divided(layout.ep, layout.dp, plan.config)
+    if plan.resolved.setup.grad_clip:
+        raise ConfigError(f"grad-clip: got true with ep {layout.ep}; valid: false")
 
 
 def _check_pipeline(layout: Layout, plan: Plan) -> None:

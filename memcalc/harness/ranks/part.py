@@ -8,9 +8,12 @@ Checked by: harness/test_distributed.py (losses equal those of one process).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, ShardPlacementResult
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from memcalc.engine.plan import Plan
@@ -19,6 +22,7 @@ from memcalc.harness.model.casting import DTYPES, cast_scope
 from memcalc.harness.model.decoder import Decoder, assemble, draw, parameters_made
 from memcalc.harness.model.recompute import run_block
 from memcalc.harness.ranks.context import own_positions, split_sequence
+from memcalc.harness.ranks.experts import cut_along, expert_weights, split_experts
 from memcalc.harness.ranks.fsdp_stages import name_stages
 from memcalc.harness.ranks.ranks import Ranks
 from memcalc.harness.ranks.split_layers import SEQUENCE, gathered, part_of, split_dims, split_layers
@@ -109,6 +113,8 @@ def build_part(plan: Plan, ranks: Ranks, seed: int) -> Decoder:
     if layout.cp > 1:
         split_sequence(model, ranks.along("cp"), layout.cp_method)
         model.positions = rank_positions(plan, ranks)
+    if layout.ep > 1:
+        split_experts(model, ranks.along("ep"))
     dims = split_dims(model)
     if layout.fsdp:
         _shard(model, plan, ranks)
@@ -140,11 +146,36 @@ def _shard(model: Decoder, plan: Plan, ranks: Ranks) -> None:
     mesh, reshard = ranks.sharding, ranks.layout.frees_after_forward
     blocks = model.layers.values() if isinstance(model.layers, nn.ModuleDict) else model.layers
     for block in blocks:
-        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard)
+        placement = _expert_placement(block, plan, ranks)
+        fully_shard(
+            block,
+            mesh=mesh,
+            mp_policy=policy,
+            reshard_after_forward=reshard,
+            shard_placement_fn=placement,
+        )
         assert isinstance(block, Block)
         name_stages(block, block.index)
     fully_shard(model, mesh=mesh, mp_policy=policy)
     name_stages(model, None)
+
+
+def _expert_placement(block: nn.Module, plan: Plan, ranks: Ranks) -> Any:
+    """What fully_shard asks of each parameter of a block; None where all have one mesh."""
+    experts = expert_weights(block) if ranks.layout.ep > 1 else set()
+    if not experts:
+        return None
+    own = FSDPMeshInfo(mesh=ranks.along("edp"), shard_mesh_dim=0)
+    rest = FSDPMeshInfo(mesh=ranks.sharding, shard_mesh_dim=0)
+    assert plan.config.moe is not None
+    cut = cut_along(ranks.layout.dp, plan.config.moe.num_experts)
+
+    def placed(parameter: nn.Parameter) -> ShardPlacementResult:
+        if parameter in experts:
+            return ShardPlacementResult(placement=cut, mesh_info=own)
+        return ShardPlacementResult(placement=Shard(0), mesh_info=rest)
+
+    return placed
 
 
 @torch.no_grad()
@@ -164,9 +195,20 @@ def _fill(model: Decoder, plan: Plan, ranks: Ranks, dims: dict[str, int], seed: 
             parts = (a, k, k) if ".qkv_proj." in name else ()
             values = part_of(name, values, dims[name], parts, place.tp, layout.tp)
         if layout.fsdp:
-            pieces, part = values.chunk(layout.shard_ranks, 0), ranks.share % layout.shard_ranks
-            values = pieces[part] if part < len(pieces) else values[:0]
+            values = _fsdp_part(name, values, plan, ranks)
         parameter = own[name]
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
         local.copy_(values)
     torch.manual_seed(seed + ranks.share)  # dropout: masks of their own for each share of the batch
+
+
+def _fsdp_part(name: str, values: Tensor, plan: Plan, ranks: Ranks) -> Tensor:
+    """What FSDP leaves this rank of a parameter, of an expert's first what its ep rank has."""
+    layout, dim, part, count = ranks.layout, 0, ranks.share, ranks.layout.shard_ranks
+    if layout.ep > 1 and ".expert_" in name:
+        assert plan.config.moe is not None
+        values = values.chunk(layout.ep, 0)[part % layout.ep]
+        dim = cut_along(layout.dp, plan.config.moe.num_experts).dim
+        part, count = part // layout.ep, layout.dp // layout.ep
+    pieces, part = values.chunk(count, dim), part % count
+    return pieces[part] if part < len(pieces) else values[:0]

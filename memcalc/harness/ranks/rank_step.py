@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from memcalc.engine.plan import Plan
 from memcalc.harness.model.casting import DTYPES
 from memcalc.harness.optimizers import make_optimizers
+from memcalc.harness.ranks.experts import average_experts
 from memcalc.harness.ranks.part import build_part, rank_positions, running_plan
 from memcalc.harness.ranks.ranks import Ranks
 from memcalc.harness.ranks.split_layers import sum_partial_gradients
@@ -79,6 +80,9 @@ class RankStep(TrainingStep):
             self.before_sums()
             with op("partial_gradients"):
                 sum_partial_gradients(self.model)
+        if self.ranks.layout.ep > 1:
+            with op("partial_gradients"):
+                average_experts(self.model, self.ranks.layout.ep)
         if isinstance(self.called, DistributedDataParallel):
             self._buckets = _one_of_each_storage(self.model)
         return loss

@@ -30,7 +30,10 @@ class Ranks(NamedTuple):
     mesh: DeviceMesh
 
     def along(self, name: str) -> DeviceMesh:
-        """The ranks that differ from this one in one degree only: "dp", "cp", "tp" or "pp"."""
+        """The ranks that differ from this one in one degree only: "dp", "cp", "tp" or "pp".
+
+        Of the dp ranks, "ep" have other experts, "edp" the same.
+        """
         return self.mesh[name]
 
     @property
@@ -87,8 +90,14 @@ def init_grid(layout: Layout, device: torch.device) -> DeviceMesh:
     """The ranks as stages by copies by parts; a group of its own along each.
 
     Where the copies are sharding groups of fewer ranks, "dp" is made of "copies" and "parts"; where
-    sequences are split, "dp_cp" is made of "dp" and "cp".
+    sequences are split, "dp_cp" is made of "dp" and "cp"; where experts are spread, "dp" of "edp", ranks
+    with the same experts, and "ep".
     """
+    if layout.ep > 1:
+        shape = (layout.pp, layout.dp // layout.ep, layout.ep, layout.tp)
+        mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pp", "edp", "ep", "tp"))
+        mesh["edp", "ep"]._flatten("dp")
+        return mesh
     if layout.cp > 1:
         shape = (layout.pp, layout.dp, layout.cp, layout.tp)
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=("pp", "dp", "cp", "tp"))

@@ -5,6 +5,7 @@ The engine's figures are those of the first rank, whose parts are never shorter 
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
@@ -14,7 +15,7 @@ from memcalc.engine.parallel.ddp import Ddp
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.program import expanded
 from memcalc.engine.timeline import size_values
-from memcalc.inputs.parallel import ParallelPlan
+from memcalc.inputs.parallel import ParallelPlan, divisors
 from memcalc.output.events import step_events
 from tests.oracle.support.rank import RankTrace
 from tests.oracle.support.rank_draw import RankSetup, draw_rank_setups
@@ -29,13 +30,55 @@ def first_ranks(seed: int, n: int, kind: str) -> list[RankSetup]:
     return [replace(one, rank=0) for one in draw_rank_setups(seed, n, kind)]
 
 
+def drawn_fsdp2(seed: int, n: int) -> list[RankSetup]:
+    """n first ranks under FSDP2: each world, reshard_after_forward, accumulation, recomputation and
+    precision as often as the others of its kind; the rest is drawn."""
+    rng = random.Random(seed)
+    drawn = first_ranks(seed, n, "fsdp")
+    worlds, resharded = _equally(rng, n, 2, 8, 64), _equally(rng, n, True, False, "fewer")
+    accums, precisions = _equally(rng, n, 1, 3), _equally(rng, n, "bf16", "bf16-mixed", "fp32")
+    recomputes = _equally(rng, n, "none", "full", "sac")
+    setups = []
+    for i, one in enumerate(drawn):
+        fewer = rng.choice(divisors(worlds[i])[1:-1] or [2])
+        reshard = fewer if resharded[i] == "fewer" else resharded[i]
+        layers = min(one.config.num_hidden_layers, 4 - accums[i])
+        setup = replace(
+            one.setup, grad_accum_steps=accums[i], precision=precisions[i],
+            recompute=recomputes[i], recompute_layers=None,
+        )  # fmt: skip
+        layout = replace(one.layout, dp=worlds[i], reshard=reshard)
+        config = replace(one.config, num_hidden_layers=layers)
+        setups.append(replace(one, config=config, setup=setup, layout=layout))
+    return setups
+
+
+def drawn_groups(seed: int, n: int) -> list[RankSetup]:
+    """n first ranks under FSDP2 over a part of the ranks (HSDP): two layers, two micro-batches."""
+    return [
+        replace(
+            one,
+            config=replace(one.config, num_hidden_layers=min(2, one.config.num_hidden_layers)),
+            setup=replace(one.setup, grad_accum_steps=min(2, one.setup.grad_accum_steps)),
+        )
+        for one in first_ranks(seed, n, "hsdp")
+    ]
+
+
+def _equally(rng: random.Random, n: int, *values: Any) -> list[Any]:
+    """n of the values, each as often as the others, in any order."""
+    many = [values[i % len(values)] for i in range(n)]
+    rng.shuffle(many)
+    return many
+
+
 def engine_plan(setup: RankSetup, **changes: Any) -> Plan:
     """The engine's plan of a rank of this setup."""
     layout = setup.layout
     stated: dict[str, Any] = {
         "dp": layout.dp, "tp": layout.tp, "fsdp": layout.fsdp, "reshard": layout.reshard,
         "shard": layout.shard, "sp": layout.sp if layout.tp > 1 else None,
-        "cp": layout.cp, "cp_method": layout.cp_method,
+        "cp": layout.cp, "cp_method": layout.cp_method, "ep": layout.ep,
     }  # fmt: skip
     kernels = {"watched": True, **setup.kernels}
     plan = plan_of(setup.config, setup.setup, kernels, ParallelPlan(**stated | changes))
@@ -47,16 +90,18 @@ def engine_plan(setup: RankSetup, **changes: Any) -> Plan:
 def differences(plan: Plan, trace: RankTrace) -> dict[str, tuple[Any, Any]]:
     """What engine and PyTorch say differently: {name: (engine, PyTorch)}.
 
-    Peaks, bytes saved, states, and categories where both peak in the same phase.
+    Peaks and the phase of the highest, bytes saved, states, and categories at the peak.
     """
     ours, theirs = step_memory(plan), trace.bytes
+    phase = theirs.peak_at.partition("/")[0]
     pairs: dict[str, tuple[Any, Any]] = {
         "peak": (ours.peak_bytes, theirs.peak),
+        "peak in": (ours.peak.phase, phase),
         "saved": (ours.saved_bytes, theirs.saved),
         **{name: (ours.phases[name], theirs.phases[name]) for name in PHASES},
         **_states(ours, trace),
     }
-    if ours.peak.phase == theirs.peak_at.partition("/")[0]:
+    if ours.peak.phase == phase:
         for name in CATEGORIES:
             pairs[f"{name} at the peak"] = (ours.breakdown[name], theirs.breakdown.get(name, 0))
     return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

@@ -182,9 +182,9 @@ def _drop(param: Tensor) -> None:
 Row = tuple[int, tuple[int, ...]]
 
 
-def rows(shape: Shape) -> tuple[list[Row], int]:
+def rows(shape: Shape, model: Model | None = None) -> tuple[list[Row], int]:
     """Every allocation of one micro-batch, and how many of them are forward's."""
-    model = Model(shape)
+    model = model or Model(shape)
     model.forward(torch.empty((shape.b, shape.s), dtype=torch.int64, device="meta"))
     ids = torch.empty((shape.b, shape.s), dtype=torch.int64, device="meta")
     with StorageTracker("meta") as tracker:

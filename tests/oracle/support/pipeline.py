@@ -46,7 +46,7 @@ SCHEDULES: dict[str, Any] = {
     "dualpipe": torch_schedules.ScheduleDualPipeV,
 }
 _SINGLE = ("gpipe", "1f1b")
-WARM_UP = 2
+WARM_UP = 1
 
 
 @dataclass(frozen=True, kw_only=True)

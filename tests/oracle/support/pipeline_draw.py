@@ -51,7 +51,7 @@ def _drawn(rng: random.Random, schedule: str) -> PipelineSetup:
     pp = rng.choice([2, 2, 3, 4])
     vpp = rng.choice([2, 3]) if schedule == "interleaved" else CHUNKED_SCHEDULES.get(schedule) or 1
     chunks = pp * vpp
-    counts = [rng.choice([1, 1, 2, 3, 5]) for _ in range(chunks)]
+    counts = [rng.choice([1, 1, 2, 3] if chunks < 4 else [1, 1, 2]) for _ in range(chunks)]
     if rng.random() < 0.4:
         counts[rng.choice([0, -1])] = 0
     model = _model(rng, sum(counts))
@@ -83,12 +83,13 @@ def _model(rng: random.Random, layers: int) -> ModelConfig:
 
 def _setup(rng: random.Random, layout: ParallelPlan, layers: int) -> TrainingSetup:
     recompute = rng.choice(["none", "none", "full", "full:N", "sac"])
-    if layout.schedule in SPLIT_BACKWARD:
+    halves = layout.schedule in SPLIT_BACKWARD
+    if halves:
         recompute = "none"
     several = layout.schedule not in ("gpipe", "1f1b")
-    rounds = layout.pp * rng.choice([1, 2, 3])
+    rounds = layout.pp * rng.choice([1, 1, 2])
     least = layout.chunks if layout.schedule == "dualpipe" else layout.pp
-    batches = rounds if several else rng.choice([layout.pp, layout.pp + 1, 2 * layout.pp + 1])
+    batches = rounds if several else layout.pp + rng.choice([0, 1, 2])
     return TrainingSetup(
         seq_len=rng.choice([8, 13, 16]),
         micro_batch_size=rng.choice([1, 2, 3]),
@@ -99,6 +100,6 @@ def _setup(rng: random.Random, layout: ParallelPlan, layers: int) -> TrainingSet
         recompute=recompute.partition(":")[0],
         recompute_layers=rng.randint(1, layers) if recompute == "full:N" else None,
         attention=rng.choice(["flash", "efficient", "eager"]),
-        loss=rng.choice(["fp32", "plain", "chunked"]),
+        loss=rng.choice(["fp32", "plain", "plain" if halves else "chunked"]),
         loss_chunks=2,
     )

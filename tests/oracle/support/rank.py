@@ -41,7 +41,8 @@ from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from memcalc.engine.plan import Plan, plan_of
-from memcalc.harness.model import norms
+from memcalc.harness.model import moe, norms
+from memcalc.harness.ranks import experts
 from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.ranks.layout_rules import check_layout
 from memcalc.harness.ranks.rank_step import RankStep
@@ -175,6 +176,8 @@ def without_data(bucket_views: bool = True) -> Iterator[None]:
     with (
         mock.patch.object(torch.Tensor, "item", lambda self: 1.0),
         mock.patch.object(norms, "fused_rms_norm", fused_rms_norm),
+        mock.patch.object(moe, "rows_of_each", _counted_in_integers),
+        mock.patch.object(experts, "read_counts", _balanced),
         mock.patch.object(_fully_shard, "_get_post_forward_mesh_info", second_mesh),
         mock.patch.object(DeviceMesh, "_concatenate", joined),
         buckets_without_data(bucket_views),
@@ -182,6 +185,17 @@ def without_data(bucket_views: bool = True) -> Iterator[None]:
         FakeTensorMode(),
     ):
         yield
+
+
+def _counted_in_integers(ids: torch.Tensor, experts: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a GPU makes: a CPU counts floats alone."""
+    return ids.int(), ids.new_empty(experts, dtype=torch.int32)
+
+
+def _balanced(counts: torch.Tensor, rows: int) -> list[int]:
+    """As many rows to every rank."""
+    each, more = divmod(rows, len(counts))
+    return [each + (number < more) for number in range(len(counts))]
 
 
 def _outside_fake_mode(make: Callable[..., Any]) -> Callable[..., Any]:

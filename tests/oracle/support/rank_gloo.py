@@ -1,7 +1,7 @@
-"""What test_rank_oracle.py runs under torchrun: the cases of two processes, on gloo and real tensors.
+"""What the fixture `between_processes` starts under torchrun: two processes, on gloo and real tensors.
 
-Writes rank{N}.json: of each case the step's peak and allocations (bytes, aten operator, phase), of that
-of several steps whose peak is lowest: gloo's thread may let go of a collective's tensor late.
+Writes rank{N}.json: of each case the step's peak and allocations (bytes, aten operator, phase, place),
+of that of several steps whose peak is lowest: gloo's thread may let go of a collective's tensor late.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ def _found(case: RankSetup, rank: int) -> dict[str, Any]:
     layout = case.layout
     ranks = Ranks(layout, layout.place(rank), CPU, "gloo", init_grid(layout, CPU))
     traces = run_rank_on_data(case.plan(), ranks, rank, REPEATS)
-    return min((_seen(trace) for trace in traces), key=lambda seen: seen["peak"])
+    return min((seen(trace) for trace in traces), key=lambda seen: seen["peak"])
 
 
-def _seen(trace: RankTrace) -> dict[str, Any]:
+def seen(trace: RankTrace) -> dict[str, Any]:
     """Peak and allocations without gloo's copies."""
     own = {e.storage for e in trace.events if e.aten == _GLOOS_COPY}
     events = [event for event in trace.events if event.storage not in own]
     lives = accumulate((event.nbytes for event in events), initial=trace.live_before)
-    allocations = [[e.nbytes, e.aten, e.phase] for e in events if e.nbytes > 0]
+    allocations = [[e.nbytes, e.aten, e.phase, e.where] for e in events if e.nbytes > 0]
     return {"peak": max(lives), "allocations": allocations}
 
 

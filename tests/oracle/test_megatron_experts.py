@@ -1,0 +1,82 @@
+"""Stack megatron's experts against real torch functions written from Megatron's sources.
+
+As in test_megatron_functions: every allocation's bytes, in order, and what is freed between it and the
+next, for layouts of experts and every part of a sparse layer that backward can compute again.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from memcalc.engine.plan import plan_of
+from memcalc.inputs.model import ModelConfig, MoeConfig
+from memcalc.inputs.parallel import ParallelPlan
+from memcalc.inputs.training import TrainingSetup
+from tests.oracle.support.megatron_experts import Experts, SparseModel
+from tests.oracle.support.megatron_functions import Parallel
+from tests.oracle.support.megatron_model import Row, Shape, rows
+from tests.oracle.support.megatron_rows import plan_rows
+
+
+def shape_of(how: Parallel, recompute: str) -> Shape:
+    return Shape(
+        s=48, b=2, h=96, a=8, k=4, d=16, f=160, V=256, layers=4, how=how, recompute=recompute
+    )
+
+
+def engine_rows(shape: Shape, c: Experts) -> tuple[list[Row], int]:
+    """The same of the engine; shape is one rank's."""
+    tp = shape.how.tp
+    moe = MoeConfig(
+        num_experts=c.E, num_experts_per_tok=c.t, moe_intermediate_size=c.m * c.etp,
+        sparse_layers=tuple(range(shape.layers)), shared_intermediate_size=c.n * tp,
+        scoring="sigmoid" if c.sigmoid else "softmax", fp32_router=c.wide, normalize_top_k=True,
+    )  # fmt: skip
+    config = ModelConfig(
+        name="tiny", model_type="mixtral", vocab_size=shape.V * tp, hidden_size=shape.h,
+        intermediate_size=shape.f * tp, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.a * tp, num_key_value_heads=shape.k * tp, head_dim=shape.d,
+        max_position_embeddings=shape.s, moe=moe,
+    )  # fmt: skip
+    setup = TrainingSetup(
+        stack="megatron", seq_len=shape.s, micro_batch_size=shape.b, loss="fused",
+        recompute="selective" if c.recompute else shape.recompute,
+        recompute_modules=c.recompute, attention="cudnn",
+    )  # fmt: skip
+    layout = ParallelPlan(tp=tp, sp=shape.how.sp, ep=c.ep, etp=c.etp, dp=c.ep * c.etp)
+    return plan_rows(plan_of(config, setup, {"watched": True}, layout))
+
+
+CASES = {
+    "every expert": Experts(),
+    "some experts": Experts(ep=4),
+    "one expert": Experts(ep=8),
+    "divided experts": Experts(ep=2, etp=2),
+    "sigmoid, shared": Experts(ep=2, sigmoid=True, n=24),
+    "fp32 router, divided": Experts(ep=4, etp=2, sigmoid=True, wide=True),
+    "activation": Experts(ep=2, recompute=("moe_act",)),
+    "norm": Experts(ep=2, n=24, recompute=("layernorm",)),
+    "shared experts": Experts(n=24, recompute=("shared_experts",)),
+    "the mixture": Experts(ep=4, n=24, recompute=("moe",)),
+    "norm and activation": Experts(ep=4, recompute=("moe_act", "layernorm")),
+}
+
+
+@pytest.mark.parametrize("how", [Parallel(), Parallel(2, True)], ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_every_event_of_a_micro_batch_with_experts(name, how):
+    """Layouts and recomputed parts, whole and divided over tensor parallelism: 22."""
+    compare(shape_of(how, "none"), CASES[name])
+
+
+def test_every_event_under_full_recomputation():
+    compare(shape_of(Parallel(2, True), "full"), CASES["sigmoid, shared"])
+
+
+def compare(shape: Shape, experts: Experts) -> None:
+    theirs, forward = rows(shape, SparseModel(shape, experts))
+    ours, mine = engine_rows(shape, experts)
+    for index, (one, other) in enumerate(zip(ours[:-1], theirs[:-1], strict=False)):
+        assert one == other, (index, forward, mine)
+    assert len(ours) == len(theirs)
+    assert mine == forward
