@@ -28,7 +28,7 @@ from memcalc.errors import ConfigError, MemcalcError
 if TYPE_CHECKING:
     from memcalc.engine.device_side import Device
 
-PARALLEL = ("tp", "pp", "cp", "dp", "schedule", "sp", "fsdp", "shard", "reshard", "cp-method")
+PARALLEL = ("tp", "pp", "cp", "dp", "ep", "schedule", "sp", "fsdp", "shard", "reshard", "cp-method")
 BAD_INPUT = 2
 
 
@@ -47,7 +47,7 @@ def refuse_alone(arguments: Arguments) -> None:
 
     given = _stated(arguments)
     layout_of({name: given[name] for name in given if name in ("tp", "pp", "cp", "dp")}, 1)
-    for name in ("schedule", "sp", "fsdp", "shard", "reshard", "cp-method"):
+    for name in ("schedule", "sp", "fsdp", "shard", "reshard", "cp-method", "ep"):
         if name.replace("-", "_") in given:
             raise ConfigError(
                 f"--{name}: got one process; rule: run under torchrun --nproc-per-node N"

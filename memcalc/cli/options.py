@@ -188,7 +188,7 @@ _PARALLEL: Final = (
     _split("stage-layers", "counts", "Blocks of each stage, as 7,8,8,7", "evenly"),
     _split("cp", "count", "Ranks a sequence is split over", commands=RANKS),
     _split("cp-method", "text", "How: ring or ulysses", "ring", choices=CP_METHODS, commands=RANKS),
-    _split("ep", "count", "Ranks the experts are spread over"),
+    _split("ep", "count", "Ranks the experts are spread over", commands=RANKS),
     _split("etp", "count", "Ranks one expert is split over", "the stack's"),
     _split("dp", "count", "Ranks that split the batch", "what gpus leaves", commands=RANKS),
     _split("zero", "stage", "Sharded over dp: 1 optimizer states, 2 gradients, 3 parameters", "0",

@@ -145,7 +145,13 @@ def typed(option: Option, value: object) -> Any:
         return tuple(part.strip() for part in text.split(","))
     if option.kind == "reshard":
         words = {"true": True, "false": False}
-        return words[text] if text in words else _at_least_one(text, option.flag)
+        if text in words:
+            return words[text]
+        if not text.isdecimal():
+            raise ConfigError(
+                f"{option.flag}: got {text!r}; valid: true, false or a number of ranks"
+            )
+        return _at_least_one(text, option.flag)
     if option.kind == "recompute":
         return _recompute(text)
     return text

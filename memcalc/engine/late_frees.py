@@ -2,8 +2,8 @@
 
 Autocast's weight casts are such: made in every block, released together at the end of forward. What the
 last copy alone leaves, such as a parameter gathered for the next block of backward, is not: the block
-before frees its own. The two differ in what the following repetition's counterpart does, where one is
-traced that is like the interior.
+before frees its own. The two differ in what the counterpart of the last repetition but one does, where
+it is traced beside the interior.
 Checked by: unit/test_structure.py, oracle/test_fsdp1.py.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from memcalc.engine.structure import Segment
 
-#: Repetitions that must be traced for the third to be like the interior.
+#: Repetitions that must be traced for one like the interior to be among them.
 _ENOUGH = 4
 
 
@@ -30,8 +30,8 @@ def late_frees(events: Sequence[int], segments: Sequence[Segment]) -> tuple[tupl
     }
     for (direction, run, repetition), storages in made.items():
         if repetition == 1:
-            regular = (direction, run, _ENOUGH - 1) in made
-            following = made[direction, run, 2] if regular else []
+            traced = max(other for way, of, other in made if (way, of) == (direction, run)) + 1
+            following = made[direction, run, traced - 2] if traced >= _ENOUGH else []
             counterparts = [*following, *[None] * len(storages)]
             for storage, counterpart in zip(storages, counterparts, strict=False):
                 interior[storage] = (run, counterpart)

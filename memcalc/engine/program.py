@@ -109,6 +109,8 @@ def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list
         stream.allocate(input_bytes(plan))
         for size in workspaces:
             stream.allocate(size)
+        made = [stream.allocate(size) for size in plan.strategy.loading_bytes(plan)]
+        stream.events += [~block for block in made]
 
     def micro_batch(batch: Batch, stream: Stream) -> None:
         exist = batch.has_gradients and (persistent or bool(gradients))

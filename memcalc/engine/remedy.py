@@ -52,8 +52,15 @@ def _changes(setup: TrainingSetup, seq: int) -> list[Change]:
             changes.append((f"--micro-batch {micro} (accumulating the rest)", _to_micro(micro)))
     if setup.recompute in ("none", "selective"):
         add("--recompute sac (keeps matmuls and attention)", recompute="sac")
+    if setup.recompute == "none" and setup.stack == "megatron":
+        add(
+            "--recompute selective --recompute-modules moe_act,layernorm (nothing is multiplied)",
+            recompute="selective",
+            recompute_modules=("moe_act", "layernorm"),
+        )
     if setup.recompute != "full" or setup.recompute_layers is not None:
-        add("--recompute full (one more forward)", recompute="full", recompute_layers=None)
+        whole = {"recompute": "full", "recompute_layers": None, "recompute_modules": ()}
+        add("--recompute full (one more forward)", **whole)
     if setup.precision in ("fp32", "tf32"):
         add("--precision bf16-mixed", precision="bf16-mixed")
     if setup.optimizer == "adamw":
@@ -119,11 +126,15 @@ def remedies(
             lines.append(_line(label, result))
         if len(lines) == 2:
             return lines
-    return lines or _combined(base, changes, tried)
+    several = parallel is not None and with_degrees(parallel).size > 1
+    return lines or _combined(base, changes, tried, several)
 
 
 def _combined(
-    base: TrainingSetup, changes: list[Change], tried: Callable[[TrainingSetup], Estimate]
+    base: TrainingSetup,
+    changes: list[Change],
+    tried: Callable[[TrainingSetup], Estimate],
+    several: bool,
 ) -> list[str]:
     """No single change is enough: add them up, cheapest first, then drop what was not needed."""
     taken: list[Change] = []
@@ -136,9 +147,11 @@ def _combined(
         if best.fits:
             break
     if not best.fits:
+        where = "to the training" if several else "on one GPU"
+        how = "divide the model over more GPUs" if several else "shard the model over several GPUs"
         return [
-            f"no change on one GPU is enough: with {_labels(taken)} it still needs "
-            f"{gib(_need(best))}; shard the model over several GPUs"
+            f"no change {where} is enough: with {_labels(taken)} it still needs "
+            f"{gib(_need(best))}; {how}"
         ]
     for change in reversed(taken[:-1]):
         fewer = [kept for kept in taken if kept is not change]

@@ -50,7 +50,12 @@ def block_of(leaf: Tensor) -> int:
 
 def is_expert(leaf: Tensor) -> bool:
     """Whether a parameter belongs to routed experts; shared experts act on every token."""
-    return ".expert_" in leaf.name
+    return names_expert(leaf.name)
+
+
+def names_expert(parameter: str) -> bool:
+    """Whether a parameter of this name belongs to routed experts."""
+    return ".expert_" in parameter
 
 
 def all_leaves(structure: Structure, runs: tuple[Run, ...]) -> list[Tensor]:

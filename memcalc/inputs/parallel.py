@@ -88,6 +88,9 @@ class ParallelPlan:
                 f"vpp: got {self.vpp} with schedule {self.schedule}; rule: chunks are of the "
                 "interleaved schedule; valid: --schedule interleaved"
             )
+        if self.stage_layers is not None and self.pp == 1:
+            stated = ",".join(map(str, self.stage_layers))
+            raise ConfigError(f"stage_layers: got {stated} with pp 1; valid: --pp above 1")
 
     @property
     def inner(self) -> int:

@@ -28,9 +28,9 @@ ATTENTIONS: Final = ("eager", "flash", "efficient", "cudnn")
 LOSSES: Final = ("plain", "fp32", "chunked", "fused")
 STACKS: Final = (
     "torch", "torch-compile", "hf", "torchtitan", "torchtune", "deepspeed", "megatron", "nanotron",
-    "fsdp1",
+    "fsdp1", "megatron-deepspeed",
 )  # fmt: skip
-LATER_STACKS: Final = ("megatron-deepspeed",)
+LATER_STACKS: Final[tuple[str, ...]] = ()
 #: Stacks whose blocks can be compiled.
 COMPILED_STACKS: Final = ("torch", "torch-compile", "torchtitan", "torchtune")
 #: Optimizers without a torch.optim implementation: their bytes are closed forms.

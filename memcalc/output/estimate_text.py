@@ -102,13 +102,16 @@ def _title(page: Page, result: Estimate, stated: dict[str, Any]) -> None:
 
 
 def layout_line(setup: Mapping[str, Any]) -> str:
-    """`16 GPUs: tp 2 with sp, pp 2, dp 4, zero 1`; nothing for one GPU that holds all."""
-    degrees = [f"{name} {setup[name]}" for name in ("tp", "pp", "cp", "dp") if setup[name] > 1]
+    """`16 GPUs: tp 2, dp 8, fsdp, reshard 2`; nothing for one GPU that holds all."""
+    names = ("tp", "pp", "cp", "dp")
+    degrees = [f"{name} {setup[name]}" for name in names if (setup[name] or 1) > 1]
     if setup["sp"]:
         degrees[0] += " with sp"
     sharding = "fsdp" if setup["fsdp"] else f"zero {setup['zero']}" if setup["zero"] else ""
     if sharding and setup["shard"]:
         sharding += f" over {setup['shard']}"
+    if setup["reshard"] is not None:
+        sharding += f", reshard {str(setup['reshard']).lower()}"
     stages = [setup["schedule"]] if setup["pp"] > 1 else []
     if setup["vpp"] > 1:
         stages.append(f"{setup['vpp']} chunks a stage")

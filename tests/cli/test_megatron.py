@@ -12,6 +12,7 @@ def test_mixtral_on_eight_gpus_does_not_fit_and_says_why(memcalc) -> None:  # ty
     assert outcome.status == 3
     assert "8 GPUs: dp 8, ep 8" in outcome.out
     assert "does not fit" in outcome.out and "expert_gate_up" in outcome.out
+    assert "divide the model over more GPUs" in " ".join(outcome.out.split())
     assert "experts: every rank's receive as many token rows (--imbalance 1)" in outcome.err
 
 
@@ -20,6 +21,17 @@ def test_imbalance_and_capacity_are_said(memcalc) -> None:  # type: ignore[no-un
     assert "receive 1.5 times the mean of token rows; an expert takes 1.25 times" in outcome.err
     padded = memcalc(*_MIXTRAL, "--capacity-factor", "2", "--pad-to-capacity", "--json")
     assert padded.json["setup"]["dims"]["R"] == 2048 * 2 * 2
+
+
+def test_the_advice_names_what_experts_can_recompute(memcalc) -> None:  # type: ignore[no-untyped-def]
+    """DeepSeek-V3 on 2048 GPUs: up-projections alone are too little, all layers are enough."""
+    words = ("--gpus", "2048", "--pp", "16", "--ep", "64", "--zero", "1", "--seq", "4096")
+    stages = "--stage-layers", ",".join(["4"] * 15 + ["1"])
+    outcome = memcalc("estimate", "deepseek-v3", "--stack", "megatron", *words, *stages,
+                      "--grad-accum", "16", "--loss", "fused", "--gpu", "h100-80gb",
+                      "--recompute", "selective", "--recompute-modules", "mla_up_proj")  # fmt: skip
+    assert outcome.status == 3
+    assert "--recompute full" in outcome.out
 
 
 def test_modules_to_recompute_are_said(memcalc) -> None:  # type: ignore[no-untyped-def]

@@ -19,9 +19,9 @@ from memcalc.inputs.training import TrainingSetup
 from tests.harness.models import GPT2, LLAMA
 from tests.oracle.support.data_parallel import (
     differences,
+    drawn_small,
     engine_plan,
     first_difference,
-    first_ranks,
 )
 from tests.oracle.support.rank import RankTrace
 from tests.oracle.support.rank_draw import RankSetup
@@ -29,7 +29,7 @@ from tests.oracle.support.rank_tracker import RankEvent
 from tests.oracle.support.zero_redundancy import elements_by_rank, run_split
 
 #: Drawn setups; a summary counts those that are exact.
-DRAWN = first_ranks(6, 10, "ddp")
+DRAWN = drawn_small(6, 10, "ddp")
 #: Number of a drawn setup: why the engine's bytes are not PyTorch's there. None is known.
 RESIDUALS: dict[int, str] = {}
 BF16 = TrainingSetup(seq_len=24, micro_batch_size=2, precision="bf16")

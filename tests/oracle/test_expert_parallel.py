@@ -72,7 +72,9 @@ CASES = {
 def test_a_rank_takes_what_pytorch_takes(name: str) -> None:
     plan, trace = engine_plan(CASES[name]), CASES[name].run()
     assert differences(plan, trace) == {}
-    if "deepseek" not in name:  # its router's view is summed in a place to which no operator belongs
+    if (
+        "deepseek" not in name
+    ):  # its router's view is summed in a place to which no operator belongs
         assert first_difference(plan, trace) == ""
 
 

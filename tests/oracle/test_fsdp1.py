@@ -37,6 +37,7 @@ SETUPS = {
     "groups": Wrapped(LLAMA, MIXED, 64, shard=8),
     "groups, kept": Wrapped(LLAMA, BF16, 16, zero=2, shard=8),
     "gathered after backward": Wrapped(DEEP, MIXED, 8, prefetch="post"),
+    "gathered ahead of forward": Wrapped(DEEP, MIXED, 8, ahead=True),
     "gathered when needed": Wrapped(DEEP, MIXED, 8, prefetch="none"),
     "GPT-2": Wrapped(replace(GPT2, num_hidden_layers=6), MIXED, 64),
     "tied, clipped": Wrapped(

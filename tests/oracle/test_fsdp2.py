@@ -19,7 +19,7 @@ from tests.oracle.support.data_parallel import (
     PHASES,
     differences,
     drawn_fsdp2,
-    drawn_groups,
+    drawn_small,
     engine_plan,
     first_difference,
 )
@@ -27,7 +27,7 @@ from tests.oracle.support.rank_draw import RankSetup
 
 #: Drawn setups; a summary counts those that are exact.
 PLAIN = 21
-DRAWN = [*drawn_fsdp2(4, PLAIN), *drawn_groups(4, 4)]
+DRAWN = [*drawn_fsdp2(4, PLAIN), *drawn_small(4, 4, "hsdp")]
 #: Number of a drawn setup: why the engine's bytes are not PyTorch's there. None is known.
 RESIDUALS: dict[int, str] = {}
 #: The most a peak may be off where the reason is known.

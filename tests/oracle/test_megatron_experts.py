@@ -6,6 +6,8 @@ next, for layouts of experts and every part of a sparse layer that backward can 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from memcalc.engine.plan import plan_of
@@ -41,7 +43,8 @@ def engine_rows(shape: Shape, c: Experts) -> tuple[list[Row], int]:
     setup = TrainingSetup(
         stack="megatron", seq_len=shape.s, micro_batch_size=shape.b, loss="fused",
         recompute="selective" if c.recompute else shape.recompute,
-        recompute_modules=c.recompute, attention="cudnn",
+        recompute_modules=c.recompute, attention="cudnn", pad_to_capacity=c.capacity == "pad",
+        capacity_factor=None if c.capacity == "none" else 1.25,
     )  # fmt: skip
     layout = ParallelPlan(tp=tp, sp=shape.how.sp, ep=c.ep, etp=c.etp, dp=c.ep * c.etp)
     return plan_rows(plan_of(config, setup, {"watched": True}, layout))
@@ -58,6 +61,10 @@ CASES = {
     "norm": Experts(ep=2, n=24, recompute=("layernorm",)),
     "shared experts": Experts(n=24, recompute=("shared_experts",)),
     "the mixture": Experts(ep=4, n=24, recompute=("moe",)),
+    "dropped rows": Experts(ep=4, capacity="drop"),
+    "padded rows": Experts(ep=4, capacity="pad"),
+    "padded rows, every expert": Experts(capacity="pad"),
+    "padded rows, divided": Experts(ep=2, etp=2, capacity="pad"),
     "norm and activation": Experts(ep=4, recompute=("moe_act", "layernorm")),
 }
 
@@ -65,7 +72,7 @@ CASES = {
 @pytest.mark.parametrize("how", [Parallel(), Parallel(2, True)], ids=str)
 @pytest.mark.parametrize("name", CASES)
 def test_every_event_of_a_micro_batch_with_experts(name, how):
-    """Layouts and recomputed parts, whole and divided over tensor parallelism: 22."""
+    """Layouts, capacities and recomputed parts, whole and divided over tensor parallelism: 30."""
     compare(shape_of(how, "none"), CASES[name])
 
 
@@ -74,6 +81,8 @@ def test_every_event_under_full_recomputation():
 
 
 def compare(shape: Shape, experts: Experts) -> None:
+    tokens = shape.s * shape.b // (shape.how.tp if shape.how.sp else 1)
+    experts = replace(experts, C=tokens * experts.t * 5 // (4 * experts.E))
     theirs, forward = rows(shape, SparseModel(shape, experts))
     ours, mine = engine_rows(shape, experts)
     for index, (one, other) in enumerate(zip(ours[:-1], theirs[:-1], strict=False)):

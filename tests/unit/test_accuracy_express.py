@@ -84,6 +84,17 @@ def test_torchtunes_plain_loss_takes_fp32_logits() -> None:
     assert express(row(stack="torch", loss="plain")).setup.loss == "plain"
 
 
+def test_a_step_inside_backward_is_part_of_the_setup() -> None:
+    assert express(row(optimizer_in_backward="true")).setup.optimizer_in_backward
+    assert not express(row()).setup.optimizer_in_backward
+
+
+def test_a_release_before_the_stacks_own_changes_its_kernels() -> None:
+    early = express(row(stack="torchtitan", source="torchtitan 2024-12"))
+    assert early.kernels == {"compile_loss": False}
+    assert express(row(stack="torchtitan", source="torchtitan H200")).kernels == {}
+
+
 def test_paged_states_are_priced_as_resident() -> None:
     stated = express(row(optimizer="paged-adamw-8bit"))
     assert stated.setup.optimizer == "adamw-8bit"
@@ -115,7 +126,6 @@ def test_a_card_without_a_profile_takes_the_same_chips() -> None:
         ({"peft": "qlora"}, "parameter-efficient fine-tuning (qlora)"),
         ({"precision": "nf4"}, "precision nf4"),
         ({"precision": "mxfp8-mixed"}, "precision mxfp8-mixed"),
-        ({"optimizer_in_backward": "true"}, "inside backward"),
         ({"priceable": "no", "why_not": "layout unpublished"}, "is unknown: layout unpublished"),
         ({"seq": None}, "seq is not stated"),
         ({"micro_batch": None}, "micro_batch is not stated"),

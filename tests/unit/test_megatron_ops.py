@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import pytest
-
 from memcalc.engine.aten.collective import all_gather, all_to_all, reduce_scatter
 from memcalc.engine.aten.te_attention import attention
 from memcalc.engine.aten.te_linear import How, grouped_linear, linear
@@ -17,6 +15,7 @@ from memcalc.engine.aten.te_tokens import (
     beyond_capacity,
     fused_activation,
     gate,
+    laid_anew,
     permute,
     sort_chunks,
     unpermute,
@@ -107,11 +106,10 @@ def test_permutation_keeps_a_map_of_two_int32_an_expert_and_one():
     assert tokens == (0, b("2*T*h"), b("2*R*h"))
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_sorting_keeps_an_int32_a_row(kept):
-    order = b("4*R") if kept else 0
-    found = cost(lambda t: sort_chunks(of(t, R, h), kept=kept)[0])
-    assert found == (order, order + b("2*R*h"), b("2*R*h"))
+def test_sorting_keeps_an_int32_a_row_and_chunks_of_one_length_nothing():
+    found = cost(lambda t: sort_chunks(of(t, R, h))[0])
+    assert found == (b("4*R"), b("4*R + 2*R*h"), b("2*R*h"))
+    assert cost(lambda t: laid_anew(of(t, R, h))) == (0, b("2*R*h"), b("2*R*h"))
 
 
 def test_an_activation_weighed_by_probabilities_keeps_both():

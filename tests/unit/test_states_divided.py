@@ -16,7 +16,7 @@ from memcalc.engine.program import Stream, training_program
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
-from tests.harness.models import GPT2, LLAMA
+from tests.harness.models import GPT2, LLAMA, MIXTRAL
 
 SETUP = TrainingSetup(seq_len=48, micro_batch_size=2)
 DEEP = replace(LLAMA, num_hidden_layers=9, tie_word_embeddings=True)
@@ -109,6 +109,13 @@ def test_one_gpu_is_the_estimate_without_a_layout(layout: dict[str, int]) -> Non
         assert (ours.events, ours.sizes) == (theirs.events, theirs.sizes)
 
 
+def test_one_gpus_result_is_that_without_a_layout() -> None:
+    alone = estimate("gpt2", gpu="h100-80gb")
+    one = estimate("gpt2", gpu="h100-80gb", parallel=ParallelPlan(gpus=1))
+    assert (one.memory, one.verdict, one.notes) == (alone.memory, alone.verdict, alone.notes)
+    assert one.assumptions == alone.assumptions
+
+
 def test_more_ranks_never_take_more() -> None:
     peaks = [
         step_memory(_plan(DEEP, SETUP, dp=dp, fsdp=True)).peak_bytes for dp in (2, 4, 8, 16, 64)
@@ -174,3 +181,13 @@ def test_whole_matrices_are_not_stepped_in_parts(optimizer: str) -> None:
     with pytest.raises(ConfigError, match=f"got {optimizer} with fsdp; .*valid: adamw"):
         _plan(LLAMA, replace(SETUP, optimizer=optimizer), dp=2, fsdp=True)
     _plan(LLAMA, replace(SETUP, optimizer=optimizer), dp=2)
+
+
+def test_experts_that_are_padded_to_the_ranks_are_said_so() -> None:
+    """fully_shard cuts along the experts: 4 of them over 8 ranks are gathered as 8."""
+    padded, even = (_plan(MIXTRAL, SETUP, dp=8, fsdp=True, shard=n) for n in (8, 4))
+    said = [note for note in padded.notes if "pads 4 experts to 8" in note]
+    assert len(said) == 1 and "2 times as large; --shard 4 pads none" in said[0]
+    assert not any("pads" in note for note in even.notes)
+    gathered = [step_memory(plan).breakdown["gathered"] for plan in (padded, even)]
+    assert gathered[0] > 1.5 * gathered[1]

@@ -116,7 +116,7 @@ def test_one_rank_is_one_gpu(name: str) -> None:
 
 @pytest.mark.parametrize("stated", [{"tp": 8, "sp": True}, {"tp": 4, "dp": 4, "fsdp": True}])
 def test_a_known_structure_is_priced_at_once(stated: dict[str, Any]) -> None:
-    """40 ms for a warm estimate of 32 blocks without the allocator: 3 times what it took, or more."""
+    """40 ms for a warm estimate of 32 blocks without the allocator; one core took 2 and 4 ms."""
     config = replace(MODELS["llama"], num_hidden_layers=32)
     setup, layout = TrainingSetup(seq_len=48), ParallelPlan(**stated)
 

@@ -93,14 +93,11 @@ def _unpermute_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     return [saved[0].tape.empty("permute", shape, dtype)]
 
 
-def sort_chunks(*parts: Tensor, kept: bool = True) -> tuple[Tensor, ...]:
-    """Chunks of rows, and of what travels beside them, in another order.
-
-    kept: an int32 a row says where each went; chunks of one length are copied without a map.
-    """
+def sort_chunks(*parts: Tensor) -> tuple[Tensor, ...]:
+    """Chunks of rows, and of what travels beside them, in another order: keeps an int32 a row."""
     node = node_for(_sort_backward, *parts)
     tape = parts[0].tape
-    order = tape.empty("make_chunk_sort_map", (parts[0].shape[0],), "int32") if kept else None
+    order = tape.empty("make_chunk_sort_map", (parts[0].shape[0],), "int32")
     made = tuple(tape.empty("sort_chunks", one.shape, one.dtype) for one in parts)
     if node is None:
         return made
@@ -109,8 +106,21 @@ def sort_chunks(*parts: Tensor, kept: bool = True) -> tuple[Tensor, ...]:
 
 
 def _sort_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    tape = next(one for one in grads if one is not None).tape
+    tape = saved[0].tape
     return [tape.empty("sort_chunks", shape, dtype) for shape, dtype in node.inputs]
+
+
+def laid_anew(x: Tensor) -> Tensor:
+    """Chunks of one length in another order: a copy each way, nothing kept."""
+    node = node_for(_laid_backward, x)
+    out = x.tape.empty("clone", x.shape, x.dtype)
+    return node.output(out) if node else out
+
+
+def _laid_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    return [gradient.tape.empty("clone", gradient.shape, gradient.dtype)]
 
 
 def fused_activation(x: Tensor, *beside: Tensor, gated: bool) -> Tensor:

@@ -94,7 +94,8 @@ def beside_their_partners(
             continue
         start = order.index(value)
         own, waiting = large_operands(graph, reads, value), {value.index}
-        moved, between = [value], []
+        moved: list[Value] = [value]
+        between: list[Value] = []
         for position in range(start + 1, len(order)):
             other = order[position]
             if waiting & reads[other.index].keys():

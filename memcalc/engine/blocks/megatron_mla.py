@@ -49,10 +49,9 @@ def _attended(build: Build, x: Tensor) -> Tensor:
     def up(*latents: Tensor) -> tuple[Tensor, ...]:
         return _queries_keys_values(build, *latents)
 
-    latents = _latents(build, x)
     if not recomputes(build, "mla_up_proj"):
-        return core(build, *up(*latents))
-    freed = Discarded(up, *latents)
+        return core(build, *up(*_latents(build, x)))
+    freed = Discarded(up, *_latents(build, x))
     out = core(build, *freed.outputs)
     freed.discard(out)
     return out

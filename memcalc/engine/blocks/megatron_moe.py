@@ -23,6 +23,7 @@ from memcalc.engine.aten.te_linear import grouped_linear, linear
 from memcalc.engine.aten.te_tokens import (
     fused_activation,
     gate,
+    laid_anew,
     permute,
     sort_chunks,
     unpermute,
@@ -94,12 +95,12 @@ def _experts(build: Build, rows: Tensor, chances: Tensor) -> Tensor:
         rows = all_gather(rows, (build["R"], h))
         chances = all_gather(chances, (build["R"],))
     if _sorts(build):
-        rows, chances = sort_chunks(rows, chances, kept=chosen.capacity != "pad")
+        rows, chances = _by_chunk(build, rows, chances)
     made = _products(build, rows, chances)
     build.at("combine", "mlp")
     out = made
     if _sorts(build):
-        (out,) = sort_chunks(made, kept=chosen.capacity != "pad")
+        (out,) = _by_chunk(build, made)
     if not chosen.experts_split:
         return out
     received = (letter(build, "R_p", "R"), h)
@@ -113,6 +114,13 @@ def _sorts(build: Build) -> bool:
     if chosen.capacity == "pad" and not (chosen.experts_apart or chosen.experts_split):
         return False
     return chosen.several_experts
+
+
+def _by_chunk(build: Build, *parts: Tensor) -> tuple[Tensor, ...]:
+    """Chunks of rows, and what travels beside them, in another order; of one length when padded."""
+    if options(build).capacity == "pad":
+        return tuple(laid_anew(one) for one in parts)
+    return sort_chunks(*parts)
 
 
 def _products(build: Build, rows: Tensor, chances: Tensor) -> Tensor:

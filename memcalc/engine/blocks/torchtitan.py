@@ -4,7 +4,7 @@ Shapes: x (b, s, h); until the kernel runs heads lie inside tokens, (b, s, a, d)
 copied to all a query heads. The locals of a `forward` are locals here, so they live as long. Norms
 around it are written out in fp32 (norm.py), the feed-forward is the plain decoder's.
 Source: pytorch/torchtitan torchtitan/models/llama/model.py, norms.py (2024-12).
-Checked by: unit/test_stack_torchtitan.py, event for event.
+Checked by: oracle/test_own_layers.py, event for event; compiled: oracle/test_own_layers_compiled.py.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ copied to all a query heads. The locals of a `forward` are locals here, so they 
 kernel of packed samples is compiled flex attention, which keeps what flash does: q, k, v, the output
 and a log-sum-exp; with a compiled layer it stands outside the graphs, so all three are kept whole.
 Source: pytorch/torchtune torchtune/modules/{transformer,attention,position_embeddings,rms_norm}.py.
-Checked by: unit/test_stack_torchtune.py, event for event.
+Checked by: oracle/test_own_layers.py, event for event; compiled: oracle/test_own_layers_compiled.py.
 """
 
 from __future__ import annotations

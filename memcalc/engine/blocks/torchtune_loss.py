@@ -5,7 +5,7 @@ until the loss returns; the loss works on an fp32 copy of one chunk at a time. W
 cross-entropy of a chunk is compiled, which stores no fp32 logits at all.
 Source: pytorch/torchtune torchtune/modules/transformer.py (unembed, chunked_output),
 torchtune/modules/loss/ce_chunked_output_loss.py, torchtune/training/_compile.py.
-Checked by: unit/test_stack_torchtune.py.
+Checked by: oracle/test_own_layers.py.
 """
 
 from __future__ import annotations

@@ -13,6 +13,10 @@ from memcalc.engine.kernels import DTensors, Kernels
 from memcalc.engine.parallel.context import check_context, context_split
 from memcalc.engine.parallel.ddp import ddp_of
 from memcalc.engine.parallel.deepspeed import deepspeed_of
+from memcalc.engine.parallel.deepspeed_megatron import (
+    megatron_deepspeed_states,
+    runs_megatron_deepspeed,
+)
 from memcalc.engine.parallel.deepspeed_setup import (
     check_deepspeed,
     deepspeed_notes,
@@ -103,6 +107,8 @@ def strategy_for(plan: Plan, stack: Stack) -> Strategy:
     layout = plan.parallel
     if runs_nanotron(plan.kernels):
         return nanotron_states(plan, stack)
+    if runs_megatron_deepspeed(plan.kernels):
+        return megatron_deepspeed_states(plan, stack)
     if plan.kernels.megatron is not None:
         return megatron_states(plan, stack)
     if runs_deepspeed(stack):

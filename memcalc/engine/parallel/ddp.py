@@ -8,7 +8,8 @@ before the last do not sum (no_sync): where gradients were dropped, theirs are t
 the last one's copy. Memory per rank does not fall with their number but for the split states.
 Not here: 4 bytes a parameter that the reducer marks used parameters with.
 Source: PyTorch 2.13, torch/nn/parallel/distributed.py, torch/csrc/distributed/c10d/reducer.cpp,
-torch/distributed/optim/zero_redundancy_optimizer.py. Checked by: oracle/test_ddp.py, unit/test_states_divided.py.
+torch/distributed/optim/zero_redundancy_optimizer.py.
+Checked by: oracle/test_ddp.py, unit/test_states_divided.py.
 """
 
 from __future__ import annotations

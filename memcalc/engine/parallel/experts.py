@@ -57,7 +57,7 @@ def check_divided(ep: int, ranks: int, config: ModelConfig) -> None:
             f"ep: got {ep} for {config.name}; rule: experts without biases; valid: 1"
         )
     same, rows = ranks // ep, (2 * moe.moe_intermediate_size, config.hidden_size)
-    if ranks > moe.num_experts and any(n % same for n in rows):
+    if ranks > moe.num_experts and not cut_by_rows(ranks, same, config):
         raise ConfigError(
             f"ep: got {ep} over {ranks} ranks; rule: the {same} ranks with the same experts divide "
             f"their rows, {rows[0]} and {rows[1]}"
@@ -84,12 +84,31 @@ def _notes(layout: ParallelPlan, plan: Plan) -> tuple[str, ...]:
     said = [f"ep {layout.ep}: a rank's experts receive {share} (--imbalance)"]
     if layout.cp > 1:
         said.append("ep beside cp: not compared with PyTorch")
+    if plan.resolved.setup.grad_clip:
+        said.append("grad-clip beside ep: not compared with PyTorch")
     return tuple(said)
 
 
 def spread(strategy: Fsdp2, layout: ParallelPlan, plan: Plan) -> Fsdp2:
-    """How ranks that share experts hold the states."""
+    """How ranks hold the states of a model with experts, whether or not they share these."""
     moe = plan.config.moe
-    if layout.ep == 1 or moe is None:
+    if moe is None:
         return strategy
-    return with_experts(strategy, layout.ep, moe.num_experts)
+    ranks, plain = strategy.ranks, layout.offload == "none"
+    by_rows = plain and isinstance(layout.reshard, bool | None) and cut_by_rows(
+        ranks, ranks // layout.ep, plan.config
+    )  # fmt: skip
+    if layout.ep == 1 and not by_rows:
+        return strategy
+    return with_experts(strategy, layout.ep, by_rows)
+
+
+def cut_by_rows(ranks: int, same: int, config: ModelConfig) -> bool:
+    """Whether FSDP cuts experts along their rows: more ranks than experts, and rows that divide.
+
+    ranks: of a sharding group; same: of these, how many have the same experts.
+    """
+    moe = config.moe
+    if moe is None or ranks <= moe.num_experts or moe.expert_bias:
+        return False
+    return not any(n % same for n in (2 * moe.moe_intermediate_size, config.hidden_size))

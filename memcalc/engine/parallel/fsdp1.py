@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Bytes a parameter's start is a multiple of, of the gathered dtype (use_orig_params).
 ALIGNED_BYTES: Final = 16
-_DEPTH: Final = 5
+_DEPTH: Final = 6
 _PREFETCH: Final = ("pre", "post", "none")
 
 
@@ -50,7 +50,7 @@ class Fsdp1(Strategy):
 
     @property
     def depth(self) -> int:
-        """A block is gathered as the one two before it in backward is left."""
+        """From its gather to its reduction a block sees two others, gathered ahead three."""
         return _DEPTH
 
     def kernels(self, kernels: Kernels) -> Kernels:
@@ -115,6 +115,7 @@ def fsdp1_of(plan: Plan, stack: Stack) -> Fsdp1:
         reduce=kernels.compute_dtype if reduces == "compute" else reduces,
         frees=frees,
         prefetch=prefetch,
+        ahead=bool(stack.parallel.get("forward_prefetch", False)),
     )
     flat = ((group.names[0], group.shard) for group in (timeline.root, *timeline.blocks))
     return Fsdp1(timeline, tuple(flat))

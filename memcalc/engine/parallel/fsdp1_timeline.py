@@ -33,7 +33,8 @@ class FlatGroup(NamedTuple):
 class Fsdp1Timeline(NamedTuple):
     """The injector of one rank. stored: of shards; compute: of gathered ones; reduce: of reductions.
 
-    frees: a block's flat parameter after its forward. prefetch: "pre", "post" or "none".
+    frees: a block's flat parameter after its forward. prefetch: "pre", "post" or "none". ahead: the next
+    block is gathered before this one's forward (forward_prefetch).
     """
 
     root: FlatGroup
@@ -44,6 +45,7 @@ class Fsdp1Timeline(NamedTuple):
     reduce: str
     frees: bool
     prefetch: str
+    ahead: bool = False
 
     def start(self, build: Build) -> Hooks:
         """Hooks over a state of its own."""
@@ -57,28 +59,45 @@ class _Live:
     def __init__(self, plan: Fsdp1Timeline, build: Build) -> None:
         self.plan, self.build, self.tape = plan, build, build.tape
         self.gathered: dict[int, Tensor] = {}
+        self.waiting: FlatGroup | None = None  # ahead: whose gradients are not joined yet
 
     def phase(self, name: str) -> None:
         """The root is gathered first and reduced last; the loss's gradient calls for the last block."""
         if name == "forward":
             self._gather(self.plan.root)
+            if self.plan.ahead:
+                self._gather(self.plan.blocks[0])
         elif name == "backward" and self.plan.prefetch == "pre":
             self._gather(self.plan.blocks[-1])
         elif name == "end":
+            if self.waiting:
+                self._reduce(self.waiting)
             self._reduce(self.plan.root)
 
     def before_block(self, block: int, direction: str) -> None:
         """Gather what is not; in backward the next block too."""
-        self._gather(self.plan.blocks[block])
+        blocks = self.plan.blocks
+        self._gather(blocks[block])
+        if direction == "forward" and self.plan.ahead and block + 1 < len(blocks):
+            self._gather(blocks[block + 1])
         if direction == "backward" and self.plan.prefetch == "pre" and block > 0:
-            self._gather(self.plan.blocks[block - 1])
+            self._gather(blocks[block - 1])
 
     def after_block(self, block: int, direction: str) -> None:
-        """Free, or in backward reduce and free."""
-        if direction == "backward":
-            self._reduce(self.plan.blocks[block])
-        elif self.plan.frees:
-            del self.gathered[block]
+        """Free, or in backward reduce and free.
+
+        Views of a flat parameter gathered ahead are older than what the block before made, so that
+        autograd joins their gradients after that block's backward.
+        """
+        group: FlatGroup | None = self.plan.blocks[block]
+        if direction == "forward":
+            if self.plan.frees:
+                del self.gathered[block]
+            return
+        if self.plan.ahead:
+            group, self.waiting = self.waiting, group
+        if group:
+            self._reduce(group)
 
     def _gather(self, group: FlatGroup) -> None:
         plan, tape = self.plan, self.tape

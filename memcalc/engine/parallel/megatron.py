@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memcalc.engine.dtypes import ITEMSIZE
-from memcalc.engine.injectors import Injector
-from memcalc.engine.kernels import Kernels
 from memcalc.engine.parallel.megatron_buffers import (
     GROUPED_STREAMS,
     TE_WORKSPACE_BYTES,
@@ -38,7 +36,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class MegatronStates(Strategy):
-    """ranks: those that share one set of optimizer states (1: each has all); expert_ranks: experts'."""
+    """ranks: those that share one set of optimizer states (1: each has all); expert_ranks: experts'.
+
+    Nothing is injected: gathers and reductions work in the buffers.
+    """
 
     gradient_dtype: str = "fp32"
     distributed: bool = False
@@ -49,22 +50,6 @@ class MegatronStates(Strategy):
     @property
     def persistent_gradients(self) -> bool:
         return True
-
-    @property
-    def depth(self) -> int:
-        return 0
-
-    def kernels(self, kernels: Kernels) -> Kernels:
-        """As they are."""
-        return kernels
-
-    def injectors(self, plan: Plan) -> tuple[Injector, ...]:
-        """None: gathers and reductions work in the buffers."""
-        return ()
-
-    def parameter(self, leaf: Tensor) -> Tensor:
-        """The leaf itself."""
-        return leaf
 
     def gradient(self, leaf: Tensor) -> Tensor:
         """As large as the leaf, in the buffer's dtype."""
@@ -94,7 +79,7 @@ class MegatronStates(Strategy):
         return self.fixed_bytes_of_rank([plan])
 
     def fixed_bytes_of_rank(self, plans: Sequence[Plan]) -> Mapping[str, int]:
-        """The same of a rank with several chunks of the model: shared but for the padding."""
+        """The same of a rank with several chunks: shared but for padding and what dispatchers hold."""
         total = TE_WORKSPACE_BYTES
         total += max(_global_buffer(plan) for plan in plans) + _angles(plans[0])
         if any(kind.sparse for plan in plans for kind in plan.kinds):

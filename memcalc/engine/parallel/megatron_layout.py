@@ -30,7 +30,7 @@ from memcalc.inputs.training import ResolvedSetup, TrainingSetup
 #: make_vocab_size_divisible_by: rows of the vocabulary, times tp.
 VOCABULARY_STEP = 128
 #: Whose layers these are: the value of `code` in a stack's `[parallel]` table.
-MEGATRON_CODES = ("megatron", "nanotron")
+MEGATRON_CODES = ("megatron", "nanotron", "megatron-deepspeed")
 
 
 def megatron_kernels(kernels: Kernels, resolved: ResolvedSetup, stack: Stack) -> Kernels:

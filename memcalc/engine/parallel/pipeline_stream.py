@@ -89,6 +89,12 @@ def stage_program(stage: Stage, workspaces: tuple[int, ...], steps: int = 2) -> 
         for size in workspaces:
             stream.allocate(size)
         player.make_buffers(stream)
+        made = [
+            stream.allocate(size)
+            for chunk in stage.chunks
+            for size in strategy.loading_bytes(chunk.plan)
+        ]
+        stream.events += [~block for block in made]
         if not (strategy.persistent_gradients or stage.plan.resolved.setup.set_to_none):
             for plan, leaf in leaves:
                 stream.allocate(bytes_of_held(plan.strategy.gradient(leaf), values))
@@ -250,7 +256,7 @@ def _missing(stage: Stage, played: Stage) -> list[int]:
         kept = [sizes[i] for i in whole.traced[:made] if i in structure.kept]
         blocks += kept * (most[chunk.number] - shown[chunk.number])
     lacking -= sum(blocks)
-    one = max(item_bytes(chunk, "stream") for chunk in stage.chunks)
+    one = max(item_bytes(chunk, kind) for chunk in stage.chunks for kind in ("stream", "gradient"))
     return blocks + [one] * (lacking // one) + [lacking % one]
 
 

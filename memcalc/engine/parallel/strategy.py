@@ -95,6 +95,10 @@ class Strategy(Protocol):
         first = Batch(self.persistent_gradients or not plan.resolved.setup.set_to_none, True)
         return (first, Batch(True, True)) if plan.resolved.grad_accum_steps > 1 else (first,)
 
+    def loading_bytes(self, plan: Plan) -> tuple[int, ...]:
+        """Blocks that are made and freed before the first step; the caching allocator keeps them."""
+        return ()
+
     def host(self, plan: Plan) -> tuple[HostBlock, ...]:
         """What this rank keeps on its host, as long as the run; none of it is counted elsewhere."""
         return ()

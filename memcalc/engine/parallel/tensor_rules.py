@@ -118,9 +118,7 @@ def _elsewhere(config: ModelConfig) -> str:
     return ", or --stack megatron" if config.moe or config.mla else ""
 
 
-def refuse_copies(
-    tp: int, dp: int, cp: int = 1, config: ModelConfig | None = None
-) -> ConfigError:
+def refuse_copies(tp: int, dp: int, cp: int = 1, config: ModelConfig | None = None) -> ConfigError:
     """The error for parts of layers beside DDP over dp x cp ranks. config: the model, where known."""
     more = tp * dp
     fits = cp == 1 and (config is None or more in _degrees(config))

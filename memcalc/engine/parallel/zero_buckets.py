@@ -37,7 +37,8 @@ class Buckets(NamedTuple):
     """The injector. limit: elements of a bucket; double: two of them; ranks: those that share states.
 
     parameters: name and elements of each, in flat order. on_host: this rank's part is on the host
-    (optimizer offload), so gradients go there instead of a tensor of their own.
+    (optimizer offload), so gradients go there instead of a tensor of their own. pipeline: under
+    PipelineEngine, which makes the bucket when it reduces.
     """
 
     stage: int
@@ -47,6 +48,7 @@ class Buckets(NamedTuple):
     dtype: str
     parameters: Parameters
     on_host: bool = False
+    pipeline: bool = False
 
     def start(self, build: Build) -> Hooks:
         """Hooks of one micro-batch."""
@@ -221,12 +223,15 @@ class _Stage1(_Stage2):
     """Gradients stay where they are until the last micro-batch's backward is over."""
 
     def ready(self, leaf: Tensor) -> None:
-        self.open()
+        if not self.plan.pipeline:
+            self.open()
 
     def phase(self, name: str) -> None:
         if name == "backward" and self.build.has_gradients:
             self._earlier()
         elif name == "end" and self.build.reduces:
+            self.tape.mark("backward block", -1)  # what follows is outside the blocks
+            self.open()
             for parameter in self.flat.sizes:
                 self.take(self.tape.leaves[parameter])
             self.reduce()
@@ -239,8 +244,14 @@ class _Stage1(_Stage2):
         for leaf in self.tape.leaves.values():
             before = (self.tape.op, self.tape.block)
             self.tape.at("accumulate", block_of(leaf))
-            leaf.grad = self.tape.earlier_made("gradient", leaf.shape, leaf.dtype)
+            leaf.grad = (
+                self.tape.earlier_made("gradient", leaf.shape, leaf.dtype)
+                if self.build.reduces
+                else self.tape.external(leaf.shape, leaf.dtype)
+            )
             self.tape.at(*before)
+        if self.plan.pipeline or not self.build.reduces:
+            return
         with self.within("reduce_bucket"):
             self.buckets.append(
                 self.tape.earlier_made("ipg_buffer", (number(self.plan.limit),), self.plan.dtype)

@@ -21,9 +21,12 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
+from memcalc.engine.parallel.experts import cut_by_rows
 from memcalc.harness.model.moe import Moe
 from memcalc.harness.model.router import StackedWeights
+from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.watch.scopes import op
+from memcalc.inputs.model import ModelConfig
 
 
 class Sent(NamedTuple):
@@ -107,9 +110,11 @@ def expert_weights(module: nn.Module) -> set[nn.Parameter]:
     return {parameter for one in stacks for parameter in one.parameters()}
 
 
-def cut_along(ranks: int, experts: int) -> Shard:
-    """Along which dimension the ranks of a replica cut an expert's weights (E, out, in)."""
-    return Shard(1 if ranks > experts else 0)
+def cut_along(layout: Layout, config: ModelConfig) -> Shard:
+    """Along which dimension the ranks with the same experts cut their weights (E, out, in)."""
+    ranks = layout.shard_ranks
+    simple = isinstance(layout.reshard, bool | None)
+    return Shard(1 if simple and cut_by_rows(ranks, ranks // layout.ep, config) else 0)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from torch.distributed.fsdp._fully_shard._fsdp_common import FSDPMeshInfo, Shard
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from memcalc.engine.plan import Plan
+from memcalc.engine.states import names_expert
 from memcalc.harness.model.block import Block
 from memcalc.harness.model.casting import DTYPES, cast_scope
 from memcalc.harness.model.decoder import Decoder, assemble, draw, parameters_made
@@ -162,13 +163,14 @@ def _shard(model: Decoder, plan: Plan, ranks: Ranks) -> None:
 
 def _expert_placement(block: nn.Module, plan: Plan, ranks: Ranks) -> Any:
     """What fully_shard asks of each parameter of a block; None where all have one mesh."""
-    experts = expert_weights(block) if ranks.layout.ep > 1 else set()
-    if not experts:
+    layout, experts = ranks.layout, expert_weights(block)
+    cut = cut_along(layout, plan.config)
+    if not experts or (layout.ep == 1 and cut.dim == 0):
         return None
+    if layout.ep == 1:
+        return lambda parameter: cut if parameter in experts else None
     own = FSDPMeshInfo(mesh=ranks.along("edp"), shard_mesh_dim=0)
     rest = FSDPMeshInfo(mesh=ranks.sharding, shard_mesh_dim=0)
-    assert plan.config.moe is not None
-    cut = cut_along(ranks.layout.dp, plan.config.moe.num_experts)
 
     def placed(parameter: nn.Parameter) -> ShardPlacementResult:
         if parameter in experts:
@@ -205,10 +207,9 @@ def _fill(model: Decoder, plan: Plan, ranks: Ranks, dims: dict[str, int], seed: 
 def _fsdp_part(name: str, values: Tensor, plan: Plan, ranks: Ranks) -> Tensor:
     """What FSDP leaves this rank of a parameter, of an expert's first what its ep rank has."""
     layout, dim, part, count = ranks.layout, 0, ranks.share, ranks.layout.shard_ranks
-    if layout.ep > 1 and ".expert_" in name:
-        assert plan.config.moe is not None
+    if names_expert(name):
         values = values.chunk(layout.ep, 0)[part % layout.ep]
-        dim = cut_along(layout.dp, plan.config.moe.num_experts).dim
-        part, count = part // layout.ep, layout.dp // layout.ep
+        dim = cut_along(layout, plan.config).dim
+        part, count = part // layout.ep, count // layout.ep
     pieces, part = values.chunk(count, dim), part % count
     return pieces[part] if part < len(pieces) else values[:0]

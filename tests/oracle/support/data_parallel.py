@@ -42,27 +42,27 @@ def drawn_fsdp2(seed: int, n: int) -> list[RankSetup]:
     for i, one in enumerate(drawn):
         fewer = rng.choice(divisors(worlds[i])[1:-1] or [2])
         reshard = fewer if resharded[i] == "fewer" else resharded[i]
-        layers = min(one.config.num_hidden_layers, 4 - accums[i])
         setup = replace(
             one.setup, grad_accum_steps=accums[i], precision=precisions[i],
             recompute=recomputes[i], recompute_layers=None,
         )  # fmt: skip
         layout = replace(one.layout, dp=worlds[i], reshard=reshard)
-        config = replace(one.config, num_hidden_layers=layers)
-        setups.append(replace(one, config=config, setup=setup, layout=layout))
+        setups.append(_small(replace(one, setup=setup, layout=layout)))
     return setups
 
 
-def drawn_groups(seed: int, n: int) -> list[RankSetup]:
-    """n first ranks under FSDP2 over a part of the ranks (HSDP): two layers, two micro-batches."""
-    return [
-        replace(
-            one,
-            config=replace(one.config, num_hidden_layers=min(2, one.config.num_hidden_layers)),
-            setup=replace(one.setup, grad_accum_steps=min(2, one.setup.grad_accum_steps)),
-        )
-        for one in first_ranks(seed, n, "hsdp")
-    ]
+def drawn_small(seed: int, n: int, kind: str) -> list[RankSetup]:
+    """n first ranks of a kind, of few layers where there are many micro-batches: quick to run."""
+    return [_small(one) for one in first_ranks(seed, n, kind)]
+
+
+def _small(one: RankSetup) -> RankSetup:
+    accum = one.setup.grad_accum_steps or 1
+    layers = min(one.config.num_hidden_layers, 4 - accum)
+    setup = one.setup
+    if setup.recompute_layers is not None:
+        setup = replace(setup, recompute_layers=min(setup.recompute_layers, layers))
+    return replace(one, config=replace(one.config, num_hidden_layers=layers), setup=setup)
 
 
 def _equally(rng: random.Random, n: int, *values: Any) -> list[Any]:

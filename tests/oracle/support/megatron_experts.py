@@ -42,6 +42,8 @@ class Experts:
     wide: bool = False  # a router in fp32
     gate: bool = False  # of the shared expert
     recompute: tuple[str, ...] = ()
+    capacity: str = "none"  # none | drop | pad
+    C: int = 0  # rows an expert takes of a rank
 
     @property
     def e(self) -> int:
@@ -85,7 +87,7 @@ class SparseModel(Model):
         residual = hidden_states
         tokens = hidden_states.view(-1, shape[-1])
         probs, routing_map = self.router(i, tokens)
-        sent = tokens.shape[0] * c.t
+        sent = c.C * c.E if c.capacity == "pad" else tokens.shape[0] * c.t
         hidden_states, row_id_map, permuted = Permute.apply(tokens, probs, sent)
         del probs, routing_map
         probs = permuted
@@ -94,14 +96,27 @@ class SparseModel(Model):
         if c.ep > 1:
             dispatched, probs = Moved.apply(hidden_states, sent), Moved.apply(probs, sent)
         output, shared = self.compute(i, dispatched, probs, residual)
-        output = self.combine(output, shared, row_id_map, (sent, shape))
-        return output
+        return self.combine(output, shared, row_id_map, (sent, shape))
 
     def router(self, i: int, tokens: Tensor) -> tuple[Tensor, Tensor]:
         c = self.experts
         dtype = torch.float32 if c.wide else torch.bfloat16
         logits = Gate.apply(tokens, self.p(f"{i}.router", c.E, tokens.shape[1]), dtype)
-        return self.chosen(logits)
+        probs, routing_map = self.chosen(logits)
+        if c.capacity != "none":
+            probs, routing_map = self.dropped(probs, routing_map)
+        return probs, routing_map
+
+    def dropped(self, routing_probs: Tensor, routing_map: Tensor) -> tuple[Tensor, Tensor]:
+        """apply_router_token_dropping."""
+        _, capacity_indices = torch.topk(routing_probs, k=self.experts.C, dim=0, sorted=False)
+        capacity_mask = torch.zeros_like(routing_probs).scatter(0, capacity_indices, 1).bool()
+        if self.experts.capacity == "pad":
+            final_map = capacity_mask
+        else:
+            final_map = torch.logical_and(routing_map, capacity_mask)
+        final_probs = routing_probs * final_map
+        return final_probs, final_map
 
     def chosen(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """topk_routing_with_score_function."""
@@ -142,14 +157,24 @@ class SparseModel(Model):
         c = self.experts
         if c.etp > 1:
             rows, probs = (Moved.apply(one, one.shape[0] * c.etp) for one in (rows, probs))
+        if c.e > 1 and c.capacity == "pad":
+            return self.turned(rows, c.ep * c.etp, c.e), self.turned(probs, c.ep * c.etp, c.e)
         if c.e > 1:
             rows, probs = Sort.apply(rows, probs)
         return rows, probs
 
+    def turned(self, x: Tensor, outer: int, inner: int) -> Tensor:
+        """Chunks of one length, the second index outermost."""
+        x = x.view(outer, inner, self.experts.C, *x.size()[1:])
+        return x.transpose(0, 1).contiguous().flatten(start_dim=0, end_dim=2)
+
     def unsorted(self, rows: Tensor, count: int, dtype: torch.dtype) -> Tensor:
-        if self.experts.e > 1:
+        c = self.experts
+        if c.e > 1 and c.capacity == "pad":
+            rows = self.turned(rows, c.e, c.ep * c.etp)
+        elif c.e > 1:
             (rows,) = Sort.apply(rows)
-        if self.experts.etp > 1:
+        if c.etp > 1:
             rows = Moved.apply(rows.to(dtype), count).to(rows.dtype)
         return rows
 

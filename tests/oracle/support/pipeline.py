@@ -28,10 +28,12 @@ from memcalc.engine.plan import Plan
 from memcalc.harness.model.casting import DTYPES
 from memcalc.harness.model.decoder import parameters_made
 from memcalc.harness.optimizers import make_optimizers
+from memcalc.harness.ranks import rank_step
 from memcalc.harness.ranks.layout import Layout, Place
-from memcalc.harness.ranks.part import Part, running_plan
+from memcalc.harness.ranks.part import Part, build_part, running_plan
 from memcalc.harness.ranks.rank_step import RankStep, _Stage
 from memcalc.harness.ranks.ranks import Ranks
+from memcalc.harness.ranks.split_layers import split_layers
 from memcalc.harness.step import OnPhase
 from memcalc.harness.watch.tensors import TensorBytes
 from tests.oracle.support.rank import CPU, fake_ranks, without_data
@@ -64,23 +66,51 @@ class StagesStep(RankStep):
 
     def __init__(self, plan: Plan, rank: int, grid: Ranks) -> None:
         layout, pipe = plan.parallel, pipe_of(plan)
-        cut = _Cut(pp=layout.chunks, ranges=tuple(chunk_layers(plan)))
+        cut = _Cut(**_degrees(plan, layout.chunks), ranges=tuple(chunk_layers(plan)))
         numbers = chunks_of(layout.schedule, pipe, rank)
         at = [Ranks(cut, Place(pp=number), CPU, "fake", grid.mesh) for number in numbers]
         self.plan, self.ranks, self.device = plan, grid, CPU
-        with parameters_made(plan.kernels.param_dtype, CPU):
-            parts = [Part(running_plan(plan, one), one) for one in at]
+        parts: list[nn.Module] = [self._part(one) for one in at]
         self.model = parts[0] if len(parts) == 1 else nn.ModuleList(parts)  # type: ignore[assignment]
         self.optimizers = make_optimizers(plan.optimizer, self.model)
         self.ids = self._rows(0)
         self.labels = self.ids.clone() if plan.resolved.setup.separate_labels else self.ids
         self.called, self._buckets = self.model, []
+        if grid.layout.dp > 1 and not grid.layout.fsdp:
+            group = grid.along("dp").get_group()
+            parts = [
+                rank_step.DistributedDataParallel(  # as `without_data` has it
+                    part, process_group=group, gradient_as_bucket_view=True
+                )
+                for part in parts
+            ]
+            self.called = parts[0]
         self.pipeline = _Stages(self, parts, at)  # type: ignore[assignment]
+
+    def _part(self, ranks: Ranks) -> nn.Module:
+        """A chunk of the model as this rank holds it."""
+        layout, plan = ranks.layout, self.plan
+        if layout.fsdp:
+            return build_part(running_plan(plan.whole, ranks), ranks, 0)
+        with parameters_made(plan.kernels.param_dtype, "meta" if layout.tp > 1 else CPU):
+            part = Part(running_plan(plan, ranks), ranks)
+        if layout.tp > 1:
+            split_layers(part, ranks.along("tp"), layout.sp)
+            part.to_empty(device=CPU)
+        return part
 
     def _rows(self, seed: int) -> Tensor:
         resolved = self.plan.resolved
         shape = (resolved.micro_batch_size, resolved.seq_len)
         return torch.zeros(shape, dtype=torch.int64, device=self.device)
+
+
+def _degrees(plan: Plan, stages: int) -> dict[str, Any]:
+    """The harness's names for a layout."""
+    layout = plan.parallel
+    more = {"fsdp": layout.fsdp, "shard": layout.shard, "reshard": layout.reshard}
+    named = {name: value for name, value in more.items() if value is not None}
+    return {"dp": layout.copies, "tp": layout.tp, "sp": bool(layout.sp), "pp": stages, **named}
 
 
 class _Stages:
@@ -91,7 +121,8 @@ class _Stages:
         resolved, kernels, name = plan.resolved, plan.kernels, plan.parallel.schedule
         self.count = resolved.grad_accum_steps
         self.tokens = step.ids.repeat(self.count, 1)
-        shape = (resolved.micro_batch_size, resolved.seq_len, plan.config.hidden_size)
+        positions = resolved.seq_len // (plan.parallel.tp if plan.parallel.sp else 1)
+        shape = (resolved.micro_batch_size, positions, plan.config.hidden_size)
         dtype = DTYPES[kernels.param_dtype if kernels.autocast else kernels.compute_dtype]
         stream = torch.empty(shape, dtype=dtype, device="meta", requires_grad=True)
         ids = torch.empty(step.ids.shape, dtype=torch.int64, device="meta")
@@ -171,14 +202,14 @@ def _alone() -> Iterator[None]:
 
 
 def run_stage(plan: Plan, rank: int) -> tuple[TensorBytes, list[RankEvent]]:
-    """The third step of one rank of the plan's pipeline: what it took, and every event."""
-    layout = Layout(pp=plan.parallel.pp)
+    """A later step of a stage's first rank: what it took, and every event."""
+    layout = Layout(**_degrees(plan, plan.parallel.pp))
     with ExitStack() as stack:
-        grid = stack.enter_context(fake_ranks(layout, rank))
+        grid = stack.enter_context(fake_ranks(layout, rank * layout.dp * layout.tp))
         stack.enter_context(without_data())
         stack.enter_context(_alone())
         step = StagesStep(plan, rank, grid)
-        for _ in range(WARM_UP):
+        for _ in range(WARM_UP + (layout.dp > 1)):  # DDP makes its buckets anew in the second
             step.run()
         gc.collect()
         gc.disable()

@@ -21,7 +21,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 from unittest import mock
 
-import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
@@ -72,6 +71,7 @@ class Wrapped:
     shard: int | None = None
     reduce: str = "compute"
     prefetch: str = "pre"
+    ahead: bool = False
 
     def plan(self) -> Plan:
         """The engine's plan of its first rank."""
@@ -80,7 +80,9 @@ class Wrapped:
         plan = plan_of(self.config, setup, {"watched": True}, layout)
         strategy: Any = plan.strategy
         reduce = strategy.timeline.compute if self.reduce == "compute" else self.reduce
-        timeline = strategy.timeline._replace(reduce=reduce, prefetch=self.prefetch)
+        timeline = strategy.timeline._replace(
+            reduce=reduce, prefetch=self.prefetch, ahead=self.ahead
+        )
         return plan._replace(strategy=replace(strategy, timeline=timeline))
 
     @property
@@ -113,6 +115,7 @@ class Fsdp1Step(TrainingStep):
             auto_wrap_policy=ModuleWrapPolicy({Block}),
             mixed_precision=wrapped.policy(plan),
             backward_prefetch=_PREFETCH[wrapped.prefetch],
+            forward_prefetch=wrapped.ahead,
             device_id=CPU,
             use_orig_params=True,
             limit_all_gathers=True,

@@ -81,7 +81,7 @@ def draw(seed: str, sharded: bool) -> RankSetup:
     """One setup, the same for the same seed. sharded: FSDP2 beside tensor parallelism.
 
     Models of one or two blocks: Llama's and GPT-2's shapes with biases, norms of q and k, placements
-    of norms, parallel blocks, caps, dropout; the setup is any that ranks can run.
+    of norms, windows, parallel blocks, caps, dropout; the setup is any that ranks can run.
     """
     rng = random.Random(seed)
     tp = rng.choice([2, 2, 4, 8])
@@ -138,6 +138,9 @@ def _llama(rng: random.Random, tp: int) -> ModelConfig:
     else:
         shape["norm_placement"] = rng.choice(["pre"] * 6 + ["post", "sandwich", "post-residual"])
     sizes = _sizes(rng, tp)
+    if rng.random() < 0.1:
+        shape["sliding_window"] = 8
+        shape["layer_types"] = ("sliding", "full")[: sizes["num_hidden_layers"]]
     return ModelConfig(
         name="llama", model_type="llama", hidden_size=rng.choice([32, 64, 96]),
         num_attention_heads=groups * rng.choice([1, 2, 4]), num_key_value_heads=groups,
@@ -157,7 +160,7 @@ def _setup(rng: random.Random, config: ModelConfig, layout: Layout) -> TrainingS
     impls = ["foreach", "foreach", "loop"] + (["fused"] if optimizer == "adamw" else [])
     recompute = rng.choice(["none", "none", "selective", "sac", "sac-attention", "full", "full:N"])
     precisions = ["fp32", "bf16", "bf16-mixed", "bf16-mixed", "fp16-mixed"]
-    if not layout.fsdp and optimizer != "none":
+    if optimizer != "none":
         precisions.append("bf16-master")
     return TrainingSetup(
         seq_len=layout.tp * rng.choice([1, 2, 6, 33]),
