@@ -55,7 +55,9 @@ def express(row: Row) -> Expressed:
         gpu, about_gpu = gpu_of(row)
     except ConfigError as error:
         raise NotExpressedError(str(error)) from None
-    kernels = next((k for name, k in _OF_RELEASE.items() if name in row.source), {})
+    kernels = dict(next((k for name, k in _OF_RELEASE.items() if name in row.source), {}))
+    if "fp8 all-gather" in (row.text("precision_text") or ""):
+        kernels["fp8_gather"] = True
     return Expressed(config, setup, plan, gpu, [*assumed, *more, *about_gpu], kernels)
 
 

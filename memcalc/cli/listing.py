@@ -147,18 +147,12 @@ def _gpus() -> list[dict[str, Any]]:
 def _stacks() -> list[dict[str, Any]]:
     from memcalc.inputs.profiles import profile_names
     from memcalc.inputs.stacks import load_stack
-    from memcalc.inputs.training import LATER_STACKS
 
     known = [load_stack(name) for name in profile_names("stacks")]
-    rows = [
+    return [
         {"name": s.name, "description": s.description, "verified_against": s.verified_against}
         for s in known
     ]
-    later = [
-        {"name": name, "description": "not in this version", "verified_against": None}
-        for name in LATER_STACKS
-    ]
-    return rows + later
 
 
 def _clusters() -> list[dict[str, Any]]:

@@ -160,7 +160,7 @@ def _setup_dict(plan: Plan, stack: Stack, device: Device) -> dict[str, Any]:
     for name in ("megatron", "dtensor"):
         kernels[name] = None if kernels[name] is None else kernels[name]._asdict()
     layout = plan.parallel
-    return {
+    found = {
         **stated,
         "stack": resolved.setup.code,
         "seq_len": resolved.seq_len,
@@ -183,6 +183,14 @@ def _setup_dict(plan: Plan, stack: Stack, device: Device) -> dict[str, Any]:
         },
         "dims": dict(plan.values),
     }
+    return {name: _as_json(value) for name, value in found.items()}
+
+
+def _as_json(value: Any) -> Any:
+    """The value with lists for tuples, as JSON gives it back."""
+    if isinstance(value, dict):
+        return {name: _as_json(inner) for name, inner in value.items()}
+    return list(value) if isinstance(value, tuple) else value
 
 
 def with_advice(result: Estimate, advice: list[str]) -> Estimate:

@@ -54,7 +54,7 @@ CHOICES = {
 #: watched: tensors as a dispatch mode sees them. fused_gate_up: one linear for both, as Phi-3 has it.
 #: cuda_graphs: compiled blocks are replayed as CUDA graphs.
 #: packed: rotary rows by sample. compile_loss: with compiled blocks, the cross-entropy too.
-_FLAGS = ("watched", "fused_gate_up", "cuda_graphs", "packed", "compile_loss")
+_FLAGS = ("watched", "fused_gate_up", "cuda_graphs", "packed", "compile_loss", "fp8_gather")
 
 
 def kernels_of(
@@ -80,6 +80,7 @@ def kernels_of(
         compute_dtype=precision.compute_dtype,
         autocast=precision.autocast,
         fp8_linear=precision.fp8_linear,
+        fp8_gather=precision.fp8_linear and choices.get("fp8_gather", False),
         norm=choices["norm"],
         attention=kernel,
         loss=loss,

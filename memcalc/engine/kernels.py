@@ -98,6 +98,7 @@ class Kernels(NamedTuple):
     compute_dtype: str = "bf16"
     autocast: bool = False
     fp8_linear: bool = False
+    fp8_gather: bool = False  # a block's matrices are gathered from other ranks in fp8
     norm: str = "hand"  # hand | decomposed | fused
     attention: str = "flash"  # flash | efficient | cudnn | eager
     loss: str = "plain"  # plain | fp32 | chunked | fused

@@ -2,8 +2,8 @@
 
 Autocast's weight casts are such: made in every block, released together at the end of forward. What the
 last copy alone leaves, such as a parameter gathered for the next block of backward, is not: the block
-before frees its own. The two differ in what the counterpart of the last repetition but one does, where
-it is traced beside the interior.
+before frees its own. The two differ in what becomes of the counterpart in a middle repetition, where one
+like the interior is traced beside it.
 Checked by: unit/test_structure.py, oracle/test_fsdp1.py.
 """
 
@@ -31,7 +31,7 @@ def late_frees(events: Sequence[int], segments: Sequence[Segment]) -> tuple[tupl
     for (direction, run, repetition), storages in made.items():
         if repetition == 1:
             traced = max(other for way, of, other in made if (way, of) == (direction, run)) + 1
-            following = made[direction, run, traced - 2] if traced >= _ENOUGH else []
+            following = made[direction, run, traced // 2] if traced >= _ENOUGH else []
             counterparts = [*following, *[None] * len(storages)]
             for storage, counterpart in zip(storages, counterparts, strict=False):
                 interior[storage] = (run, counterpart)

@@ -194,7 +194,8 @@ def optimizer_peak(trace: OptimizerTrace, plan: Plan) -> Instant:
 def category(structure: Structure, storage: int) -> str:
     """The breakdown's category of a traced storage."""
     label = structure.labels[structure.labels_of[storage]]
-    if storage in structure.gradients or storage in structure.earlier:
+    is_sum = storage in structure.earlier and label.op not in GATHERED_OPS
+    if storage in structure.gradients or is_sum:
         return "gradients"
     kept = storage in structure.kept or label.recomputed
     return operator_category(label.op, label.phase, kept)

@@ -53,7 +53,9 @@ def rank_memory(plan: Plan, stage: int, device: Device, allocator: bool) -> Rank
         others = tuple(stream.streams.items())
         simulated = _simulated(tuple(stream.events), tuple(stream.sizes), others, plan.expandable)
     between = _communication(plan, stage, device)
-    memory = _memory(step, plan, device, simulated, between)._replace(stage=place)
+    host = host_of(plan, fabric_of(device.cluster, plan.parallel.gpus_per_node).gpus)
+    memory = _memory(step, plan, device, simulated, between)
+    memory = memory._replace(stage=place, host=host, host_bytes=host.total_bytes)
     return RankMemory(step, memory, _fits(memory, device, stream), between)
 
 
@@ -120,10 +122,7 @@ def _memory(
         high = used + _KERNEL_IMAGES_BYTES + _attention_scratch(plan)
         high += between.high - between.expected
     usable = device.usable_bytes
-    held, host = (
-        step.states,
-        host_of(plan, fabric_of(device.cluster, plan.parallel.gpus_per_node).gpus),
-    )
+    held = step.states
     return MemoryEstimate(
         peak_requested_bytes=requested,
         peak_allocated_bytes=allocated,
@@ -151,8 +150,7 @@ def _memory(
         },
         saved_for_backward_bytes=step.saved_bytes,
         saved_per_layer_bytes=step.saved_per_layer_bytes,
-        host_bytes=host.total_bytes,
-        host=host,
+        host_bytes=0,
     )
 
 

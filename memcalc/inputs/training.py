@@ -30,7 +30,6 @@ STACKS: Final = (
     "torch", "torch-compile", "hf", "torchtitan", "torchtune", "deepspeed", "megatron", "nanotron",
     "fsdp1", "megatron-deepspeed",
 )  # fmt: skip
-LATER_STACKS: Final[tuple[str, ...]] = ()
 #: Stacks whose blocks can be compiled.
 COMPILED_STACKS: Final = ("torch", "torch-compile", "torchtitan", "torchtune")
 #: Optimizers without a torch.optim implementation: their bytes are closed forms.
@@ -91,10 +90,6 @@ class TrainingSetup:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("recompute", self.recompute, RECOMPUTE)
         check_choice("attention", self.attention, ATTENTIONS)
-        if self.stack in LATER_STACKS:
-            raise NotInThisVersionError(
-                f"stack: {self.stack!r} is not in this version; valid: {', '.join(STACKS)}"
-            )
         check_choice("stack", self.stack, STACKS)
         if self.loss is not None:
             check_choice("loss", self.loss, LOSSES)

@@ -57,7 +57,7 @@ def _piece(
     cut, half, end = written.forward[0], structure.weights_begin, len(structure.events)
     begins = {0: 0, structure.forward_end: cut, half: half, end: len(written.events)}
     events = written.events[begins[stretch.begin] : begins[stretch.end]]
-    freed = {~event for event in events if event < 0}
+    freed, earlier = {~event for event in events if event < 0}, set(written.earlier)
     phase = "forward" if action.kind == "F" else "backward"
     for event in events:
         storage = event if event >= 0 else ~event
@@ -67,8 +67,18 @@ def _piece(
             phase = structure.labels[structure.labels_of[kind]].phase
             if names[kind][2] == "gradients" and storage not in freed:
                 gradients.append((layer, names[kind], sizes[kind]))
+        elif storage in earlier:  # of an earlier micro-batch
+            _take_off(gradients, sizes[kind])
         out.add(phase, layer, names[kind], sizes[kind] if event >= 0 else -sizes[kind])
     return phase
+
+
+def _take_off(gradients: list[tuple[int, tuple[str, str, str], int]], size: int) -> None:
+    """Forget a gradient of this size, if there is one."""
+    for number, (_, _, known) in enumerate(gradients):
+        if known == size:
+            del gradients[number]
+            return
 
 
 def _optimizer(out: Recorder, stage: Stage) -> None:

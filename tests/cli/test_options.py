@@ -19,7 +19,7 @@ gpu-memory reserve gpus gpus-per-node cluster tp pp cp ep vpp dp sp no-sp zero f
 peft lora-rank lora-targets lora-dropout lora-dtype rlhf engine stack calibration layers imbalance set
 config save json csv quiet ops timeline chart out device steps fix top price debug
 warmup threads reference profile records no-record
-cp-method etp shard reshard stage-layers tp-layout
+cp-method etp shard reshard stage-layers tp-layout offload-device pin-memory no-pin-memory
 recompute-modules capacity-factor pad-to-capacity
 rows source confidence priceable
 """
@@ -70,6 +70,7 @@ def test_every_training_field_has_an_option_or_is_reached_by_set() -> None:
         ("loss", training.LOSSES),
         ("schedule", parallel.SCHEDULES),
         ("offload", parallel.OFFLOADS),
+        ("offload-device", parallel.OFFLOAD_DEVICES),
         ("cp-method", parallel.CP_METHODS),
         ("tp-layout", parallel.TP_LAYOUTS),
     ],

@@ -15,6 +15,7 @@ STEPS = 4
 QWEN3 = replace(LLAMA, name="small-qwen3", qk_norm="head", attention_bias=True)
 THREE = replace(LLAMA, name="three-layers", num_hidden_layers=3)
 assert MIXTRAL.moe is not None
+TWO = replace(MIXTRAL, moe=replace(MIXTRAL.moe, num_experts=2, num_experts_per_tok=1))
 EIGHT = replace(MIXTRAL, moe=replace(MIXTRAL.moe, num_experts=8))
 DDP, FSDP = Layout(dp=2), Layout(dp=2, fsdp=True)
 TP, TP_SP = Layout(tp=2), Layout(tp=2, sp=True)
@@ -70,6 +71,8 @@ CASES = {
 GRIDS = {
     "fsdp x tp-sp": _case(Layout(dp=2, tp=2, sp=True, fsdp=True), GPT2, grad_accum_steps=2, **CLIP),
     "fsdp x tp": _case(Layout(dp=2, tp=2, fsdp=True), recompute="full", **SGD),
+    "fsdp-rows-cut": _case(Layout(dp=4, fsdp=True), TWO, **SGD),
+    "ep-rows-cut": _case(Layout(dp=4, ep=2, fsdp=True), TWO, **SGD),
     "ep x fsdp": _case(Layout(dp=4, ep=2, fsdp=True), EIGHT, grad_accum_steps=2, **SGD),
     "pp x tp": _case(Layout(pp=2, tp=2), QWEN3, grad_accum_steps=2, **CLIP),
     "pp x ddp": _case(Layout(pp=2, dp=2), grad_accum_steps=2, **SGD),

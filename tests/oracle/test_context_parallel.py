@@ -58,15 +58,14 @@ CASES = {
     "ring-efficient": _case(
         _ring(2), NORMED, recompute="selective", attention="efficient", **MIXED
     ),
-    "ring-gpt2-ddp": _case(_ring(2, fsdp=False, dp=2), GPT2),
+    "ring-gpt2-ddp": _case(_ring(2, fsdp=False, dp=2), replace(GPT2, num_hidden_layers=1)),
     "ring-latent": _case(_ring(2, dp=2, reshard=False), LATENT, **MIXED),
     "ring-tp-sp": _case(_ring(2, tp=2, sp=True), WIDE, 3),
-    "ulysses-of-2": _case(_ulysses(2), LLAMA),
+    "ulysses-of-2": _case(_ulysses(2), ONE),
     "ulysses-of-4-full": _case(_ulysses(4), WIDE, 3, recompute="full", **MIXED),
     "ulysses-one-row": _case(_ulysses(2), NORMED, micro_batch_size=1, grad_accum_steps=2, **MIXED),
     "ulysses-efficient-sac": _case(_ulysses(2), WIDE, attention="efficient", recompute="sac"),
-    "ulysses-gpt2-ddp": _case(_ulysses(2, fsdp=False), GPT2),
-    "ulysses-tp-sp": _case(_ulysses(2, tp=2, sp=True), WIDE, 1),
+    "ulysses-gpt2-ddp": _case(_ulysses(2, fsdp=False), replace(GPT2, num_hidden_layers=1)),
 }
 
 

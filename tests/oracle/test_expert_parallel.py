@@ -23,9 +23,9 @@ from tests.oracle.support.data_parallel import differences, engine_plan, first_d
 from tests.oracle.support.rank_draw import RankSetup
 
 assert MIXTRAL.moe is not None
-#: Dense blocks before, between and after sparse ones.
+#: Dense blocks before and after a sparse one.
 MIXED_BLOCKS = replace(
-    MIXTRAL, num_hidden_layers=4, moe=replace(MIXTRAL.moe, num_experts=8, sparse_layers=(1, 3))
+    MIXTRAL, num_hidden_layers=3, moe=replace(MIXTRAL.moe, num_experts=8, sparse_layers=(1,))
 )
 #: Shared experts beside the routed ones, and a router that chooses groups first.
 DEEPSEEK = replace(
@@ -63,7 +63,8 @@ CASES = {
     "rows-cut": _case(_layout(8, 2), **MIXED),
     "rows-cut-sac": _case(_layout(16, 4), MIXED_BLOCKS, recompute="sac"),
     "deepseek": _case(_layout(8, 4), DEEPSEEK, **MIXED),
-    "deepseek-rows-cut": _case(_layout(32, 8), DEEPSEEK, precision="bf16"),
+    "no-ep-rows-cut": _case(Layout(dp=16, fsdp=True), DEEPSEEK),
+    "no-ep-hsdp-rows-cut": _case(Layout(dp=16, shard=8, fsdp=True), SHARED_GATE, **MIXED),
     "shared-gate": _case(_layout(4, 2), SHARED_GATE, micro_batch_size=1),
 }
 
@@ -72,9 +73,7 @@ CASES = {
 def test_a_rank_takes_what_pytorch_takes(name: str) -> None:
     plan, trace = engine_plan(CASES[name]), CASES[name].run()
     assert differences(plan, trace) == {}
-    if (
-        "deepseek" not in name
-    ):  # its router's view is summed in a place to which no operator belongs
+    if CASES[name].config is not DEEPSEEK:  # its router's view is summed where no operator is named
         assert first_difference(plan, trace) == ""
 
 
@@ -104,6 +103,14 @@ def test_experts_beside_shared_sequences() -> None:
     assert _memory(MIXTRAL, {"dp": 2, "cp": 2, "ep": 4}).states == _memory(
         MIXTRAL, {"dp": 4, "ep": 4}
     ).states  # fmt: skip
+
+
+def test_more_ranks_than_experts_still_share_the_experts() -> None:
+    four, sixteen = (_memory(MIXTRAL, {"dp": n}).states for n in (4, 16))
+    # but for the router, whose 4 rows are padded to 16
+    assert sixteen.parameter_bytes * 4 < four.parameter_bytes * 1.02
+    uneven = replace(MIXTRAL, moe=replace(MIXTRAL.moe, moe_intermediate_size=97))
+    assert _memory(uneven, {"dp": 16}).states.parameter_bytes > 2 * sixteen.parameter_bytes
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,6 @@ def test_drawn_setups_have_every_choice_and_are_exact_but_for_a_tenth() -> None:
 MIXED = TrainingSetup(seq_len=24, micro_batch_size=2, precision="bf16-mixed")
 BF16 = replace(MIXED, precision="bf16")
 CHOSEN = {
-    "deeper than what is traced": RankSetup(
-        replace(LLAMA, num_hidden_layers=6), MIXED, Layout(dp=8, fsdp=True)
-    ),
     "deep, on fewer ranks, two batches": RankSetup(
         replace(LLAMA, num_hidden_layers=6), replace(BF16, grad_accum_steps=2),
         Layout(dp=8, fsdp=True, reshard=4),
@@ -72,8 +69,8 @@ CHOSEN = {
         replace(GPT2, num_hidden_layers=6), replace(MIXED, recompute="sac"),
         Layout(dp=64, fsdp=True, reshard=False),
     ),
-    "groups on fewer ranks": RankSetup(
-        LLAMA, replace(MIXED, grad_accum_steps=2), Layout(dp=64, fsdp=True, shard=8, reshard=2)
+    "groups on fewer ranks, momentum": RankSetup(
+        LLAMA, replace(MIXED, optimizer="momentum"), Layout(dp=64, fsdp=True, shard=8, reshard=2)
     ),
     "groups of one, clipped": RankSetup(
         LLAMA, replace(MIXED, grad_clip=True), Layout(dp=8, fsdp=True, shard=1)
@@ -81,9 +78,6 @@ CHOSEN = {
     "experts": RankSetup(MIXTRAL, BF16, Layout(dp=8, fsdp=True)),
     "master copies": RankSetup(
         LLAMA, replace(MIXED, precision="bf16-master"), Layout(dp=8, fsdp=True)
-    ),
-    "momentum": RankSetup(
-        LLAMA, replace(MIXED, optimizer="momentum"), Layout(dp=8, fsdp=True)
     ),
 }  # fmt: skip
 

@@ -6,6 +6,7 @@ next, for layouts of experts and every part of a sparse layer that backward can 
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -80,9 +81,30 @@ def test_every_event_under_full_recomputation():
     compare(shape_of(Parallel(2, True), "full"), CASES["sigmoid, shared"])
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_every_event_of_drawn_sparse_models(seed):
+    """Shapes, layouts, routers and recomputed parts drawn together."""
+    draw = random.Random(seed)
+    how = draw.choice([Parallel(), Parallel(2, True), Parallel(4, True)])
+    modules = [
+        m for m in ("moe_act", "layernorm", "shared_experts", "core_attn") if draw.random() < 0.4
+    ]
+    width = draw.choice([0, 24])
+    if not width and "shared_experts" in modules:
+        modules.remove("shared_experts")
+    experts = Experts(
+        E=16, t=draw.choice([1, 2, 3]), m=draw.choice([8, 40]), n=width,
+        ep=draw.choice([1, 2, 8, 16]), etp=draw.choice([1, 2]), sigmoid=draw.random() < 0.5,
+        wide=draw.random() < 0.5, recompute=tuple(modules),
+        capacity=draw.choice(["none", "none", "drop", "pad"]),
+    )  # fmt: skip
+    shape = shape_of(how, "selective" if "core_attn" in modules else "none")
+    compare(replace(shape, b=draw.choice([1, 2, 3]), layers=draw.choice([1, 2, 5])), experts)
+
+
 def compare(shape: Shape, experts: Experts) -> None:
     tokens = shape.s * shape.b // (shape.how.tp if shape.how.sp else 1)
-    experts = replace(experts, C=tokens * experts.t * 5 // (4 * experts.E))
+    experts = replace(experts, C=-(-tokens * experts.t * 5 // (4 * experts.E)))
     theirs, forward = rows(shape, SparseModel(shape, experts))
     ours, mine = engine_rows(shape, experts)
     for index, (one, other) in enumerate(zip(ours[:-1], theirs[:-1], strict=False)):

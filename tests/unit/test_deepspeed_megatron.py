@@ -57,7 +57,7 @@ def test_one_rank_holds_the_18_bytes_of_the_530b_models_table():
     held = memory.states
     states = held.parameter_bytes + held.gradient_bytes + held.optimizer_bytes + held.master_bytes
     assert states == 18 * held.parameters
-    assert 530e9 / 280 * 18 / 1e9 == pytest.approx(34.1, abs=0.05)
+    assert pytest.approx(34.1, abs=0.05) == 530e9 / 280 * 18 / 1e9
 
 
 def test_a_backward_ends_with_one_gradient_after_the_other_in_fp32():
@@ -135,6 +135,22 @@ def test_bf16_probes_of_the_bloom_team(layers, heads, pp, dp, measured):
     assert used.device_used_bytes is not None
     for unit in (1e9, 2**30):
         assert used.device_used_bytes / unit == pytest.approx(measured, rel=0.15)
+
+
+def test_blooms_own_run_fits_its_gpus():
+    """384 A100 80GB: tp 4, pp 12, dp 8, micro-batches of 2, global batch 2048 (BLOOM's model card and
+    arXiv:2211.05100). Every rank's parameters sum to the model and the head's copy of the embedding."""
+    setup = TrainingSetup(
+        stack="megatron-deepspeed", attention="eager", recompute="full", seq_len=2048,
+        micro_batch_size=2, global_batch=2048,
+    )  # fmt: skip
+    layout = ParallelPlan(tp=4, pp=12, dp=8)
+    found = estimate("bloom-176b", setup, parallel=layout, gpu="a100-80gb-sxm")
+    assert found.fits
+    held = sum(one.stage.parameters for one in found.memory.stages if one.stage)
+    norms_and_biases = 70 * (4 + 5 + 1) * 14336  # whole on every rank, at most
+    expected = 176_247_271_424 / 4 + 250880 * 14336 / 4
+    assert expected <= held < expected + norms_and_biases
 
 
 REFUSED = {

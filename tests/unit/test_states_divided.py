@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate, pairwise, product
 from typing import Any
 
@@ -10,13 +10,15 @@ import pytest
 
 from memcalc import TrainingSetup, estimate
 from memcalc.engine.memory import step_memory
-from memcalc.engine.parallel.ddp import BUCKET_BYTES, FIRST_BUCKET_BYTES, bucket_bytes
+from memcalc.engine.parallel.ddp import BUCKET_BYTES, FIRST_BUCKET_BYTES, Ddp, bucket_bytes
+from memcalc.engine.parallel.fsdp2 import Fsdp2
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.program import Stream, training_program
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan
-from tests.harness.models import GPT2, LLAMA, MIXTRAL
+from tests.harness.models import GPT2, LLAMA
 
 SETUP = TrainingSetup(seq_len=48, micro_batch_size=2)
 DEEP = replace(LLAMA, num_hidden_layers=9, tie_word_embeddings=True)
@@ -64,6 +66,49 @@ def test_the_allocators_program_requests_what_the_timeline_says(name: str, accum
         kept = said.states.gradient_bytes if not set_to_none or name in ("ddp", "zero 1") else 0
         held = said.states.parameter_bytes + said.states.optimizer_bytes + said.input_bytes
         assert lives[-1] == held + kept
+
+
+@dataclass(frozen=True)
+class _EveryFsdp2Block(Fsdp2):
+    @property
+    def depth(self) -> int:
+        return 64
+
+
+@dataclass(frozen=True)
+class _EveryDdpBlock(Ddp):
+    @property
+    def depth(self) -> int:
+        return 64
+
+
+@pytest.mark.parametrize("name", ["llama-3.2-1b", "gemma-2-2b", "deepseek-v2-lite"])
+@pytest.mark.parametrize("layout", ["ddp", "fsdp", "fsdp on 2 of 8"])
+def test_a_few_traced_blocks_stand_for_all(layout: str, name: str) -> None:
+    """Blocks that alternate, and that differ at the start: every event, against all blocks traced."""
+    setup = replace(
+        SETUP, grad_accum_steps=2, attention="eager", num_layers=10, recompute="full",
+        recompute_layers=8,
+    )  # fmt: skip
+    few = _plan(load_model(name), setup, **LAYOUTS[layout])
+    kind = _EveryDdpBlock if layout == "ddp" else _EveryFsdp2Block
+    held = {field.name: getattr(few.strategy, field.name) for field in fields(few.strategy)}
+    every = few._replace(strategy=kind(**held))
+    ours, theirs = step_memory(few), step_memory(every)
+    assert ours.phases == theirs.phases and ours.breakdown == theirs.breakdown
+    assert ours.saved_bytes == theirs.saved_bytes
+    assert _requests(training_program(few, ())) == _requests(training_program(every, ()))
+
+
+def _requests(stream: Stream) -> list[tuple[int, list[int]]]:
+    """Each allocation with what is freed before the next, in any order."""
+    found: list[tuple[int, list[int]]] = []
+    for event in stream.events:
+        if event >= 0:
+            found.append((stream.sizes[event], []))
+        else:
+            found[-1][1].append(stream.sizes[~event])
+    return [(size, sorted(freed)) for size, freed in found]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16-mixed", "bf16-master"])
@@ -181,13 +226,3 @@ def test_whole_matrices_are_not_stepped_in_parts(optimizer: str) -> None:
     with pytest.raises(ConfigError, match=f"got {optimizer} with fsdp; .*valid: adamw"):
         _plan(LLAMA, replace(SETUP, optimizer=optimizer), dp=2, fsdp=True)
     _plan(LLAMA, replace(SETUP, optimizer=optimizer), dp=2)
-
-
-def test_experts_that_are_padded_to_the_ranks_are_said_so() -> None:
-    """fully_shard cuts along the experts: 4 of them over 8 ranks are gathered as 8."""
-    padded, even = (_plan(MIXTRAL, SETUP, dp=8, fsdp=True, shard=n) for n in (8, 4))
-    said = [note for note in padded.notes if "pads 4 experts to 8" in note]
-    assert len(said) == 1 and "2 times as large; --shard 4 pads none" in said[0]
-    assert not any("pads" in note for note in even.notes)
-    gathered = [step_memory(plan).breakdown["gathered"] for plan in (padded, even)]
-    assert gathered[0] > 1.5 * gathered[1]

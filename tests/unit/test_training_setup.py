@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from memcalc.errors import ConfigError, NotInThisVersionError
+from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
-from memcalc.inputs.training import TrainingSetup, resolve
+from memcalc.inputs.profiles import profile_names
+from memcalc.inputs.training import STACKS, TrainingSetup, resolve
 
 
 @pytest.fixture(scope="module")
@@ -48,9 +49,10 @@ def test_bad_values_say_what_got_rule_and_nearest(bad: dict[str, Any], says: str
     assert "\n" not in str(error.value)
 
 
-def test_a_later_stack_is_refused_as_such():
-    with pytest.raises(NotInThisVersionError, match="deepspeed"):
-        TrainingSetup(stack="deepspeed")
+def test_every_stack_with_a_profile_is_accepted_and_no_other():
+    assert {TrainingSetup(stack=name).stack for name in profile_names("stacks")} == set(STACKS)
+    with pytest.raises(ConfigError, match="deepspeed"):
+        TrainingSetup(stack="deepsped")
 
 
 def test_a_setup_cannot_be_changed():

@@ -114,7 +114,8 @@ def _fused(build: Build, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 def _unfused(build: Build, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Megatron's own core: scores (b a, s, s) into a result of their own, one softmax kernel.
 
-    The product's operand of zeros lives for the whole run (GlobalMemoryBuffer "mpu").
+    The product's operand of zeros lives for the whole run (GlobalMemoryBuffer "mpu"); under DeepSpeed
+    it is made each time, and with ALiBi its rows are the operand (b a s values, left out).
     """
     s, b, a, d = query.shape
     if key.shape[2] is not a:
@@ -122,7 +123,11 @@ def _unfused(build: Build, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     flat = (s, b * a, d)
     left = permute(reshape(query, flat), (1, 0, 2))
     right = permute(reshape(key, flat), (1, 2, 0))
+    operand = None
+    if options(build).code == "megatron-deepspeed" and build.config.position_embedding != "alibi":
+        operand = query.tape.empty("empty", (b * a, s, right.shape[2]), query.dtype)
     scores = bmm(left, right)
+    del operand
     probs = scaled_softmax(scores)
     if build.kernels.use_dropout:
         probs = dropout(probs, build.config.attention_dropout)

@@ -45,6 +45,9 @@ def megatron_model(build: Build, given: Tensor, layers: list[BlockKind], run: Ru
 def embed(build: Build, ids: Tensor) -> Tensor:
     """The stream's first value (s_t, b, h)."""
     x = _looked_up(build, ids)
+    if build.config.embedding_norm:  # BigScience's fork: VocabParallelEmbedding.norm
+        build.at("embedding_norm", "embedding")
+        x = norm(x, norm_parameters(build, "embedding_norm", build["h"]))
     if build.config.position_embedding == "learned":
         build.at("position_embedding", "embedding")
         rows = build.param("position_embedding.weight", (build["P"], build["h"]))

@@ -42,7 +42,8 @@ def _spread(build: Build, logits: Tensor) -> tuple[Tensor, Tensor]:
         by = add(scores, build.tape.external((build["E"],), "fp32"))
         best, places = top_k(by, build["t"])
         scores = gather_last(scores, places)
-        values = divide(scores, shift(sum_dim(scores, -1, True)))
+        several = config.num_experts_per_tok > 1
+        values = divide(scores, shift(sum_dim(scores, -1, True))) if several else scores
     elif config.normalize_top_k or config.scoring == "softmax-of-chosen":
         scores, places = top_k(logits, build["t"])
         values = to(softmax_last(to(scores, "fp32")), logits.dtype)

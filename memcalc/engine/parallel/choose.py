@@ -25,6 +25,7 @@ from memcalc.engine.parallel.deepspeed_setup import (
 from memcalc.engine.parallel.experts import check_spread, spread
 from memcalc.engine.parallel.fsdp1 import check_fsdp1, fsdp1_of
 from memcalc.engine.parallel.fsdp2 import fsdp2_of
+from memcalc.engine.parallel.fsdp2_stages import fsdp2_stages_of
 from memcalc.engine.parallel.megatron import megatron_states
 from memcalc.engine.parallel.megatron_layout import megatron_split
 from memcalc.engine.parallel.megatron_rules import check_megatron
@@ -120,7 +121,9 @@ def strategy_for(plan: Plan, stack: Stack) -> Strategy:
     if stack.parallel.get("states") == "fsdp2":
         if layout.zero < 2:
             return ddp_of(plan, stack)
+        if layout.pp > 1 and layout.ep == 1 and layout.offload == "none":
+            return fsdp2_stages_of(plan)
         last = bool(stack.parallel.get("keeps_last", False)) and layout.reshard is None
         sharded = replace(fsdp2_of(plan), keeps_last=last)
-        return offloaded(spread(sharded, layout, plan), layout)
+        return offloaded(spread(sharded, plan, stack), layout)
     raise NotInThisVersionError(f"dp: not in this version for stack {stack.name}")

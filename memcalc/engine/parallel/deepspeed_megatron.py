@@ -220,7 +220,9 @@ def megatron_deepspeed_states(plan: Plan, stack: Stack) -> Strategy:
     check_states(layout, stack.name)
     for name in ("cp", "ep"):
         if getattr(layout, name) > 1:
-            raise ConfigError(f"{name}: got {getattr(layout, name)} on stack {stack.name}; valid: 1")
+            raise ConfigError(
+                f"{name}: got {getattr(layout, name)} on stack {stack.name}; valid: 1"
+            )
     if layout.sp:
         raise ConfigError(f"sp: got yes on stack {stack.name}; rule: it has none; valid: --no-sp")
     limit = int(stack.parallel["reduce_bucket_size"])

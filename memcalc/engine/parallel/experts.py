@@ -30,7 +30,7 @@ def check_spread(layout: ParallelPlan, plan: Plan, stack: Stack) -> tuple[str, .
     if layout.ep == 1:
         return ()
     ep = layout.ep
-    if plan.kernels.hf or plan.kernels.compiled:
+    if plan.kernels.compiled or stack.parallel.get("experts") is None:
         raise NotInThisVersionError(
             f"ep: got {ep} on stack {stack.name}; rule: not in this version; "
             "valid: --stack torch or megatron"
@@ -89,12 +89,13 @@ def _notes(layout: ParallelPlan, plan: Plan) -> tuple[str, ...]:
     return tuple(said)
 
 
-def spread(strategy: Fsdp2, layout: ParallelPlan, plan: Plan) -> Fsdp2:
+def spread(strategy: Fsdp2, plan: Plan, stack: Stack) -> Fsdp2:
     """How ranks hold the states of a model with experts, whether or not they share these."""
-    moe = plan.config.moe
+    moe, layout = plan.config.moe, plan.parallel
     if moe is None:
         return strategy
-    ranks, plain = strategy.ranks, layout.offload == "none"
+    ranks = strategy.ranks
+    plain = layout.offload == "none" and stack.parallel.get("experts") == "by_rows"
     by_rows = plain and isinstance(layout.reshard, bool | None) and cut_by_rows(
         ranks, ranks // layout.ep, plan.config
     )  # fmt: skip

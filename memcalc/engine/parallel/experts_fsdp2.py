@@ -16,8 +16,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
 from memcalc.engine.injectors import Hooks, Injector
-from memcalc.engine.parallel.fsdp2 import Fsdp2, part_shape
 from memcalc.engine.parallel.experts_rows import RowsLive, rows_first
+from memcalc.engine.parallel.fsdp2 import Fsdp2, part_shape
 from memcalc.engine.parallel.fsdp2_timeline import Fsdp2Timeline, Group, _Live
 from memcalc.engine.parallel.strategy import held
 from memcalc.engine.states import names_expert

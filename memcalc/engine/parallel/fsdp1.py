@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 #: Bytes a parameter's start is a multiple of, of the gathered dtype (use_orig_params).
 ALIGNED_BYTES: Final = 16
-_DEPTH: Final = 6
+_DEPTH: Final = 5
 _PREFETCH: Final = ("pre", "post", "none")
 
 
@@ -51,7 +51,7 @@ class Fsdp1(Strategy):
     @property
     def depth(self) -> int:
         """From its gather to its reduction a block sees two others, gathered ahead three."""
-        return _DEPTH
+        return _DEPTH + 2 * self.timeline.ahead
 
     def kernels(self, kernels: Kernels) -> Kernels:
         """Blocks run on gathered parameters of the compute dtype; nothing is cast inside."""
@@ -103,7 +103,8 @@ def fsdp1_of(plan: Plan, stack: Stack) -> Fsdp1:
     reduces = str(stack.parallel.get("reduce", "compute"))
     frees = layout.zero == 3 if layout.reshard is None else layout.reshard is True
     inside = kernels._replace(param_dtype=kernels.compute_dtype, autocast=False)
-    beside = Beside((), plan.ends, _DEPTH)
+    ahead = bool(stack.parallel.get("forward_prefetch", False))
+    beside = Beside((), plan.ends, _DEPTH + 2 * ahead)
     structure, _ = structure_of(plan.config, inside, plan.kinds, plan.dims, False, beside)
     root, blocks = groups_of(structure)
     timeline = Fsdp1Timeline(
@@ -115,7 +116,7 @@ def fsdp1_of(plan: Plan, stack: Stack) -> Fsdp1:
         reduce=kernels.compute_dtype if reduces == "compute" else reduces,
         frees=frees,
         prefetch=prefetch,
-        ahead=bool(stack.parallel.get("forward_prefetch", False)),
+        ahead=ahead,
     )
     flat = ((group.names[0], group.shard) for group in (timeline.root, *timeline.blocks))
     return Fsdp1(timeline, tuple(flat))

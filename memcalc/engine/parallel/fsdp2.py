@@ -41,6 +41,7 @@ class Fsdp2(Strategy):
     replicas: int
     stored: str
     compute: str
+    gathers_fp8: bool = False  # blocks' matrices, by torchao's extension of fully_shard
     keeps_last: bool = False  # the last block stays gathered: backward reads it next
 
     @property
@@ -59,7 +60,7 @@ class Fsdp2(Strategy):
         root, blocks = groups_of(structure)
         timeline = Fsdp2Timeline(
             root, blocks, self.ranks, self.kept_on, self.replicas, self.stored, self.compute,
-            self.keeps_last,
+            gathers_fp8=self.gathers_fp8, keeps_last=self.keeps_last,
         )  # fmt: skip
         return (timeline,)
 
@@ -96,6 +97,7 @@ def fsdp2_of(plan: Plan) -> Fsdp2:
         replicas=layout.copies * layout.cp // ranks,
         stored=kernels.param_dtype,
         compute=kernels.compute_dtype,
+        gathers_fp8=kernels.fp8_gather,
     )
 
 

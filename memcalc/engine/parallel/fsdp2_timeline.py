@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.injectors import Hooks
 from memcalc.engine.sizes import ZERO, Size, product
 from memcalc.engine.tensors import Shape, Tensor
@@ -49,6 +50,7 @@ class Fsdp2Timeline(NamedTuple):
     replicas: int
     stored: str
     compute: str
+    gathers_fp8: bool = False
     keeps_last: bool = False
     on_host: bool = (
         False  # parts wait on the host, and reduced gradients go there (offload_fsdp2.py)
@@ -58,6 +60,18 @@ class Fsdp2Timeline(NamedTuple):
     def casts(self) -> bool:
         """Whether parts are cast before they are gathered."""
         return self.stored != self.compute
+
+    def dtypes(self, group: Group) -> list[str]:
+        """What each parameter of a group is gathered in."""
+        narrow = self.gathers_fp8 and group.block != ROOT
+        return ["fp8" if narrow and len(shape) > 1 else self.compute for _, shape in group.parameters]
+
+    def flat(self, group: Group, times: int) -> tuple[Shape, str]:
+        """Shape and dtype of a flat buffer of a group's parts; of several dtypes it is bytes."""
+        parts = list(zip(group.padded(self.ranks), self.dtypes(group), strict=True))
+        if all(dtype == self.compute for _, dtype in parts):
+            return (sum((size for size, _ in parts), ZERO) * times,), self.compute
+        return (sum((size * ITEMSIZE[dtype] for size, dtype in parts), ZERO) * times,), "uint8"
 
     def start(self, build: Build) -> Hooks:
         """Hooks over a state of its own."""
@@ -141,10 +155,8 @@ class _Live:
             if plan.on_host and not held.fewer:
                 narrow = [self._copied(size) for size in group.padded(plan.ranks)]
             elif plan.casts:
-                narrow = self.tape.empty("all_gather_input", (total * copies,), plan.compute)
-            held.gathered = self.tape.empty(
-                "all_gather_output", (total * plan.ranks,), plan.compute
-            )
+                narrow = self.tape.empty("all_gather_input", *plan.flat(group, copies))
+            held.gathered = self.tape.empty("all_gather_output", *plan.flat(group, plan.ranks))
             del narrow
 
     def _copy_out(self, group: Group, defer: bool) -> None:
@@ -157,12 +169,12 @@ class _Live:
             return
         narrow = None
         with self._within("unshard", group):
-            for size in group.padded(plan.ranks):
+            for size, dtype in zip(group.padded(plan.ranks), plan.dtypes(group), strict=True):
                 wide = self._from_host(size) if plan.ranks == 1 else None
                 if plan.ranks == 1 and plan.casts:
-                    narrow = self.tape.empty("_to_copy", (size,), plan.compute)
+                    narrow = self.tape.empty("_to_copy", (size,), dtype)
                     wide = None
-                held.whole.append(self.tape.empty("unsharded", (size * plan.ranks,), plan.compute))
+                held.whole.append(self.tape.empty("unsharded", (size * plan.ranks,), dtype))
             del narrow, wide
         held.fewer = []
         if defer:

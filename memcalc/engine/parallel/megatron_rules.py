@@ -63,18 +63,22 @@ def recomputed(setup: TrainingSetup, config: ModelConfig) -> tuple[str, ...]:
 
 
 def check_model(config: ModelConfig, stack: str) -> None:
-    """Raise ConfigError unless this is Megatron's GPT: a norm before each branch, one after the other."""
+    """Raise ConfigError unless this is Megatron's GPT: a norm before each branch, one after the other.
+
+    BigScience's fork has ALiBi and a norm of the embedding besides.
+    """
+    blooms = stack == "megatron-deepspeed"
+    positions = ("rope", "learned", "none", *(("alibi",) if blooms else ()))
     unlike = {
         "branches side by side": config.parallel_block,
         f"norms {config.norm_placement}": config.norm_placement != "pre",
-        f"{config.position_embedding} positions": config.position_embedding
-        not in ("rope", "learned", "none"),
+        f"{config.position_embedding} positions": config.position_embedding not in positions,
         "a norm over all heads of q and k": config.qk_norm == "full",
         "capped scores": config.attn_logit_softcapping is not None,
         "capped logits": config.final_logit_softcapping is not None,
         "attention sinks": config.attention_sinks,
         "a narrow embedding": config.word_embed_proj_dim not in (None, config.hidden_size),
-        "a norm of the embedding": config.embedding_norm,
+        "a norm of the embedding": config.embedding_norm and not blooms,
         "no final norm": not config.final_norm,
     }
     has = [what for what, applies in unlike.items() if applies]

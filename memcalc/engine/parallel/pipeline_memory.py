@@ -76,7 +76,9 @@ def _walk(stage: Stage, live: int) -> tuple[dict[str, Peak], int, int]:
                 if best is None or live + instant.live_bytes > best.live_bytes:
                     peaks[instant.phase] = Peak(live + instant.live_bytes, index, instant)
             live += piece.change
-            saved += pieces[Action("F", chunk, batch)].change * {"F": 1, "I": 0}.get(kind, -1)
+            forward = pieces[Action("F", chunk, batch)]
+            of_forward = forward.change - forward.kept["gathered"]
+            saved += of_forward * {"F": 1, "I": 0}.get(kind, -1)
             most_saved = max(most_saved, saved)
         else:
             size = sizes[instruction.item[:2]]

@@ -12,7 +12,7 @@ from memcalc.engine.parallel.actions import Pipe
 from memcalc.engine.parallel.nanotron_layout import runs_nanotron
 from memcalc.engine.parallel.pipeline_rules import rules_of
 from memcalc.engine.parallel.schedules import SPLIT_BACKWARD, check_pipe
-from memcalc.errors import ConfigError
+from memcalc.errors import ConfigError, NotInThisVersionError
 from memcalc.inputs.parallel import SCHEDULES, ParallelPlan
 from memcalc.inputs.stacks import Stack
 
@@ -28,7 +28,7 @@ def check_stages(layout: ParallelPlan, plan: Plan, stack: Stack) -> tuple[str, .
     _check_code(layout, plan, stack)
     pipe = Pipe(layout.pp, layout.vpp, plan.resolved.grad_accum_steps)
     check_pipe(layout.schedule, pipe, rules_of(stack).fewer_batches)
-    return tuple(_notes(layout, plan))
+    return tuple(_notes(layout, plan, stack))
 
 
 def _check_cut(layout: ParallelPlan, plan: Plan) -> None:
@@ -68,8 +68,14 @@ def _check_code(layout: ParallelPlan, plan: Plan, stack: Stack) -> None:
         raise ConfigError(
             f"schedule: got {schedule!r} with stack {stack.name}; valid: {', '.join(known)}"
         )
+    _check_sharding(layout, stack)
     if schedule not in SPLIT_BACKWARD:
         return
+    if layout.copies > 1:
+        raise NotInThisVersionError(
+            f"dp: got {layout.copies} with schedule {schedule}, whose halves of backward run no "
+            "hooks of DDP or FSDP here; valid: 1, or --schedule gpipe, 1f1b, interleaved"
+        )
     if kernels.compiled:
         raise ConfigError(
             f"schedule: got {schedule!r} with compiled blocks; rule: PyTorch splits no compiled "
@@ -87,11 +93,26 @@ def _check_code(layout: ParallelPlan, plan: Plan, stack: Stack) -> None:
         )
 
 
-def _notes(layout: ParallelPlan, plan: Plan) -> Iterator[str]:
+def _check_sharding(layout: ParallelPlan, stack: Stack) -> None:
+    """PyTorch's stages keep what FSDP2 gathered until the step is over."""
+    if stack.parallel.get("states") != "fsdp2" or layout.reshard in (None, False):
+        return
+    raise NotInThisVersionError(
+        f"reshard: got {str(layout.reshard).lower()} with pp {layout.pp}: gathering for every "
+        "micro-batch is not in this version; valid: false, PyTorch's way beside stages"
+    )
+
+
+def _notes(layout: ParallelPlan, plan: Plan, stack: Stack) -> Iterator[str]:
     if plan.config.tie_word_embeddings:
         yield (
             f"the head of {plan.config.name} is its embedding: the last stage has a copy, with "
             "gradient and optimizer states of its own; the two gradients are summed in place"
+        )
+    if stack.parallel.get("states") == "fsdp2" and layout.zero > 1:
+        yield (
+            "fsdp with stages: gathered parameters and whole gradients stay from the first forward to "
+            "the last backward, as PyTorch keeps them"
         )
     if layout.schedule == "dualpipe":
         yield (

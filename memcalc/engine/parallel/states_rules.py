@@ -70,23 +70,9 @@ def _notes(layout: ParallelPlan, plan: Plan) -> list[str]:
             "zero 1: DDP with ZeroRedundancyOptimizer, which gives whole parameters to a rank; "
             "figures of the rank that has most"
         )
-    notes += _padded_experts(layout, plan)
     if layout.zero == 2:
         notes.append(
             "zero 2: fully_shard that keeps gathered parameters from forward to backward; between "
             "steps they are sharded too"
         )
     return notes
-
-
-def _padded_experts(layout: ParallelPlan, plan: Plan) -> list[str]:
-    """fully_shard cuts experts' matrices, stacked, along the experts: fewer than ranks are padded."""
-    moe, ranks = plan.config.moe, layout.shard_ranks
-    if moe is None or layout.zero < 2 or moe.num_experts // layout.ep >= ranks:
-        return []
-    experts = moe.num_experts // layout.ep
-    valid = max(d for d in divisors(layout.copies * layout.cp) if d <= experts)
-    return [
-        f"fsdp over {ranks} ranks pads {experts} experts to {ranks}: they are gathered "
-        f"{ranks / experts:.3g} times as large; --shard {valid} pads none"
-    ]

@@ -165,10 +165,13 @@ class Head(nn.Module):
 def build(plan: Plan, device: torch.device | str, seed: int | None = 0) -> Decoder:
     """The plan's decoder on a device, weights drawn from N(0, 0.02); seed None leaves them unset.
 
-    Raises ConfigError for a plan whose code is not this decoder's (stack hf).
+    Raises ConfigError for a plan whose code is not this decoder's (stacks hf, torchtune, torchtitan).
     """
     if plan.kernels.hf:
         raise ConfigError("stack: got 'hf', whose code is transformers'; valid to run: torch")
+    if plan.kernels.traits.code != "plain":
+        code = plan.kernels.traits.code
+        raise ConfigError(f"stack: got {code!r}, whose layers are its own; valid to run: torch")
     model = assemble(plan.config, plan.kernels, plan.kinds, device)
     if seed is not None:
         initialize(model, seed)

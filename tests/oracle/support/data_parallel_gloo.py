@@ -27,7 +27,6 @@ from tests.oracle.support.zero_redundancy import split_states
 SPLIT = "split states"
 #: Each as the engine prices it and as two processes run it.
 CASES: dict[str, RankSetup] = {
-    "fsdp": PAIRS["fsdp"],
     "fsdp-accum-sac": PAIRS["fsdp-accum-sac"],
     "ddp": replace(PAIRS["ddp"], setup=replace(PAIRS["ddp"].setup, recompute="full")),
     SPLIT: PAIRS["ddp"],

@@ -126,7 +126,7 @@ class SparseModel(Model):
             for_routing = scores + self.bias_of_experts()
             _, top_indices = torch.topk(for_routing, k=c.t, dim=1)
             scores = torch.gather(scores, dim=1, index=top_indices).type_as(logits)
-            probs = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20)
+            probs = scores / (scores.sum(dim=-1, keepdim=True) + 1e-20) if c.t > 1 else scores
         else:
             scores, top_indices = torch.topk(logits, k=c.t, dim=1)
             probs = torch.softmax(scores, dim=-1, dtype=torch.float32).type_as(logits)

@@ -108,7 +108,7 @@ class StagesStep(RankStep):
 def _degrees(plan: Plan, stages: int) -> dict[str, Any]:
     """The harness's names for a layout."""
     layout = plan.parallel
-    more = {"fsdp": layout.fsdp, "shard": layout.shard, "reshard": layout.reshard}
+    more = {"fsdp": layout.zero > 1, "shard": layout.shard, "reshard": layout.reshard}
     named = {name: value for name, value in more.items() if value is not None}
     return {"dp": layout.copies, "tp": layout.tp, "sp": bool(layout.sp), "pp": stages, **named}
 

@@ -34,6 +34,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from memcalc.engine.parallel.fsdp1 import fsdp1_of
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.harness.model.block import Block
 from memcalc.harness.model.casting import DTYPES
@@ -43,6 +44,7 @@ from memcalc.harness.step import TrainingStep
 from memcalc.harness.watch.scopes import layer, op
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
+from memcalc.inputs.stacks import load_stack
 from memcalc.inputs.training import TrainingSetup
 from tests.oracle.support.rank import CPU, WARM_UP, RankTrace, without_data
 from tests.oracle.support.rank_tracker import tracked
@@ -78,12 +80,14 @@ class Wrapped:
         setup = replace(self.setup, stack="fsdp1")
         layout = ParallelPlan(dp=self.dp, zero=self.zero, shard=self.shard)
         plan = plan_of(self.config, setup, {"watched": True}, layout)
-        strategy: Any = plan.strategy
-        reduce = strategy.timeline.compute if self.reduce == "compute" else self.reduce
-        timeline = strategy.timeline._replace(
-            reduce=reduce, prefetch=self.prefetch, ahead=self.ahead
-        )
-        return plan._replace(strategy=replace(strategy, timeline=timeline))
+        stack = load_stack("fsdp1")
+        choices = {
+            "reduce": self.reduce, "backward_prefetch": self.prefetch,
+            "forward_prefetch": self.ahead,
+        }  # fmt: skip
+        stack = stack._replace(parallel={**stack.parallel, **choices})
+        given = plan._replace(kernels=plan.whole.kernels)
+        return plan._replace(strategy=fsdp1_of(given, stack))
 
     @property
     def strategy(self) -> ShardingStrategy:
