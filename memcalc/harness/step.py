@@ -37,8 +37,8 @@ class TrainingStep:
             for block in self.model.layers:
                 block.compile(mode=mode)
         self.optimizers = make_optimizers(plan.optimizer, self.model)
-        if plan.optimizer.in_backward:
-            step_in_backward(plan.optimizer, self.model)
+        if plan.optimizer.in_backward:  # their hooks step them
+            self.optimizers = [*step_in_backward(plan.optimizer, self.model).values()]
         shape = (plan.resolved.micro_batch_size, plan.resolved.seq_len)
         generator = torch.Generator("cpu").manual_seed(seed + 1)
         ids = torch.randint(plan.config.vocab_size, shape, generator=generator)
@@ -67,7 +67,7 @@ class TrainingStep:
             with op("grad_clip"):
                 self.clip_gradients()
         with op("optimizer"):
-            for optimizer in self.optimizers:
+            for optimizer in () if self.plan.optimizer.in_backward else self.optimizers:
                 optimizer.step()
         on_phase("zero_grad")
         with op("zero_grad"):

@@ -88,11 +88,17 @@ def _title(page: Page, result: Estimate, stated: dict[str, Any]) -> None:
     if setup.get("recompute_modules"):
         recompute = f"{recompute} of {' + '.join(setup['recompute_modules'])}"
     optimizer = setup["optimizer"]
+    how = setup["optimizer_impl"]
+    if setup.get("optimizer_in_backward"):
+        how = f"{how}, in backward"
+    stack = setup["stack"]
+    if setup.get("compile") and stack != "torch-compile":
+        stack = f"{stack}, compiled"
     page.line(
         f"seq {setup['seq_len']}, micro-batch {setup['micro_batch_size']}, grad-accum "
         f"{setup['grad_accum_steps']}, {setup['precision']}, {optimizer} "
-        f"({setup['optimizer_impl']}), attention {setup['attention']}, loss {setup['loss']}, "
-        f"recompute {recompute}, stack {setup['stack']}, gpu {setup['gpu'] or 'none'}"
+        f"({how}), attention {setup['attention']}, loss {setup['loss']}, "
+        f"recompute {recompute}, stack {stack}, gpu {setup['gpu'] or 'none'}"
     )
     if layout := layout_line(setup):
         page.line(layout)

@@ -15,7 +15,6 @@ _BAD = {
     "unknown option": (("gpt2", "--precison", "bf16"), "nearest: --precision"),
     "unknown precision": (("gpt2", "--precision", "bf17"), "nearest: bf16"),
     "unknown stack": (("gpt2", "--stack", "torhc"), "nearest: torch"),
-    "later stack": (("gpt2", "--stack", "deepspeed"), "not in this version"),
     "negative seq": (("gpt2", "--seq", "-5"), "--seq: got '-5'"),
     "zero seq": (("gpt2", "--seq", "0"), "at least 1"),
     "huge seq": (("gpt2", "--seq", "1e30"), "--seq"),

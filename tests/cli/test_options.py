@@ -21,7 +21,7 @@ config save json csv quiet ops timeline chart out device steps fix top price deb
 warmup threads reference profile records no-record
 cp-method etp shard reshard stage-layers tp-layout offload-device pin-memory no-pin-memory
 recompute-modules capacity-factor pad-to-capacity
-rows source confidence priceable
+rows source confidence priceable optimizer-in-backward
 """
 _CONTRACT = _NAMES.split()
 _SETTINGS = {f.name for f in fields(TrainingSetup)}

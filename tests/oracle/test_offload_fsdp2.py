@@ -21,6 +21,7 @@ from memcalc.harness.ranks.layout import Layout
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
+from tests.oracle.support.data_parallel import engine_rows, torch_rows
 from tests.oracle.support.rank import RankTrace, run_rank
 from tests.oracle.support.tiny import TINY
 
@@ -51,7 +52,13 @@ def test_forward_and_loss_are_pytorchs(precision, dp):
     setup = TrainingSetup(seq_len=32, precision=precision, optimizer_impl="foreach")
     theirs = pytorch(setup, Layout(dp=dp, fsdp=True))
     parallel = ParallelPlan(dp=dp, fsdp=True, offload="params")
-    ours = step_memory(plan_of(LLAMA, setup, {"watched": True}, parallel))
+    plan = plan_of(LLAMA, setup, {"watched": True}, parallel)
+    ours = step_memory(plan)
     on_host = theirs.bytes.states["parameters"] + theirs.bytes.states["optimizer"]
     for phase in ("forward", "loss"):
         assert ours.phases[phase] + on_host == theirs.phases[phase], phase
+    expected, found = (
+        [row[::3] for row in rows if row[1] in ("forward", "loss")]
+        for rows in (torch_rows(theirs), engine_rows(plan))
+    )
+    assert found == expected

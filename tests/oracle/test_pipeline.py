@@ -2,9 +2,9 @@
 
 The schedules, their runtime and autograd are torch's, on the fake process group and tensors without
 data (support/pipeline.py). GPipe, 1F1B and interleaved 1F1B: every phase, the peak, its instant, saved
-bytes and states, 0 bytes apart. Residuals, each named: a stage without blocks has only rotary tables,
-whose scratch of a few bytes a position is not modelled; the schedules that split backward keep
-a small gradient (a norm's, a loss) for one action longer than the rules say, 0.02 % at most so far.
+bytes and states, 0 bytes apart. The schedules that split backward: the same but for a number, the loss
+that is summed here so that it can be detached. A residual: a stage without blocks has only rotary tables,
+whose scratch of a few bytes a position is not modelled.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from tests.oracle.support.pipeline_draw import PipelineSetup, draw_pipelines
 WHOLE = {"gpipe": 4, "1f1b": 5, "interleaved": 4}
 HALVES = {"zb-h1": 2, "zb-v": 2, "dualpipe": 2}
 CASES = [(name, i) for name, n in {**WHOLE, **HALVES}.items() for i in range(n)]
+NUMBER = 4  # bytes of a loss
 #: The most that a residual may be of a phase.
 RESIDUAL = 0.001
 
@@ -49,7 +50,10 @@ def test_a_rank_needs_what_torchs_schedule_takes(schedule: str, number: int) -> 
     assert mine.phases.keys() == expected.keys()
     where = f"{one.name} rank {rank}"
     if schedule in SPLIT_BACKWARD:
-        assert mine.phases == pytest.approx(expected, rel=RESIDUAL), where
+        of_blocks = {name for name in expected if name != "forward"}
+        for name in of_blocks:
+            assert abs(mine.phases[name] - expected[name]) <= NUMBER, where
+        assert mine.phases["forward"] == pytest.approx(expected["forward"], rel=RESIDUAL), where
         return
     if not all(chunk.layers for chunk in stage_of(one.plan(), rank).chunks):
         forward = expected.pop("forward")

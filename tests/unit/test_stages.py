@@ -206,3 +206,16 @@ def test_what_is_played_of_a_step_stands_for_all_of_it(
         some, all_of_it = (simulate(tuple(s.events), tuple(s.sizes)) for s in (short, whole))
         assert some.peak_allocated_bytes == pytest.approx(all_of_it.peak_allocated_bytes, rel=0.01)
         assert some.peak_reserved_bytes == pytest.approx(all_of_it.peak_reserved_bytes, rel=0.05)
+
+
+@pytest.mark.parametrize("stated", [{"fsdp": True}, {}], ids=["fsdp", "ddp"])
+@pytest.mark.parametrize("schedule", ["gpipe", "1f1b", "interleaved"])
+def test_what_is_played_beside_data_parallelism(
+    schedule: str, stated: dict[str, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_of(small(), setup(), None, layout(schedule, 2, dp=2, **stated))
+    for rank in (0, 1):
+        short, whole = streams(plan, rank, monkeypatch)
+        requested = stage_memory(stage_of(plan, rank)).peak_bytes
+        assert most_alive(whole) == requested
+        assert most_alive(short) == pytest.approx(requested, rel=0.02)

@@ -64,7 +64,9 @@ class Fsdp2Timeline(NamedTuple):
     def dtypes(self, group: Group) -> list[str]:
         """What each parameter of a group is gathered in."""
         narrow = self.gathers_fp8 and group.block != ROOT
-        return ["fp8" if narrow and len(shape) > 1 else self.compute for _, shape in group.parameters]
+        return [
+            "fp8" if narrow and len(shape) > 1 else self.compute for _, shape in group.parameters
+        ]
 
     def flat(self, group: Group, times: int) -> tuple[Shape, str]:
         """Shape and dtype of a flat buffer of a group's parts; of several dtypes it is bytes."""
@@ -149,11 +151,11 @@ class _Live:
         if held.whole or held.gathered is not None or plan.ranks == 1:
             return
         copies = plan.ranks // ((held.fewer and plan.kept_on) or plan.ranks)
-        total = sum(group.padded(plan.ranks), ZERO)
         with self._within("all_gather", group):
             narrow: Tensor | list[Tensor] | None = None
             if plan.on_host and not held.fewer:
-                narrow = [self._copied(size) for size in group.padded(plan.ranks)]
+                sizes = zip(group.padded(plan.ranks), plan.dtypes(group), strict=True)
+                narrow = [self._copied(size, dtype) for size, dtype in sizes]
             elif plan.casts:
                 narrow = self.tape.empty("all_gather_input", *plan.flat(group, copies))
             held.gathered = self.tape.empty("all_gather_output", *plan.flat(group, plan.ranks))
@@ -181,10 +183,10 @@ class _Live:
             self.previous = held.gathered
         held.gathered = None
 
-    def _copied(self, size: Size) -> Tensor:
+    def _copied(self, size: Size, dtype: str) -> Tensor:
         """A part from the host, cast on the GPU where parts are wider."""
         wide = self.tape.empty("to", (size,), self.plan.stored)
-        return self.tape.empty("_to_copy", (size,), self.plan.compute) if self.plan.casts else wide
+        return self.tape.empty("_to_copy", (size,), dtype) if self.plan.casts else wide
 
     def _from_host(self, size: Size) -> Tensor | None:
         """A part's copy on the GPU, where parts wait on the host."""

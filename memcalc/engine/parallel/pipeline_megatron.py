@@ -15,7 +15,7 @@ From megatron/core/pipeline_parallel/{schedules,p2p_communication}.py:
   the next step's first forward.
 The interleaved schedule overlaps its exchanges with computing (the default), not in warm-up and flush:
 the next input comes before a backward, and a stream gives its memory back only before the next forward.
-Checked by: unit/test_stages_megatron.py.
+Checked by: oracle/test_megatron_pipeline.py, against those schedules run on a CPU; unit/test_schedules.py.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The schedule is played with as few micro-batches as show all of it: its warm-up,
 state once, its end. More micro-batches repeat the steady state, whose pieces fall into the blocks that
 the same pieces left. What the micro-batches that are not played would add to the peak (forwards in
 flight with GPipe; streams that a runtime keeps until the step ends) is allocated before the step.
-Checked by: unit/test_stages.py (short against whole), oracle/test_pipeline_reserved.py.
+Checked by: unit/test_stages.py, what is played against every micro-batch.
 """
 
 from __future__ import annotations

@@ -57,7 +57,10 @@ def _drawn(rng: random.Random, schedule: str) -> PipelineSetup:
     model = _model(rng, sum(counts))
     layout = ParallelPlan(pp=pp, vpp=vpp, schedule=schedule, stage_layers=tuple(counts))
     setup = _setup(rng, layout, sum(counts))
-    norm = {} if model.norm_type == "layernorm" else {"norm": rng.choice(["fused", "hand"])}
+    norms = (
+        ["hand"] if schedule in SPLIT_BACKWARD else ["fused", "hand"]
+    )  # rank_norm.py knows no halves
+    norm = {} if model.norm_type == "layernorm" else {"norm": rng.choice(norms)}
     return PipelineSetup(model, setup, layout, norm)
 
 

@@ -45,7 +45,7 @@ ALONE = {
 _BOTH = {"fsdp": True, "sp": True}
 #: The same beside FSDP2.
 SHARDED = {
-    "dp2-tp2-full": _case(LLAMA, Layout(dp=2, tp=2, **_BOTH), recompute="full"),
+    "dp2-tp2-full": _case(SHORT, Layout(dp=2, tp=2, **_BOTH), recompute="full"),
     "dp8-tp2-kept-sac": _case(LLAMA, Layout(dp=8, tp=2, reshard=False, **_BOTH), recompute="sac"),
     "dp2-tp4": _case(WIDE, Layout(dp=2, tp=4, fsdp=True, reshard=True), rank=3),
     "dp8-tp4-bf16-accumulates": _case(
