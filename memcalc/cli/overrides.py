@@ -62,7 +62,7 @@ def parse_overrides(assignments: list[str]) -> Overrides:
                 raise _no_field("training", name, setup_types)
             found.training[name] = _typed(path, setup_types[name], text.strip())
         elif table == "kernels":
-            found.kernels[name] = text.strip()
+            found.kernels[name] = _WORDS.get(text.strip().lower(), text.strip())
         else:
             found.model[name] = text.strip()
     return found

@@ -65,6 +65,8 @@ def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Esti
         stages=tuple(rank.memory for rank in ranks) if len(ranks) > 1 else ()
     )
     fits = None if worst.fits is None else all(rank.fits for rank in ranks)
+    lacking = memory.host.lacking(device.cluster)
+    fits = fits and lacking is None
     verdict = None
     if fits is not None:
         tight = memory.high_bytes is not None and memory.high_bytes > (memory.usable_bytes or 0)
@@ -91,7 +93,7 @@ def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Esti
         fits=fits,
         verdict=verdict,
         assumptions=(*_assumptions(plan, stack, device), *_between(plan, device, worst)),
-        notes=(*device.notes, *plan.resolved.notes, *plan.notes),
+        notes=(*device.notes, *plan.resolved.notes, *plan.notes, *([lacking] if lacking else [])),
         advice=(),
     )
 

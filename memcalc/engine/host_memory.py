@@ -12,8 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from memcalc.units import gib
+
 if TYPE_CHECKING:
     from memcalc.engine.plan import Plan
+    from memcalc.inputs.clusters import Cluster
 
 PARTS: Final = ("parameters", "gradients", "optimizer", "activations", "buffers")
 
@@ -56,6 +59,19 @@ class HostMemory(NamedTuple):
     def total_bytes(self) -> int:
         """All of a rank's host memory."""
         return self.pinned_bytes + self.pageable_bytes
+
+    def lacking(self, cluster: Cluster | None) -> str | None:
+        """What a node of the cluster lacks for this, in words; None where it is enough or unknown."""
+        if cluster is None:
+            return None
+        disk = self.nvme_bytes * self.ranks_per_node
+        for what, need, there in (
+            ("host memory", self.node_bytes, cluster.host_memory_bytes),
+            ("NVMe", disk, cluster.nvme_bytes),
+        ):
+            if there is not None and need > there:
+                return f"{what}: a node needs {gib(need)}, {cluster.slug} has {gib(there)}"
+        return None
 
 
 def host_of(plan: Plan, gpus_per_node: int) -> HostMemory:

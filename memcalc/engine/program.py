@@ -104,7 +104,7 @@ def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list
     def load(stream: Stream) -> None:
         for leaf in leaves:
             stream.allocate(bytes_of_held(plan.strategy.parameter(leaf), plan.values))
-        for size in standing_blocks(plan, leaves):
+        for size in (*standing_blocks(plan, leaves), *state_blocks(plan, stepped)[0]):
             stream.allocate(size)
         stream.allocate(input_bytes(plan))
         for size in workspaces:
@@ -117,9 +117,8 @@ def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list
         _micro_batch(stream, plan, batch._replace(has_gradients=exist), gradients)
 
     def make_states(stream: Stream) -> None:
-        for leaf in stepped:
-            for shape, dtype in state_tensors(leaf, plan.optimizer):
-                stream.allocate(product(shape).value(plan.values) * ITEMSIZE[dtype])
+        for size in state_blocks(plan, stepped)[1]:
+            stream.allocate(size)
 
     def optimizer_step(stream: Stream) -> None:
         stream.splice(trace.events, trace.sizes(plan.values))
@@ -147,6 +146,19 @@ def _in_backward(plan: Plan, steps: int) -> list[Phase]:
 
     later = Phase("micro-batch", partial(one, plan))
     return [Phase("micro-batch", partial(one, first_step(plan))), *([later] * (steps - 1))]
+
+
+def state_blocks(plan: Plan, stepped: list[Tensor]) -> tuple[list[int], list[int]]:
+    """Blocks of optimizer states: those made before the first step, those it makes."""
+    masters, made = 0, []
+    for leaf in stepped:
+        for index, (shape, dtype) in enumerate(state_tensors(leaf, plan.optimizer)):
+            size = product(shape).value(plan.values) * ITEMSIZE[dtype]
+            if index == 0 and plan.optimizer.master and plan.strategy.flat_masters:
+                masters += size
+            else:
+                made.append(size)
+    return ([masters] if masters else []), made
 
 
 def standing_blocks(plan: Plan, leaves: list[Tensor]) -> list[int]:

@@ -53,10 +53,16 @@ def rank_memory(plan: Plan, stage: int, device: Device, allocator: bool) -> Rank
         others = tuple(stream.streams.items())
         simulated = _simulated(tuple(stream.events), tuple(stream.sizes), others, plan.expandable)
     between = _communication(plan, stage, device)
-    host = host_of(plan, fabric_of(device.cluster, plan.parallel.gpus_per_node).gpus)
+    host = host_of(plan, _gpus_of_node(plan, device))
     memory = _memory(step, plan, device, simulated, between)
     memory = memory._replace(stage=place, host=host, host_bytes=host.total_bytes)
     return RankMemory(step, memory, _fits(memory, device, stream), between)
+
+
+def _gpus_of_node(plan: Plan, device: Device) -> int:
+    """GPUs that share a host's memory."""
+    known = 8 if device.cluster is None else device.cluster.gpus_per_node
+    return plan.parallel.gpus_per_node or known
 
 
 @lru_cache(maxsize=8)

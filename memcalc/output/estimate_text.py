@@ -53,6 +53,8 @@ def verdict_line(result: Estimate) -> str:
     spare = ""
     if room is not None:
         spare = f", headroom {gib(room)}" if room >= 0 else f", {gib(-room)} too much"
+    if result.fits is False and room is not None and room >= 0:
+        spare += " on the GPU; the host lacks memory"
     if result.fits and room is not None and room < 0:
         spare += " unless cached blocks are released, which the allocator does"
     return f"{word}: needs {needs} of {gib(usable)} usable{spare}"

@@ -69,3 +69,13 @@ def test_diff_compares_layouts(memcalc) -> None:  # type: ignore[no-untyped-def]
     )
     assert done.status == 0
     assert "gpus" in done.out and "dp" in done.out
+
+
+def test_offload_that_the_host_cannot_hold_does_not_fit(memcalc) -> None:  # type: ignore[no-untyped-def]
+    words = ("estimate", "llama-3.1-70b", "--stack", "deepspeed", "--gpus", 8, "--zero", 3,
+             "--offload", "all", "--recompute", "full")  # fmt: skip
+    large = memcalc(*words, "--cluster", "dgx-h100")
+    assert large.status == 0
+    small = memcalc(*words, "--cluster", "jean-zay-a100")
+    assert small.status == 3 and "host memory: a node needs" in small.err
+    assert "the host lacks memory" in small.out

@@ -21,7 +21,7 @@ from memcalc.harness.watch.tensors import TensorBytes
 from tests.oracle.support.pipeline import run_stage
 from tests.oracle.support.pipeline_draw import PipelineSetup, draw_pipelines
 
-WHOLE = {"gpipe": 4, "1f1b": 5, "interleaved": 4}
+WHOLE = {"gpipe": 3, "1f1b": 4, "interleaved": 3}
 HALVES = {"zb-h1": 2, "zb-v": 2, "dualpipe": 2}
 CASES = [(name, i) for name, n in {**WHOLE, **HALVES}.items() for i in range(n)]
 NUMBER = 4  # bytes of a loss

@@ -92,6 +92,23 @@ def test_the_embeddings_gradient_has_the_rows_of_all_ranks() -> None:
     assert held.gradient_bytes - held.parameter_bytes == table - table // 4
 
 
+@pytest.mark.parametrize(
+    ("config", "stated", "said"),
+    [
+        (MODELS["llama"], {"tp": 4}, True),
+        (MODELS["llama"], {"tp": 4, "fsdp": True}, False),
+        (replace(MODELS["llama"], tie_word_embeddings=True), {"tp": 4}, False),
+    ],
+)
+def test_a_note_says_so_where_a_rank_has_more_gradients_than_parameters(
+    config: ModelConfig, stated: dict[str, Any], said: bool
+) -> None:
+    plan = _plan(config, **stated)
+    held = step_memory(plan).states
+    assert (held.gradient_bytes > held.parameter_bytes) == said
+    assert any("embedding's gradient" in note for note in plan.notes) == said
+
+
 def test_sharded_parts_add_up_to_the_parts() -> None:
     config = MODELS["llama"]
     part = step_memory(_plan(config, tp=4)).states

@@ -36,7 +36,12 @@ from memcalc.engine.parallel.offload_fsdp2 import offloaded
 from memcalc.engine.parallel.rules import check_layout
 from memcalc.engine.parallel.states_rules import check_states
 from memcalc.engine.parallel.strategy import Strategy, Whole
-from memcalc.engine.parallel.tensor_rules import check_dtensor, check_kept, refuse_copies
+from memcalc.engine.parallel.tensor_rules import (
+    check_dtensor,
+    check_kept,
+    dtensor_notes,
+    refuse_copies,
+)
 from memcalc.engine.parallel.tensor_states import TensorParts
 from memcalc.errors import NotInThisVersionError
 from memcalc.inputs.parallel import ParallelPlan
@@ -66,7 +71,7 @@ def resolve_layout(
     elif plan.kernels.megatron is not None:
         check_megatron(layout, plan.config)
     elif layout.tp > 1 and stack.parallel.get("tensor") == "dtensor":
-        _check_dtensor(layout, plan)
+        notes += _check_dtensor(layout, plan)
     if layout.cp > 1 and plan.kernels.megatron is None:
         notes += check_context(layout, plan, stack)
     if plan.kernels.megatron is None:
@@ -81,12 +86,13 @@ def resolve_layout(
     return layout, notes
 
 
-def _check_dtensor(layout: ParallelPlan, plan: Plan) -> None:
-    """What PyTorch's own tensor parallelism refuses of a model, and of what lies beside it."""
+def _check_dtensor(layout: ParallelPlan, plan: Plan) -> tuple[str, ...]:
+    """Refuse what PyTorch's own tensor parallelism does of a model and beside it; returns notes."""
     check_dtensor(layout.tp, layout.sp is True, plan)
     if layout.copies * layout.cp > 1 and layout.zero < 2:
         raise refuse_copies(layout.tp, layout.copies, layout.cp, plan.config)
     check_kept(layout.reshard, layout.tp, layout.shard_ranks)
+    return dtensor_notes(layout, plan.config)
 
 
 def split_kernels(plan: Plan, layout: ParallelPlan, stack: Stack) -> Kernels:

@@ -45,6 +45,10 @@ class NanotronStates(Strategy):
     def persistent_gradients(self) -> bool:
         return True
 
+    @property
+    def flat_masters(self) -> bool:
+        return True
+
     def injectors(self, plan: Plan) -> tuple[Injector, ...]:
         """What drops the 16-bit gradients once they are in the buffer."""
         return (Accumulator(),)

@@ -12,8 +12,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from memcalc.engine.dtypes import ITEMSIZE
-from memcalc.engine.optimizer import state_tensors
 from memcalc.engine.parallel.actions import Action, Pipe
 from memcalc.engine.parallel.pipeline import (
     Stage,
@@ -25,8 +23,7 @@ from memcalc.engine.parallel.pipeline import (
 )
 from memcalc.engine.parallel.pipeline_memory import in_flight, schedule_peak
 from memcalc.engine.parallel.pipeline_program import Item, Take
-from memcalc.engine.program import Phase, Stream, expanded, play
-from memcalc.engine.sizes import product
+from memcalc.engine.program import Phase, Stream, expanded, play, state_blocks
 from memcalc.engine.states import all_leaves, bytes_of_held
 from memcalc.engine.timeline import size_values
 
@@ -78,12 +75,13 @@ def stage_program(stage: Stage, workspaces: tuple[int, ...], steps: int = 2) -> 
     ]
     strategy = stage.plan.strategy
     stepped = strategy.optimized([leaf for _, leaf in leaves])
+    masters, states = state_blocks(stage.plan, stepped)
     values = stage.plan.values
 
     def load(stream: Stream) -> None:
         for plan, leaf in leaves:
             stream.allocate(bytes_of_held(plan.strategy.parameter(leaf), values))
-        for size in _standing_blocks(stage):
+        for size in (*_standing_blocks(stage), *masters):
             stream.allocate(size)
         stream.allocate(id_bytes(stage.plan, stage.step))
         for size in workspaces:
@@ -100,9 +98,8 @@ def stage_program(stage: Stage, workspaces: tuple[int, ...], steps: int = 2) -> 
                 stream.allocate(bytes_of_held(plan.strategy.gradient(leaf), values))
 
     def make_states(stream: Stream) -> None:
-        for leaf in stepped:
-            for shape, dtype in state_tensors(leaf, stage.plan.optimizer):
-                stream.allocate(product(shape).value(values) * ITEMSIZE[dtype])
+        for size in states:
+            stream.allocate(size)
 
     def optimizer_step(stream: Stream) -> None:
         stream.splice(stage.optimizer.events, stage.optimizer.sizes(values))

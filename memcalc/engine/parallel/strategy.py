@@ -44,6 +44,11 @@ class Strategy(Protocol):
         return False
 
     @property
+    def flat_masters(self) -> bool:
+        """Whether fp32 master copies are one buffer, made before the first step."""
+        return False
+
+    @property
     def depth(self) -> int:
         """Repetitions of a run of blocks to trace, where injectors reach beyond a block's neighbours."""
         return 0

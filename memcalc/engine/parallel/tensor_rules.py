@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from memcalc.errors import ConfigError, NotInThisVersionError
 from memcalc.inputs.model import ModelConfig
-from memcalc.inputs.parallel import divisors
+from memcalc.inputs.parallel import ParallelPlan, divisors
 
 if TYPE_CHECKING:
     from memcalc.engine.plan import Plan
@@ -126,6 +126,16 @@ def refuse_copies(tp: int, dp: int, cp: int = 1, config: ModelConfig | None = No
     return ConfigError(
         f"tp: got {tp} with {beside} and no fsdp; rule: DDP takes no split parameters; "
         f"valid: --fsdp{f', or --tp {more}' if fits else ''}"
+    )
+
+
+def dtensor_notes(layout: ParallelPlan, config: ModelConfig) -> tuple[str, ...]:
+    """What a reader would not expect of a rank's states."""
+    if layout.zero > 1 or config.tie_word_embeddings:
+        return ()
+    return (
+        f"tp {layout.tp}: the embedding's gradient has the rows of all ranks on each of them "
+        "(DTensor); --fsdp cuts it",
     )
 
 
