@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from memcalc.engine.memory import optimizer_trace
+from memcalc.engine.program import state_blocks
+from memcalc.engine.states import all_leaves
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import ParallelPlan
 from tests.unit.test_nanotron_saved import D, S, nanotron, small
@@ -41,6 +43,15 @@ def test_zero_gathers_parameters_through_flat_copies_of_all_of_them():
     made = [one for one in trace.sizes(plan.values) if one]
     assert sorted(made) == sorted([size // 8] * 9 + [size])
     assert memory.phases["optimizer"] < memory.phases["loss"] + 2 * size
+
+
+def test_masters_are_one_buffer_made_before_the_first_step():
+    plan, memory = nanotron(small(), ParallelPlan(dp=8, zero=1))
+    structure, runs = plan.structure(True)
+    stepped = plan.strategy.optimized(all_leaves(structure, runs))
+    before, made = state_blocks(plan, stepped)
+    assert before == [memory.states.master_bytes]
+    assert sum(made) == memory.states.optimizer_bytes
 
 
 def test_gathered_sequences_have_two_buffers():

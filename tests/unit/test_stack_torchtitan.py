@@ -117,3 +117,27 @@ def test_tensor_parallel_ranks_have_their_part_of_the_layer() -> None:
         step_memory(split).peak_bytes
         < step_memory(_plan(precision="bf16", parallel=None)).peak_bytes / 5
     )
+
+
+def test_fp8_gathers_halve_what_a_block_gathers() -> None:
+    """A block's matrices, not its norms and not the root's group: both the flat and the copied out."""
+    plans = [
+        _plan({"fp8_gather": narrow}, recompute="full", precision="fp8-mixed")
+        for narrow in (False, True)
+    ]
+    wide, narrow = (_gathered(plan) for plan in plans)
+    assert wide - narrow == _matrices()
+    assert not _plan({"fp8_gather": True}).kernels.fp8_gather
+
+
+def _gathered(plan: Plan) -> int:
+    """Bytes of one interior block's unsharded parameters."""
+    structure, _ = plan.structure(False)
+    made = [
+        structure.sizes[event].value(plan.values)
+        for event in structure.events[: structure.forward_end]
+        if event >= 0
+        and structure.names[event] == "unsharded"
+        and structure.labels[structure.labels_of[event]].block == 1
+    ]
+    return sum(made)
