@@ -28,7 +28,11 @@ SAME_CHIP: Final = {"h100-96gb-500w": "h100-80gb"}
 _OWN_LOSS: Final = {("torchtune", "plain"): "fp32"}
 #: Part of a source's name -> kernels of the release it ran, where the stack describes a later one.
 #: torchtitan compiles its loss since 2025-03 (components/loss.py); train.py of 2024 leaves it eager.
-_OF_RELEASE: Final = {"torchtitan 2024": {"compile_loss": False}}
+#: The H200 rows' source prints their command, which is not run_train.sh: no expandable segments.
+_OF_RELEASE: Final = {
+    "torchtitan 2024": {"compile_loss": False},
+    "torchtitan H200": {"expandable_segments": False},
+}
 _DEFAULTS: Final = {
     "precision": "bf16-mixed", "optimizer": "adamw", "recompute": "none", "attention": "flash",
 }  # fmt: skip

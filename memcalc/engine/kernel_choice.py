@@ -54,7 +54,11 @@ CHOICES = {
 #: watched: tensors as a dispatch mode sees them. fused_gate_up: one linear for both, as Phi-3 has it.
 #: cuda_graphs: compiled blocks are replayed as CUDA graphs.
 #: packed: rotary rows by sample. compile_loss: with compiled blocks, the cross-entropy too.
-_FLAGS = ("watched", "fused_gate_up", "cuda_graphs", "packed", "compile_loss", "fp8_gather")
+#: fp8_gather: FSDP2 gathers blocks' matrices in fp8. expandable_segments: the allocator's setting.
+_FLAGS = (
+    "watched", "fused_gate_up", "cuda_graphs", "packed", "compile_loss", "fp8_gather",
+    "expandable_segments",
+)  # fmt: skip
 
 
 def kernels_of(
@@ -106,6 +110,12 @@ def kernels_of(
     if compiled:
         check_compiled(config, setup, kernel, stack.name)
     return kernels, ([note] if note else []) + _notes(config, kernels, choices["loss"])
+
+
+def has_expandable_segments(stack: Stack, overrides: Mapping[str, Any]) -> bool:
+    """Whether the allocator runs with PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True."""
+    name = "expandable_segments"
+    return bool(overrides.get(name, stack.choices.get(name, False)))
 
 
 def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:

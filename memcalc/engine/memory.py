@@ -103,7 +103,7 @@ def step_memory(plan: Plan) -> StepMemory:
     structure, runs = plan.structure(*plan.peak_batch)
     held = states(structure, runs, plan.optimizer, plan.values, plan.strategy)
     fixed = plan.strategy.fixed_bytes(plan)
-    inputs = input_bytes(plan)
+    inputs = input_bytes(plan) + plan.table_bytes
     static = held.parameter_bytes + held.optimizer_bytes + held.master_bytes + inputs
     static += sum(fixed.values())
     batches = [_BatchPeaks.of(plan, batch, held) for batch in plan.peak_batches]

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from memcalc.engine.blocks.layer_limits import standing_tables
 from memcalc.engine.dims import dim_sizes, dim_values
 from memcalc.engine.in_backward import offloading, stepping_in_backward
-from memcalc.engine.kernel_choice import PRECISIONS, kernels_of
+from memcalc.engine.kernel_choice import PRECISIONS, has_expandable_segments, kernels_of
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.optimizer import OptimizerPlan
 from memcalc.engine.parallel.choose import resolve_layout, split_kernels, strategy_for
@@ -56,6 +57,11 @@ class Plan(NamedTuple):
     @property
     def config(self) -> ModelConfig:
         return self.resolved.config
+
+    @property
+    def table_bytes(self) -> int:
+        """The rotary table that some models keep for the whole run."""
+        return standing_tables(self.config, self.resolved.seq_len, self.kernels.traits.code)
 
     @property
     def keeps_gradients(self) -> bool:
@@ -123,7 +129,7 @@ def make_plan(
         notes.append(f"optimizer states in {setup.optimizer_dtype}: a closed form")
     plan = Plan(
         resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), optimizer,
-        tuple(notes), expandable=bool(stack.parallel.get("expandable_segments", False)),
+        tuple(notes), expandable=has_expandable_segments(stack, overrides or {}),
     )  # fmt: skip
     if parallel.offload == "activations" and kernels.traits.code == "torchtune":
         plan = offloading(plan, parallel)

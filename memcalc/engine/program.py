@@ -106,7 +106,7 @@ def training_phases(plan: Plan, workspaces: tuple[int, ...], steps: int) -> list
             stream.allocate(bytes_of_held(plan.strategy.parameter(leaf), plan.values))
         for size in (*standing_blocks(plan, leaves), *state_blocks(plan, stepped)[0]):
             stream.allocate(size)
-        stream.allocate(input_bytes(plan))
+        stream.allocate(input_bytes(plan) + plan.table_bytes)
         for size in workspaces:
             stream.allocate(size)
         made = [stream.allocate(size) for size in plan.strategy.loading_bytes(plan)]

@@ -39,7 +39,9 @@ def ranks_page(page: Page, result: Mapping[str, Any], stated: Mapping[str, Any])
     utilisation(page, result)
     for line in how(result):
         page.line(line)
-    page.line("place: pp, dp and tp rank; step times: the slowest rank's of each; loss: the mean")
+    *first, last = _degrees(result["world"])
+    place = f"place: {', '.join(first)} and {last} rank"
+    page.line(f"{place}; step times: the slowest rank's of each; loss: the mean")
 
 
 def _compared(page: Page, result: Mapping[str, Any]) -> None:
@@ -68,9 +70,14 @@ def _compared(page: Page, result: Mapping[str, Any]) -> None:
 
 def divided(world: Mapping[str, Any]) -> str:
     """How the ranks divide the model, in a line."""
-    parts = [f"dp {world['dp']} ({'fsdp2' if world['fsdp'] else 'ddp'})"] if world["dp"] > 1 else []
+    copies = world["dp"] * world.get("cp", 1)
+    parts = [f"dp {world['dp']} ({'fsdp2' if world['fsdp'] else 'ddp'})"] if copies > 1 else []
     if world["tp"] > 1:
         parts.append(f"tp {world['tp']}{' with sp' if world['sp'] else ''}")
+    if world.get("cp", 1) > 1:
+        parts.append(f"cp {world['cp']} by {world['cp_method']}")
+    if world.get("ep", 1) > 1:
+        parts.append(f"ep {world['ep']}")
     if world["pp"] > 1:
         parts.append(f"pp {world['pp']} ({world['schedule']})")
     if not parts:
@@ -81,11 +88,16 @@ def divided(world: Mapping[str, Any]) -> str:
     return f"{count} ({world['backend']}{hosts}): {', '.join(parts)}{casts}"
 
 
+def _degrees(world: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a place is made of."""
+    return ("pp", "dp", "tp", "cp") if world.get("cp", 1) > 1 else ("pp", "dp", "tp")
+
+
 def _row(record: Mapping[str, Any], shown: Mapping[str, str], on_gpu: bool) -> tuple[str, ...]:
     memory, world = record.get("memory") or {}, record["world"]
     place = " ".join(
         "?" if world.get(f"{name}_rank") is None else str(world[f"{name}_rank"])
-        for name in ("pp", "dp", "tp")
+        for name in _degrees(world)
     )
     cells = [_size(memory.get(key)) for key in shown.values()]
     if not on_gpu:

@@ -142,6 +142,7 @@ def test_ops_adds_the_ledger_to_the_json(memcalc) -> None:  # type: ignore[no-un
         ("--dropout", "0.1"),
         ("--set", "training.loss_chunks=4", "--loss", "chunked"),
         ("--set", "kernels.norm=decomposed"),
+        ("--set", "kernels.expandable_segments=true"),
         ("--set", "model.vocab_size=1k"),
         ("--layers", "3"),
     ],

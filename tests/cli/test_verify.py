@@ -100,7 +100,7 @@ def test_the_picture_shows_the_measured_bytes(
         (("--attention", "cudnn"), "attention: got 'cudnn'"),
         (("--optimizer", "lion"), "optimizer: got 'lion'"),
         (("--stack", "hf"), "stack: got 'hf'"),
-        (("--tp", "2"), "--tp"),
+        (("--tp", "2"), "torchrun --nproc-per-node 2"),
     ],
 )
 def test_bad_input_is_one_line(memcalc: Any, small: Any, words: Any, said: str) -> None:

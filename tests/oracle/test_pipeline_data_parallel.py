@@ -1,4 +1,4 @@
-"""A pipeline's rank beside data parallelism: FSDP2, HSDP and DDP under PyTorch's schedules, 0 bytes apart.
+"""A pipeline's rank beside FSDP2 (with tensor parallelism too), HSDP and DDP, 0 bytes apart.
 
 torch's stages keep what FSDP2 gathered, and whole gradients, until the last backward is over
 (engine/parallel/fsdp2_stages.py). Not here: DDP with several chunks on a rank. Named residual: with
@@ -48,6 +48,8 @@ CASES = {
     "hsdp": (case(4, dp=4, fsdp=True, shard=2), 0),
     "zero-2-gradients-stay": (case(3, dp=2, zero=2, set_to_none=False), 1),
     "fsdp-interleaved": (case(4, "interleaved", dp=2, fsdp=True, vpp=2), 1),
+    "fsdp-x-tp": (case(3, dp=2, fsdp=True, tp=2), 0),
+    "fsdp-x-tp-sp": (case(2, dp=2, fsdp=True, tp=2, sp=True), 1),
     "ddp": (case(3, dp=2), 1),
     "ddp-gpipe-fp32": (case(2, "gpipe", dp=2, precision="fp32"), 0),
 }

@@ -92,7 +92,9 @@ def test_a_step_inside_backward_is_part_of_the_setup() -> None:
 def test_a_release_before_the_stacks_own_changes_its_kernels() -> None:
     early = express(row(stack="torchtitan", source="torchtitan 2024-12"))
     assert early.kernels == {"compile_loss": False}
-    assert express(row(stack="torchtitan", source="torchtitan H200")).kernels == {}
+    launched = express(row(stack="torchtitan", source="torchtitan H200 (Trainy)"))
+    assert launched.kernels == {"expandable_segments": False}
+    assert express(row(stack="torchtitan")).kernels == {}
 
 
 def test_paged_states_are_priced_as_resident() -> None:

@@ -86,6 +86,11 @@ def test_what_was_not_built_is_refused(
         _plan(parallel=parallel, **stated)
 
 
+def test_the_rotary_table_of_all_positions_stands_for_the_whole_run() -> None:
+    found = step_memory(_plan()).input_bytes
+    assert found == 8 * T + 4 * MODEL.max_position_embeddings * MODEL.head_dim
+
+
 @pytest.mark.parametrize("model", ["gpt2", "gemma-2-2b", "deepseek-v2-lite"])
 def test_other_layers_are_refused(model: str) -> None:
     with pytest.raises(ConfigError, match="rule: a Llama layer"):

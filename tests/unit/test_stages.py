@@ -219,3 +219,19 @@ def test_what_is_played_beside_data_parallelism(
         requested = stage_memory(stage_of(plan, rank)).peak_bytes
         assert most_alive(whole) == requested
         assert most_alive(short) == pytest.approx(requested, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("counts", "schedule"), [((0, 5, 3, 0), "1f1b"), ((0, 3, 4, 1), "interleaved")]
+)
+def test_megatrons_ends_may_hold_no_block(counts: tuple[int, ...], schedule: str) -> None:
+    """account_for_embedding_in_pipeline_split, account_for_loss_in_pipeline_split."""
+    pp = 4 if schedule == "1f1b" else 2
+    plan = plan_of(small(), setup("megatron"), None, layout(schedule, pp, stage_layers=counts))
+    held = [stage_memory(stage_of(plan, rank)) for rank in range(pp)]
+    even = plan_of(small(), setup("megatron"), None, layout(schedule, pp))
+    whole = sum(stage_memory(stage_of(even, rank)).states.parameters for rank in range(pp))
+    assert sum(one.states.parameters for one in held) == whole
+    if schedule == "1f1b":
+        assert held[0].peak.op in ("embedding", "optimizer")
+        assert held[3].peak.op in ("lm_head", "loss", "final_norm", "optimizer")

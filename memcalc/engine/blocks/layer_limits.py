@@ -35,3 +35,13 @@ def check_layer_code(config: ModelConfig, code: str, attention: str) -> None:
                 f"stack: got {code} with {config.name}, a model with {what}; rule: a Llama layer; "
                 "nearest valid: stack torch"
             )
+
+
+def standing_tables(config: ModelConfig, seq_len: int, code: str) -> int:
+    """Bytes of the rotary table a model keeps for the run: two fp32 numbers a pair and position.
+
+    torchtune makes it for the model's longest sequence (modules/position_embeddings.py), torchtitan
+    for the run's own (models/llama/model.py, freqs_cis). The plain decoder's is made at each step.
+    """
+    positions = {"torchtune": config.max_position_embeddings, "torchtitan": seq_len}
+    return positions.get(code, 0) * config.head_dim * 4

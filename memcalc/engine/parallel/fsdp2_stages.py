@@ -15,11 +15,17 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from memcalc.engine.injectors import Hooks, Injector
 from memcalc.engine.parallel.fsdp2 import Fsdp2, fsdp2_of
-from memcalc.engine.parallel.fsdp2_timeline import Fsdp2Timeline, Group, _drop, _Live
+from memcalc.engine.parallel.fsdp2_timeline import (
+    Fsdp2Timeline,
+    Group,
+    _drop,
+    _Live,
+    _placed_as,
+)
 from memcalc.engine.parallel.strategy import Batch
 from memcalc.engine.sizes import ZERO, Size
 from memcalc.engine.states import block_of
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.tensors import Shape, Tensor
 
 if TYPE_CHECKING:
     from memcalc.engine.build import Build
@@ -137,7 +143,7 @@ class _Stages(_Live):
         tape, before = self.tape, (self.tape.op, self.tape.block)
         for leaf in tape.leaves.values():
             tape.at("gradient_sum", block_of(leaf))
-            made = self._of_earlier("gradient", leaf.shape, self.plan.stored)
+            made = self._of_earlier("gradient", _summed_shape(leaf), self.plan.stored)
             if self.plan.casts:
                 self.sums[leaf.name] = made
             else:
@@ -152,7 +158,8 @@ class _Stages(_Live):
             for name, _ in group.parameters:
                 leaf = self.tape.leaves[name]
                 if leaf.grad is not None and name not in self.sums:
-                    self.sums[name] = self.tape.empty("_to_copy", leaf.shape, self.plan.stored)
+                    shape = _summed_shape(leaf)
+                    self.sums[name] = self.tape.empty("_to_copy", shape, self.plan.stored)
                 leaf.grad = None
 
     def _gradients(self, group: Group) -> tuple[list[Size], list[Tensor]]:
@@ -163,7 +170,9 @@ class _Stages(_Live):
         for (name, _), size in zip(group.parameters, group.padded(self.plan.ranks), strict=True):
             if name in self.sums:
                 sizes.append(size)
-                gradients.append(self.sums.pop(name))
+                with self._within("reduce_scatter", group):
+                    gradients.append(_placed_as(self.tape.leaves[name], self.sums[name]))
+                del self.sums[name]
         return sizes, gradients
 
     def _reduce(self, group: Group) -> None:
@@ -194,3 +203,8 @@ class _Stages(_Live):
             return
         self.tape.gradients += self.sums.values()
         self.build.standing.append([one for held in self.held.values() for one in held.whole])
+
+
+def _summed_shape(leaf: Tensor) -> Shape:
+    """A whole gradient's shape: the parameter's, but of an embedding that tp ranks share all rows."""
+    return (leaf.placed and leaf.placed.gradient) or leaf.shape

@@ -216,13 +216,15 @@ def _static(chunks: tuple[Chunk, ...], held: States, step: Step) -> dict[str, in
 
 
 def id_bytes(plan: Plan, step: Step) -> int:
-    """Token ids and labels that are on a rank (int64)."""
+    """Token ids and labels that are on a rank (int64), and the table each chunk keeps."""
     setup, resolved = plan.resolved.setup, plan.resolved
-    if rules_of_code(setup.code).all_ids:
-        return 8 * resolved.tokens * (resolved.grad_accum_steps + 1 + setup.separate_labels)
-    ends = {0, plan.parallel.chunks - 1}
     most = most_in_flight([one for one in step.instructions if isinstance(one, Action)])
-    return input_bytes(plan) * sum(most[chunk] for chunk in ends & most.keys())
+    tables = plan.table_bytes * len(most)
+    if rules_of_code(setup.code).all_ids:
+        batches = resolved.grad_accum_steps + 1 + setup.separate_labels
+        return 8 * resolved.tokens * batches + tables
+    ends = {0, plan.parallel.chunks - 1}
+    return input_bytes(plan) * sum(most[chunk] for chunk in ends & most.keys()) + tables
 
 
 def item_bytes(chunk: Chunk, kind: str) -> int:

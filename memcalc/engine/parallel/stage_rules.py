@@ -55,7 +55,8 @@ def _check_code(layout: ParallelPlan, plan: Plan, stack: Stack) -> None:
     kernels, schedule = plan.kernels, layout.schedule
     if kernels.hf:
         raise ConfigError(
-            f"pp: got {layout.pp} with stack hf, whose code has no stages; valid: 1, or --stack torch"
+            f"pp: got {layout.pp} with stack {stack.name}, whose code has no stages; valid: 1, "
+            "or --stack torch"
         )
     if plan.config.tie_word_embeddings and not rules_of(stack).ties:
         raise ConfigError(

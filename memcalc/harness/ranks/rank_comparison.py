@@ -27,7 +27,8 @@ _BYTES = (
 
 def parallel_of(world: Mapping[str, Any]) -> ParallelPlan:
     """The layout of a record's ranks, as an estimate takes it."""
-    names = ("tp", "pp", "dp", "sp", "fsdp", "schedule", "reshard", "shard", "cp", "cp_method")
+    names = ("tp", "pp", "dp", "sp", "fsdp", "schedule", "reshard", "shard", "cp", "cp_method",
+             "ep")  # fmt: skip
     fields = {name: world[name] for name in names if world.get(name) is not None}
     if world["tp"] == 1:
         fields.pop("sp", None)

@@ -7,6 +7,7 @@ within ten minutes is an error. Checked by: harness/test_distributed.py (gloo; N
 from __future__ import annotations
 
 import datetime
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -34,7 +35,9 @@ class Ranks(NamedTuple):
 
         Of the dp ranks, "ep" have other experts, "edp" the same.
         """
-        return self.mesh[name]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Slicing a flattened dim")
+            return self.mesh[name]
 
     @property
     def replicas(self) -> DeviceMesh:
