@@ -61,11 +61,24 @@ def _built(row: Row) -> tuple[ModelConfig, list[str]]:
         raise NotExpressedError(f"{missing[0]} is not stated")
     family = row.text("family") or "llama"
     keys, assumed = _keys(family, row)
-    config = model_from_config(keys, row.text("model") or family)
+    config = _with_positions(row, model_from_config(keys, row.text("model") or family))
     _check_shape(row, config)
     if row.text("family") is None:
         assumed.append("family not stated: llama's block")
     return config, assumed
+
+
+def _with_positions(row: Row, config: ModelConfig) -> ModelConfig:
+    """The longest sequence of a public model of that name and width; a table made once has its rows."""
+    try:
+        known = load_model(row.text("model") or "")
+    except ConfigError:
+        return config
+    learned = config.position_embedding == "learned"
+    if learned or known.hidden_size != config.hidden_size:
+        return config
+    longest = max(known.max_position_embeddings, config.max_position_embeddings)
+    return replace(config, max_position_embeddings=longest)
 
 
 def _keys(family: str, row: Row) -> tuple[Keys, list[str]]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from memcalc.errors import ConfigError
 from memcalc.inputs.clusters import Cluster, load_cluster
 from memcalc.inputs.hardware import Gpu, context_bytes, cublas_workspace_bytes, load_gpu
+from memcalc.inputs.stacks import Stack
 from memcalc.units import MIB
 
 _DEFAULT_WORKSPACE_BYTES = 32 * MIB
@@ -23,6 +24,16 @@ class Device(NamedTuple):
     notes: tuple[str, ...]
     assumptions: tuple[str, ...]
     cluster: Cluster | None = None
+
+
+def with_modules(device: Device, stack: Stack) -> Device:
+    """The device under a stack whose releases load all of PyTorch's kernels with the library."""
+    more = int(stack.parallel.get("eager_modules_bytes", 0))
+    if not more:
+        return device
+    said = f"kernels loaded with the library: {more // MIB} MiB beside the context (CUDA before 11.7)"
+    context = device.context_bytes + more
+    return device._replace(context_bytes=context, assumptions=(*device.assumptions, said))
 
 
 def device_of(

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
-from memcalc.engine.device_side import Device, device_of
+from memcalc.engine.device_side import Device, device_of, with_modules
 from memcalc.engine.flops import step_flops
 from memcalc.engine.parallel.rules import check_size
 from memcalc.engine.plan import Plan, plan_of
@@ -46,7 +46,7 @@ def estimate(
     config = load_model(model) if isinstance(model, str) else model
     setup = setup or TrainingSetup()
     stack = load_stack(setup.code)
-    device = _device(gpu)
+    device = with_modules(_device(gpu), stack)
     plan = plan_of(config, setup, kernels, parallel)
     check_size(plan.parallel, device.cluster)
     return _estimate(plan, stack, device, allocator)
