@@ -20,7 +20,7 @@ from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
 
 #: Frameworks without a profile of their own yet, and the stack nearest to them.
-NEAREST_STACK: Final = {"litgpt": "torch", "internevo": "megatron"}
+NEAREST_STACK: Final = {"internevo": "megatron"}
 #: Spellings of GPUs that have no profile, and the same chip that has one.
 SAME_CHIP: Final = {"h100-96gb-500w": "h100-80gb"}
 #: (framework, loss as a row calls it) -> the loss its code runs. torchtune's head returns fp32 logits

@@ -216,6 +216,17 @@ def send(edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Gra
     buffer[slot] = gradient.tape.empty("add.Tensor", waiting.shape, waiting.dtype, order)
 
 
+def _pass_on(
+    edge: tuple[AnyNode, int], results: Grads, i: int, buffers: dict[AnyNode, Grads], summed: Grads
+) -> None:
+    """Send result i; one that is added to another lives as long as the node's results do."""
+    gradient, results[i] = results[i], None
+    if gradient is not None:
+        if (buffers.get(edge[0]) or [None] * (edge[1] + 1))[edge[1]] is not None:
+            summed.append(gradient)
+        send(edge, gradient, buffers)
+
+
 def _is_sole(buffer: Grads, slot: int) -> bool:
     """Whether a waiting gradient is dense and nothing but its buffer holds it and its storage.
 
@@ -274,18 +285,16 @@ def backward(root: Tensor, seed: Tensor) -> None:
         results = run_node(node, grads)
         del grads
         node.saved = None
+        summed: Grads = []  # the node's results hold to their end what was added to another
         for i, edge in enumerate(node.edges):
             if edge is None:
                 continue
-            gradient, results[i] = results[i], None
-            if gradient is not None:
-                send(edge, gradient, buffers)
-            del gradient
-            following = edge[0]
-            waiting[following] -= 1
-            if not waiting[following]:
-                heapq.heappush(ready, (-following.number, pushes, following))
+            _pass_on(edge, results, i, buffers, summed)
+            waiting[edge[0]] -= 1
+            if not waiting[edge[0]]:
+                heapq.heappush(ready, (-edge[0].number, pushes, edge[0]))
                 pushes += 1
+        del summed
     if visiting != started:  # no node outside the blocks came last
         for moved in tape.block_hooks:
             moved(visiting, started)

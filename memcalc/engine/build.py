@@ -108,6 +108,8 @@ class Build:
         """A parameter as a matmul reads it: itself, or its autocast copy."""
         if not self.kernels.autocast:
             return leaf
+        if not self.kernels.caches_casts:
+            return to(leaf, self.kernels.compute_dtype)
         assert self.casts is not None
         known = self.casts.get(leaf.name)
         if known is None:

@@ -31,7 +31,9 @@ def with_modules(device: Device, stack: Stack) -> Device:
     more = int(stack.parallel.get("eager_modules_bytes", 0))
     if not more:
         return device
-    said = f"kernels loaded with the library: {more // MIB} MiB beside the context (CUDA before 11.7)"
+    said = (
+        f"kernels loaded with the library: {more // MIB} MiB beside the context (CUDA before 11.7)"
+    )
     context = device.context_bytes + more
     return device._replace(context_bytes=context, assumptions=(*device.assumptions, said))
 

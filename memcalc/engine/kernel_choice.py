@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from memcalc.engine.blocks.compiled_limits import LONG_ROW, check_compiled
-from memcalc.engine.blocks.layer_limits import check_layer_code
+from memcalc.engine.blocks.layer_limits import check_layer_code, check_litgpt
+from memcalc.engine.blocks.litgpt_loss import litgpt_chunks
 from memcalc.engine.families import attention_for, traits_for
 from memcalc.engine.kernels import Kernels, Traits
 from memcalc.engine.parallel.deepspeed_setup import deepspeed_kernels, runs_deepspeed
@@ -73,11 +74,7 @@ def kernels_of(
     wanted = setup.attention if "attention" not in overrides else choices["attention"]
     kernel, note = _attention(config, wanted, family_code)
     loss = setup.loss or choices["loss"]
-    plain = Traits(
-        fused_gate_up=choices.get("fused_gate_up", False),
-        code=choices.get("layer_code", "plain"),
-        packed=choices.get("packed", False),
-    )
+    plain = _plain_traits(choices)
     check_layer_code(config, plain.code, kernel)
     kernels = Kernels(
         param_dtype=precision.param_dtype,
@@ -88,7 +85,7 @@ def kernels_of(
         norm=choices["norm"],
         attention=kernel,
         loss=loss,
-        loss_chunks=_chunks(resolved.tokens, setup.loss_chunks) if loss in _CHUNKED else 1,
+        loss_chunks=_loss_chunks(resolved, loss, plain.code),
         selective=setup.recompute == "selective",
         device=choices.get("device", "cuda"),
         watched=choices.get("watched", False),
@@ -142,6 +139,25 @@ def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
         ),
     }
     return [note for note, applies in said.items() if applies]
+
+
+def _plain_traits(choices: Mapping[str, Any]) -> Traits:
+    """Traits of code that is one for all families."""
+    code = choices.get("layer_code", "plain")
+    return Traits(
+        fused_gate_up=choices.get("fused_gate_up", False),
+        code=code,
+        packed=choices.get("packed", False),
+        tables="fp32" if code == "litgpt" else "full",
+    )
+
+
+def _loss_chunks(resolved: ResolvedSetup, loss: str, code: str) -> int:
+    """Chunks of the loss, by the user's number or by litgpt's rows. Raises what litgpt has not."""
+    if code == "litgpt":
+        check_litgpt(resolved, loss)
+        return litgpt_chunks(resolved.micro_batch_size, resolved.seq_len)
+    return _chunks(resolved.tokens, resolved.setup.loss_chunks) if loss in _CHUNKED else 1
 
 
 def _chunks(tokens: int, wanted: int) -> int:

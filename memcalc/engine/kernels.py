@@ -30,9 +30,7 @@ class Traits(NamedTuple):
     gelu_by_hand: bool = False  # gelu_new as separate operators
     inline_mlp: bool = False  # the MLP written out in the block: its input goes early (OPT)
     keeps_undropped: bool = False  # the branch before dropout lives until the sum (Phi-3)
-    code: str = (
-        "plain"  # plain | torchtune | torchtitan: whose layer the stack runs, if not its own
-    )
+    code: str = "plain"  # plain | torchtune | torchtitan | litgpt: whose layer the stack runs, if not its own
     packed: bool = False  # rotary rows by each token's place in its own sample (torchtune)
     start: str = "llama"  # llama | gpt2 | gptj | gpt_neox | opt | bloom | falcon: before block 0
 
@@ -98,6 +96,7 @@ class Kernels(NamedTuple):
     compute_dtype: str = "bf16"
     autocast: bool = False
     fp8_linear: bool = False
+    caches_casts: bool = True  # autocast keeps casts of parameters; of FSDP1's views it keeps none
     fp8_gather: bool = False  # a block's matrices are gathered from other ranks in fp8
     norm: str = "hand"  # hand | decomposed | fused
     attention: str = "flash"  # flash | efficient | cudnn | eager

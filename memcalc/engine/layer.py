@@ -5,6 +5,7 @@ from __future__ import annotations
 from memcalc.engine.blocks.attention import attention
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_block import hf_block
+from memcalc.engine.blocks.litgpt import litgpt_block
 from memcalc.engine.blocks.megatron_layer import megatron_block
 from memcalc.engine.blocks.mla import mla
 from memcalc.engine.blocks.mlp import mlp
@@ -31,6 +32,8 @@ def block(build: Build, x: Tensor, context: Context) -> Tensor:
         return hf_block(build, x, context)
     if build.kernels.traits.code == "torchtune":
         return torchtune_block(build, x)
+    if build.kernels.traits.code == "litgpt":
+        return litgpt_block(build, x, context)
     if build.config.parallel_block:
         return parallel(build, x, context)
     after_sum = build.config.norm_placement == "post-residual"

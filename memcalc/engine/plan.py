@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from memcalc.engine.blocks.layer_limits import standing_tables
+from memcalc.engine.blocks.layer_limits import standing_tables, untied
 from memcalc.engine.dims import dim_sizes, dim_values
 from memcalc.engine.in_backward import offloading, stepping_in_backward
 from memcalc.engine.kernel_choice import PRECISIONS, has_expandable_segments, kernels_of
@@ -60,8 +60,9 @@ class Plan(NamedTuple):
 
     @property
     def table_bytes(self) -> int:
-        """The rotary table that some models keep for the whole run."""
-        return standing_tables(self.config, self.resolved.seq_len, self.kernels.traits.code)
+        """What some models' code keeps for the whole run: a rotary table, litgpt's logits too."""
+        traits = self.kernels.traits
+        return standing_tables(self.config, self.resolved.seq_len, self.values, traits)
 
     @property
     def keeps_gradients(self) -> bool:
@@ -109,6 +110,7 @@ def make_plan(
     parallel: the resolved layout. With stages the plan still has every block; `engine.parallel.ranks`
     cuts it.
     """
+    resolved = untied(resolved, stack)
     setup, config = resolved.setup, resolved.config
     kernels, notes = kernels_of(resolved, stack, overrides or {})
     values = dim_values(config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance)

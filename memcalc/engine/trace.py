@@ -17,6 +17,7 @@ from memcalc.engine.blocks.compiled import compiled_block
 from memcalc.engine.blocks.embedding import Context, contexts, embed
 from memcalc.engine.blocks.hf_loss import causal_lm_loss, logits_of
 from memcalc.engine.blocks.hf_model import hidden_states
+from memcalc.engine.blocks.litgpt_loss import litgpt_loss
 from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_loss, project_out
 from memcalc.engine.blocks.megatron_model import megatron_model
 from memcalc.engine.blocks.nanotron_model import nanotron_model
@@ -176,11 +177,16 @@ def _forward(build: Build, given: Tensor, ids: Tensor, layers: list[BlockKind]) 
 
 
 def _own_loss(build: Build, stream: list[Tensor], ids: Tensor) -> Tensor:
-    """Final norm, head and loss of torchtitan, or of torchtune, whose forward holds on to the stream."""
+    """Final norm, head and loss of torchtitan, litgpt, or torchtune, whose forward keeps the stream."""
     normed = _final_norm(build, stream[0])
     if build.kernels.traits.code == "torchtitan":
         stream.clear()
         return plain_loss(build, head(build, normed), ids)
+    if build.kernels.traits.code == "litgpt":
+        stream.clear()
+        logits = [head(build, normed)]
+        del normed
+        return litgpt_loss(build, logits, ids)
     if build.kernels.offloads:  # all but head and loss
         build.tape.packing.pop()
     logits = torchtune_logits(build, normed)

@@ -28,7 +28,7 @@ ATTENTIONS: Final = ("eager", "flash", "efficient", "cudnn")
 LOSSES: Final = ("plain", "fp32", "chunked", "fused")
 STACKS: Final = (
     "torch", "torch-compile", "hf", "torchtitan", "torchtune", "deepspeed", "megatron", "nanotron",
-    "fsdp1", "megatron-deepspeed",
+    "fsdp1", "megatron-deepspeed", "litgpt",
 )  # fmt: skip
 #: Stacks whose blocks can be compiled.
 COMPILED_STACKS: Final = ("torch", "torch-compile", "torchtitan", "torchtune")

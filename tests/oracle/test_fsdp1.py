@@ -43,6 +43,10 @@ SETUPS = {
     "tied, clipped": Wrapped(
         replace(LLAMA, tie_word_embeddings=True), replace(MIXED, grad_clip=True), 8
     ),
+    "gathered as stored, cast inside": Wrapped(LLAMA, MIXED, 8, gathers="stored"),
+    "gathered as stored, recomputed": Wrapped(
+        DEEP, replace(MIXED, recompute="full"), 8, gathers="stored"
+    ),
     "sac": Wrapped(LLAMA, replace(BF16, recompute="sac"), 8),
     "momentum": Wrapped(LLAMA, replace(MIXED, optimizer="momentum"), 8),
 }

@@ -63,6 +63,10 @@ def tables(build: Build) -> Context:
     tape, s, d = build.tape, build["s"], build["r"]
     if build.kernels.traits.code == "torchtitan":  # made once for the run
         return (tape.external((s, build["r/2"]), "complex64"),)
+    if build.kernels.traits.code == "litgpt":  # buffers of the model
+        as_made = build.kernels.traits.tables == "fp32"
+        dtype = "fp32" if as_made else build.kernels.compute_dtype
+        return tape.external((s, d), dtype), tape.external((s, d), dtype)
     dtype = build.kernels.compute_dtype
     angles = constant(tape, "cat", (s, d), "fp32")
     wide = constant(tape, "cos", (s, d), "fp32")

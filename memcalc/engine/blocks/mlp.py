@@ -24,11 +24,12 @@ def mlp(build: Build, x: Tensor) -> Tensor:
     if build.kernels.traits.fused_gate_up and build.config.gated_mlp:
         return _fused_gate_up(build, x)
     if build.config.gated_mlp:
-        return down(build, _gate_mul(build, activated(build, _gate(build, x)), up(build, x)))
+        return down(build, _gate_mul(build, activated(build, gate(build, x)), up(build, x)))
     return down(build, activated(build, up(build, x)))
 
 
-def _gate(build: Build, x: Tensor) -> Tensor:
+def gate(build: Build, x: Tensor) -> Tensor:
+    """The projection that the activation reads."""
     build.at("gate_proj", "mlp")
     return build.linear(x, "gate_proj", (build["h"], build["f"]), build.config.mlp_bias)
 

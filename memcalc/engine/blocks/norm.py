@@ -38,6 +38,8 @@ def _rms_norm(build: Build, x: Tensor, weight: Tensor) -> Tensor:
         return fused_rms_norm(_as_cast(build, x), weight)
     if kind == "decomposed":
         return _decomposed(_as_cast(build, x), weight)
+    if build.kernels.traits.code == "litgpt":
+        return _with_wide_weight(x, weight)
     if build.kernels.traits.code != "plain":
         return _in_one_expression(x, weight)
     if build.kernels.traits.norm_casts_last:
@@ -74,6 +76,14 @@ def _in_one_expression(x: Tensor, weight: Tensor) -> Tensor:
     wide = to(x, "fp32")
     normed = to(mul(wide, rsqrt(_variance(wide))), x.dtype)
     return mul(normed, weight)
+
+
+def _with_wide_weight(x: Tensor, weight: Tensor) -> Tensor:
+    """litgpt: x times x, the weight in fp32 too, one cast at the end."""
+    wide = to(x, "fp32")
+    mean = mean_last(mul(wide, wide))
+    normed = mul(wide, rsqrt(shift(mean)))
+    return to(mul(normed, to(weight, "fp32")), x.dtype)
 
 
 def _casting_last(x: Tensor, weight: Tensor) -> Tensor:

@@ -23,6 +23,8 @@ from memcalc.engine.parallel.deepspeed_setup import (
     runs_deepspeed,
 )
 from memcalc.engine.parallel.experts import check_spread, spread
+from memcalc.engine.parallel.fabric import CODE as FABRIC
+from memcalc.engine.parallel.fabric import check_fabric, fabric_kernels
 from memcalc.engine.parallel.fsdp1 import check_fsdp1, fsdp1_of
 from memcalc.engine.parallel.fsdp2 import fsdp2_of
 from memcalc.engine.parallel.fsdp2_stages import fsdp2_stages_of
@@ -80,6 +82,8 @@ def resolve_layout(
         notes += check_states(layout, plan)
     elif stack.parallel.get("states") == "fsdp1":
         check_fsdp1(layout, stack)
+        if plan.kernels.traits.code == FABRIC:
+            check_fabric(layout, plan)
     elif runs_deepspeed(stack):
         check_deepspeed(layout, stack)
         notes += deepspeed_notes(layout, plan.config.hidden_size)
@@ -101,7 +105,7 @@ def split_kernels(plan: Plan, layout: ParallelPlan, stack: Stack) -> Kernels:
     if kernels.megatron is not None:
         return megatron_split(kernels, layout, plan.resolved)
     kernels = context_split(kernels, layout, plan.resolved.setup.recompute)
-    kernels = kernels._replace(expert_ranks=layout.ep)
+    kernels = fabric_kernels(kernels, layout)._replace(expert_ranks=layout.ep)
     if layout.tp == 1:
         return kernels._replace(offloads=kernels.offloads or moves_activations(layout))
     if stack.parallel.get("tensor") == "dtensor":

@@ -47,6 +47,7 @@ class Fsdp1(Strategy):
 
     timeline: Fsdp1Timeline
     flat: tuple[tuple[str, Size], ...]
+    autocast: bool = False  # gathered as they are stored, cast inside (Lightning Fabric)
 
     @property
     def depth(self) -> int:
@@ -54,8 +55,13 @@ class Fsdp1(Strategy):
         return _DEPTH + 2 * self.timeline.ahead
 
     def kernels(self, kernels: Kernels) -> Kernels:
-        """Blocks run on gathered parameters of the compute dtype; nothing is cast inside."""
-        return kernels._replace(param_dtype=self.timeline.compute, autocast=False)
+        """Blocks run on gathered parameters of the compute dtype; nothing is cast inside.
+
+        Under autocast they are cast at each use: it keeps casts of parameters, not of views.
+        """
+        return kernels._replace(
+            param_dtype=self.timeline.compute, autocast=self.autocast, caches_casts=False
+        )
 
     def injectors(self, plan: Plan) -> tuple[Injector, ...]:
         """The gathers and reductions."""
@@ -102,24 +108,27 @@ def fsdp1_of(plan: Plan, stack: Stack) -> Fsdp1:
     assert prefetch in _PREFETCH
     reduces = str(stack.parallel.get("reduce", "compute"))
     frees = layout.zero == 3 if layout.reshard is None else layout.reshard is True
-    inside = kernels._replace(param_dtype=kernels.compute_dtype, autocast=False)
+    whole = stack.parallel.get("gathers") == "stored"
+    gathered = kernels.param_dtype if whole else kernels.compute_dtype
+    autocast = whole and kernels.autocast
+    inside = kernels._replace(param_dtype=gathered, autocast=autocast, caches_casts=False)
     ahead = bool(stack.parallel.get("forward_prefetch", False))
     beside = Beside((), plan.ends, _DEPTH + 2 * ahead)
     structure, _ = structure_of(plan.config, inside, plan.kinds, plan.dims, False, beside)
     root, blocks = groups_of(structure)
     timeline = Fsdp1Timeline(
-        root=flattened(root, layout.shard_ranks, kernels.compute_dtype),
-        blocks=tuple(flattened(b, layout.shard_ranks, kernels.compute_dtype) for b in blocks),
+        root=flattened(root, layout.shard_ranks, gathered),
+        blocks=tuple(flattened(b, layout.shard_ranks, gathered) for b in blocks),
         ranks=layout.shard_ranks,
         stored=kernels.param_dtype,
-        compute=kernels.compute_dtype,
+        compute=gathered,
         reduce=kernels.compute_dtype if reduces == "compute" else reduces,
         frees=frees,
         prefetch=prefetch,
         ahead=ahead,
     )
     flat = ((group.names[0], group.shard) for group in (timeline.root, *timeline.blocks))
-    return Fsdp1(timeline, tuple(flat))
+    return Fsdp1(timeline, tuple(flat), autocast)
 
 
 def flattened(group: Group, ranks: int, dtype: str) -> FlatGroup:

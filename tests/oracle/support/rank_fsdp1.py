@@ -74,6 +74,7 @@ class Wrapped:
     reduce: str = "compute"
     prefetch: str = "pre"
     ahead: bool = False
+    gathers: str = "compute"  # stored: parameters are gathered as they are, and cast by autocast
 
     def plan(self) -> Plan:
         """The engine's plan of its first rank."""
@@ -83,11 +84,14 @@ class Wrapped:
         stack = load_stack("fsdp1")
         choices = {
             "reduce": self.reduce, "backward_prefetch": self.prefetch,
-            "forward_prefetch": self.ahead,
+            "forward_prefetch": self.ahead, "gathers": self.gathers,
         }  # fmt: skip
         stack = stack._replace(parallel={**stack.parallel, **choices})
         given = plan._replace(kernels=plan.whole.kernels)
-        return plan._replace(strategy=fsdp1_of(given, stack))
+        strategy = fsdp1_of(given, stack)
+        # the harness spells casts out and caches those of views too, as autocast does not
+        kernels = strategy.kernels(given.kernels)._replace(caches_casts=True)
+        return plan._replace(strategy=strategy, kernels=kernels)
 
     @property
     def strategy(self) -> ShardingStrategy:
@@ -104,14 +108,16 @@ class Wrapped:
             return None
         dtype = DTYPES[kernels.compute_dtype]
         reduce = dtype if self.reduce == "compute" else DTYPES[self.reduce]
-        return MixedPrecision(param_dtype=dtype, reduce_dtype=reduce, buffer_dtype=dtype)
+        gathered = DTYPES[kernels.param_dtype] if self.gathers == "stored" else dtype
+        return MixedPrecision(param_dtype=gathered, reduce_dtype=reduce, buffer_dtype=dtype)
 
 
 class Fsdp1Step(TrainingStep):
     """The step of a rank under FSDP1. plan: the undivided one."""
 
     def __init__(self, plan: Plan, wrapped: Wrapped, mesh: Any) -> None:
-        super().__init__(plan._replace(kernels=plan.kernels._replace(autocast=False)), CPU)
+        autocast = plan.kernels.autocast and wrapped.gathers == "stored"
+        super().__init__(plan._replace(kernels=plan.kernels._replace(autocast=autocast)), CPU)
         model: Any = FullyShardedDataParallel(
             self.model,
             device_mesh=mesh,
