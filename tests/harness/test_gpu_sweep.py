@@ -176,7 +176,7 @@ def test_long_setups_wait_for_another_call_and_short_ones_are_measured(tmp_path,
 
 
 def test_what_cannot_be_stated_or_does_not_fit_is_counted_not_run(tmp_path, monkeypatch):
-    wrong = Spec("gpt2", {**tiny_setups()[0].training, "stack": "deepspeed"}, {})
+    wrong = Spec("gpt2", {**tiny_setups()[0].training, "stack": "no-such-stack"}, {})
     large = [spec for spec in memory_setups() if spec.expects_oom][0]._replace(expects_oom=False)
     monkeypatch.setattr(stages, "memory_setups", lambda: [wrong, large])
     sweep, script = sweep_of(tmp_path, monkeypatch, answer_ok)

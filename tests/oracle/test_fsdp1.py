@@ -26,16 +26,11 @@ DEEP = replace(LLAMA, num_hidden_layers=7)
 SETUPS = {
     "pure": Wrapped(LLAMA, MIXED, 8),
     "reduced in fp32": Wrapped(LLAMA, MIXED, 8, reduce="fp32"),
-    "16 bit": Wrapped(LLAMA, BF16, 8),
     "fp32": Wrapped(LLAMA, replace(MIXED, precision="fp32"), 2),
     "deeper than what is traced": Wrapped(DEEP, MIXED, 8),
-    "deep, recomputed": Wrapped(DEEP, replace(MIXED, recompute="full"), 64),
     "kept to backward": Wrapped(DEEP, MIXED, 8, zero=2),
-    "kept, two batches": Wrapped(LLAMA, replace(MIXED, grad_accum_steps=2), 8, zero=2),
     "three batches": Wrapped(DEEP, replace(BF16, grad_accum_steps=3), 8),
-    "three batches in fp32": Wrapped(LLAMA, replace(MIXED, grad_accum_steps=3), 8, reduce="fp32"),
     "groups": Wrapped(LLAMA, MIXED, 64, shard=8),
-    "groups, kept": Wrapped(LLAMA, BF16, 16, zero=2, shard=8),
     "gathered after backward": Wrapped(DEEP, MIXED, 8, prefetch="post"),
     "gathered ahead of forward": Wrapped(DEEP, MIXED, 8, ahead=True),
     "gathered when needed": Wrapped(DEEP, MIXED, 8, prefetch="none"),
@@ -44,11 +39,6 @@ SETUPS = {
         replace(LLAMA, tie_word_embeddings=True), replace(MIXED, grad_clip=True), 8
     ),
     "gathered as stored, cast inside": Wrapped(LLAMA, MIXED, 8, gathers="stored"),
-    "gathered as stored, recomputed": Wrapped(
-        DEEP, replace(MIXED, recompute="full"), 8, gathers="stored"
-    ),
-    "sac": Wrapped(LLAMA, replace(BF16, recompute="sac"), 8),
-    "momentum": Wrapped(LLAMA, replace(MIXED, optimizer="momentum"), 8),
 }
 
 

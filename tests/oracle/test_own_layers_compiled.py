@@ -139,7 +139,6 @@ _WIDE = {"h": 128, "a": 4, "k": 2, "d": 32, "f": 384}
     [
         ("torchtune", "none", _WIDE, 0.0),
         ("torchtitan", "none", _WIDE, 0.0),
-        ("torchtitan", "sac", _WIDE, 0.0),
         ("torchtitan", "sac", {"h": 256, "a": 4, "k": 4, "d": 64, "f": 640}, 0.08),
         ("torchtitan", "attention", {"h": 256, "a": 8, "k": 1, "d": 32, "f": 768}, 0.02),
     ],

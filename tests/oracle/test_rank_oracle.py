@@ -37,7 +37,7 @@ from tests.oracle.support.step import run_step
 CASES = {**PAIRS, **MANY}
 MIXED = TrainingSetup(seq_len=16, micro_batch_size=1, precision="bf16-mixed")
 #: Cases whose micro-batches MemTracker can follow: it takes a module's second call for a mistake.
-FOLLOWED = [name for name, case in CASES.items() if case.setup.grad_accum_steps is None]
+FOLLOWED = [name for name, case in CASES.items() if case.setup.grad_accum_steps is None][:4]
 
 
 @cache
@@ -114,7 +114,7 @@ def _mem_tracker_peak(step: RankStep, knows_fsdp: bool) -> int:
     return peak
 
 
-@pytest.mark.parametrize("setup", draw_rank_setups(2026, 8), ids=lambda setup: setup.name)
+@pytest.mark.parametrize("setup", draw_rank_setups(2026, 2), ids=lambda setup: setup.name)
 def test_drawn_setups_end_as_they_began(setup: RankSetup) -> None:
     trace = setup.run()
     assert trace.live_after == trace.live_before

@@ -8,7 +8,9 @@ holds by itself. `CAUSES` names why a single row may lie further out than 20 %.
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 
@@ -103,3 +105,13 @@ def test_no_row_lies_far_out_without_a_named_cause() -> None:
     }
     assert not {name: size for name, size in far.items() if name not in CAUSES}
     assert set(CAUSES) <= set(far), "a cause without its row"
+
+
+def test_the_page_on_accuracy_prints_these_figures() -> None:
+    """docs/accuracy.md shows a run of the command; its table of sources must be today's."""
+    page = (Path(__file__).parents[2] / "docs" / "accuracy.md").read_text()
+    priced = _priced()
+    for source in sorted({row.source for row in _must_be_met()}):
+        found = score(frame_of(_of(source, priced).pairs))
+        [line] = re.findall(rf"^{re.escape(source)} +\S+ +\d+ +(\S+) +(\S+) ", page, re.MULTILINE)
+        assert line == (f"{found['mae_pct']:.1f}", f"{found['bias_pct']:+.1f}"), source

@@ -162,20 +162,27 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if bias else None
 
 
+#: Stacks that run the decoder of this module.
+STACKS_HERE = ("torch", "torch-compile")
+
+
 def build(plan: Plan, device: torch.device | str, seed: int | None = 0) -> Decoder:
     """The plan's decoder on a device, weights drawn from N(0, 0.02); seed None leaves them unset.
 
-    Raises ConfigError for a plan whose code is not this decoder's (stacks hf, torchtune, torchtitan).
+    Raises ConfigError for a plan of a stack whose code is not this decoder's.
     """
-    if plan.kernels.hf:
-        raise ConfigError("stack: got 'hf', whose code is transformers'; valid to run: torch")
-    if plan.kernels.traits.code != "plain":
-        code = plan.kernels.traits.code
-        raise ConfigError(f"stack: got {code!r}, whose layers are its own; valid to run: torch")
+    check_code(plan)
     model = assemble(plan.config, plan.kernels, plan.kinds, device)
     if seed is not None:
         initialize(model, seed)
     return model
+
+
+def check_code(plan: Plan) -> None:
+    """Raise ConfigError unless the stack's code is the decoder here."""
+    stack = plan.resolved.setup.code
+    if stack not in STACKS_HERE:
+        raise ConfigError(f"stack: got {stack!r}, whose code is its own; valid to run: torch")
 
 
 def assemble(

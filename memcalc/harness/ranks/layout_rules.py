@@ -29,8 +29,9 @@ def check_layout(layout: Layout, plan: Plan) -> None:
 
 def _check_code(layout: Layout, plan: Plan) -> None:
     """What no division runs: other people's code, compiled code, updates of whole matrices."""
-    if plan.kernels.hf:
-        raise ConfigError("stack: got 'hf', whose code is transformers'; valid to run: torch")
+    stack = plan.resolved.setup.code
+    if stack not in ("torch", "torch-compile"):
+        raise ConfigError(f"stack: got {stack!r}, whose code is its own; valid to run: torch")
     if plan.kernels.compiled:
         raise ConfigError(
             "compile: got compiled blocks on ranks; rule: eager code; valid: --stack torch"
