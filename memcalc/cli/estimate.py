@@ -31,7 +31,7 @@ def run(arguments: Arguments) -> int:
         if result.memory.stage is None:
             write_events(step_events(plan), path)
         else:
-            from memcalc.engine.parallel.pipeline import stage_of
+            from memcalc.engine.parallel.pipeline.pipeline import stage_of
             from memcalc.output.stage_events import stage_events
 
             write_events(stage_events(stage_of(plan, result.memory.stage.stage)), path)
@@ -127,7 +127,7 @@ def _largest(request: Request, result: Estimate) -> list[tuple[str, int, int]]:
         from memcalc.output.events import contributors, step_events
 
         return contributors(step_events(plan))
-    from memcalc.engine.parallel.pipeline import stage_of
+    from memcalc.engine.parallel.pipeline.pipeline import stage_of
     from memcalc.output.stage_events import largest_of_stage
 
     return largest_of_stage(stage_of(plan, place.stage))

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from memcalc.engine.injectors import begin_op
-from memcalc.engine.parallel.placed import WHOLE
+from memcalc.engine.parallel.tensor.placed import WHOLE
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Shape, Tape, Tensor
 

@@ -13,8 +13,8 @@ from memcalc.engine.aten.pointwise import to
 from memcalc.engine.injectors import Hooks, Injector, begin_op
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.ledger import OpRecord
-from memcalc.engine.parallel.placed import PART, Placed
-from memcalc.engine.parallel.tensor_layers import ROWS, bias_placed, entered, left
+from memcalc.engine.parallel.tensor.placed import PART, Placed
+from memcalc.engine.parallel.tensor.tensor_layers import ROWS, bias_placed, entered, left
 from memcalc.engine.sizes import ZERO, Size
 from memcalc.engine.tensors import Shape, Tape, Tensor
 from memcalc.inputs.model import ModelConfig

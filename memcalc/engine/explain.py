@@ -15,7 +15,7 @@ from memcalc.engine.explanation import FLOP_KINDS, Amount, Explanation, KeptTens
 from memcalc.engine.holdings import holdings, state_bytes
 from memcalc.engine.kernels import BlockKind
 from memcalc.engine.microprogram import micro_programs
-from memcalc.engine.parallel.layout_table import layout_table
+from memcalc.engine.parallel.layouts.layout_table import layout_table
 from memcalc.engine.parallel.strategy import Whole
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.sizes import ZERO, Size

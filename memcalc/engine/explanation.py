@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 from memcalc.engine.holdings import Holding
-from memcalc.engine.parallel.layout_table import LayoutRow
+from memcalc.engine.parallel.layouts.layout_table import LayoutRow
 from memcalc.engine.sizes import Size
 
 FLOP_KINDS = ("forward", "dgrad", "wgrad")

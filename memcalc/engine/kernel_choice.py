@@ -13,10 +13,10 @@ from memcalc.engine.blocks.layer_limits import check_layer_code, check_litgpt
 from memcalc.engine.blocks.litgpt_loss import litgpt_chunks
 from memcalc.engine.families import attention_for, traits_for
 from memcalc.engine.kernels import Kernels, Traits
-from memcalc.engine.parallel.deepspeed_setup import deepspeed_kernels, runs_deepspeed
-from memcalc.engine.parallel.megatron_layout import MEGATRON_CODES, megatron_kernels
-from memcalc.engine.parallel.nanotron_layout import CODE as NANOTRON
-from memcalc.engine.parallel.nanotron_layout import nanotron_kernels
+from memcalc.engine.parallel.deepspeed.deepspeed_setup import deepspeed_kernels, runs_deepspeed
+from memcalc.engine.parallel.megatron.megatron_layout import MEGATRON_CODES, megatron_kernels
+from memcalc.engine.parallel.megatron.nanotron_layout import CODE as NANOTRON
+from memcalc.engine.parallel.megatron.nanotron_layout import nanotron_kernels
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig, check_choice
 from memcalc.inputs.stacks import Stack

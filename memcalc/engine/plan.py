@@ -12,14 +12,14 @@ from memcalc.engine.kernel_choice import PRECISIONS, has_expandable_segments, ke
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.optimizer import OptimizerPlan
 from memcalc.engine.parallel.choose import resolve_layout, split_kernels, strategy_for
-from memcalc.engine.parallel.deepspeed_setup import deepspeed_optimizer, runs_deepspeed
+from memcalc.engine.parallel.deepspeed.deepspeed_setup import deepspeed_optimizer, runs_deepspeed
 from memcalc.engine.parallel.local import local_values
-from memcalc.engine.parallel.megatron_layout import (
+from memcalc.engine.parallel.megatron.megatron_layout import (
     megatron_optimizer,
     megatron_sizes,
     megatron_values,
 )
-from memcalc.engine.parallel.nanotron_layout import (
+from memcalc.engine.parallel.megatron.nanotron_layout import (
     nanotron_optimizer,
     padded_vocabulary,
     runs_nanotron,

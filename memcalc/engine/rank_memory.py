@@ -10,7 +10,7 @@ from memcalc.engine.allocator_streams import simulate_streams
 from memcalc.engine.device_side import Device
 from memcalc.engine.host_memory import host_of
 from memcalc.engine.memory import StepMemory, step_memory
-from memcalc.engine.parallel.communication import (
+from memcalc.engine.parallel.network.communication import (
     CommunicationBytes,
     communication_bytes,
     communicators,
@@ -84,9 +84,9 @@ def _played(
     if plan.parallel.pp == 1:
         stream = training_program(plan, workspaces) if allocator else None
         return step_memory(plan), stream, None
-    from memcalc.engine.parallel.pipeline import stage_of
-    from memcalc.engine.parallel.pipeline_memory import place_of, stage_memory
-    from memcalc.engine.parallel.pipeline_stream import stage_program
+    from memcalc.engine.parallel.pipeline.pipeline import stage_of
+    from memcalc.engine.parallel.pipeline.pipeline_memory import place_of, stage_memory
+    from memcalc.engine.parallel.pipeline.pipeline_stream import stage_program
 
     one = stage_of(plan, stage)
     step = stage_memory(one)

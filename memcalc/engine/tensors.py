@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from memcalc.engine.autograd import LeafNode, Node
     from memcalc.engine.ledger import OpRecord
-    from memcalc.engine.parallel.placed import Placed
+    from memcalc.engine.parallel.tensor.placed import Placed
 
     class Packing(Protocol):
         """What happens to a tensor a node saves: kept as it is, or handed to a checkpoint frame."""

@@ -11,10 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 
 from memcalc.engine.memory import At, alive_copies, category, end_of
-from memcalc.engine.parallel.actions import Action
-from memcalc.engine.parallel.pipeline import Chunk, Stage, Stretch, item_sizes
-from memcalc.engine.parallel.pipeline_memory import schedule_peak, stage_memory
-from memcalc.engine.parallel.pipeline_program import Item, Take
+from memcalc.engine.parallel.pipeline.actions import Action
+from memcalc.engine.parallel.pipeline.pipeline import Chunk, Stage, Stretch, item_sizes
+from memcalc.engine.parallel.pipeline.pipeline_memory import schedule_peak, stage_memory
+from memcalc.engine.parallel.pipeline.pipeline_program import Item, Take
 from memcalc.engine.program import expanded
 from memcalc.engine.timeline import size_values
 from memcalc.output.events import Event, Recorder, largest, names_of

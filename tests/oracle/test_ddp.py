@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from memcalc.engine.memory import step_memory
-from memcalc.engine.parallel.ddp import partition
+from memcalc.engine.parallel.data.ddp import partition
 from memcalc.engine.states import all_leaves
 from memcalc.harness.ranks.layout import Layout
 from memcalc.inputs.model import ModelConfig

@@ -18,10 +18,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from memcalc.engine.parallel.actions import Action, Pipe
-from memcalc.engine.parallel.pipeline_megatron import megatron_step
-from memcalc.engine.parallel.pipeline_program import Take
-from memcalc.engine.parallel.schedules import chunks_of
+from memcalc.engine.parallel.pipeline.actions import Action, Pipe
+from memcalc.engine.parallel.pipeline.pipeline_megatron import megatron_step
+from memcalc.engine.parallel.pipeline.pipeline_program import Take
+from memcalc.engine.parallel.pipeline.schedules import chunks_of
 from memcalc.harness.watch.tracker import StorageTracker
 
 SHAPE = (256, 4, 64)  # (s, b, h), fp32; stubs, losses and counters are nothing beside it

@@ -14,9 +14,9 @@ from functools import cache
 import pytest
 
 from memcalc.engine.memory import StepMemory
-from memcalc.engine.parallel.pipeline import stage_of
-from memcalc.engine.parallel.pipeline_memory import stage_memory
-from memcalc.engine.parallel.schedules import SPLIT_BACKWARD
+from memcalc.engine.parallel.pipeline.pipeline import stage_of
+from memcalc.engine.parallel.pipeline.pipeline_memory import stage_memory
+from memcalc.engine.parallel.pipeline.schedules import SPLIT_BACKWARD
 from memcalc.harness.watch.tensors import TensorBytes
 from tests.oracle.support.pipeline import run_stage
 from tests.oracle.support.pipeline_draw import PipelineSetup, draw_pipelines

@@ -1,7 +1,7 @@
 """A pipeline's rank beside FSDP2 (with tensor parallelism too), HSDP and DDP, 0 bytes apart.
 
 torch's stages keep what FSDP2 gathered, and whole gradients, until the last backward is over
-(engine/parallel/fsdp2_stages.py). Not here: DDP with several chunks on a rank. Named residual: with
+(engine/parallel/data/fsdp2_stages.py). Not here: DDP with several chunks on a rank. Named residual: with
 interleaving and FSDP2 a chunk is gathered before its first forward, not block by block (forward only).
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from memcalc.engine.parallel.pipeline import stage_of
-from memcalc.engine.parallel.pipeline_memory import stage_memory
+from memcalc.engine.parallel.pipeline.pipeline import stage_of
+from memcalc.engine.parallel.pipeline.pipeline_memory import stage_memory
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup

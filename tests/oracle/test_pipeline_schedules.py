@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 from torch.distributed.pipelining import schedules as torch_schedules
 
-from memcalc.engine.parallel.actions import Action, Pipe
-from memcalc.engine.parallel.schedules import check_pipe, chunks_of, most_in_flight, rank_actions
+from memcalc.engine.parallel.pipeline.actions import Action, Pipe
+from memcalc.engine.parallel.pipeline.schedules import (
+    check_pipe,
+    chunks_of,
+    most_in_flight,
+    rank_actions,
+)
 from memcalc.errors import ConfigError
 
 TORCH: dict[str, Any] = {

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from memcalc.engine.parallel.pipeline import stage_of
-from memcalc.engine.parallel.pipeline_memory import stage_memory
+from memcalc.engine.parallel.pipeline.pipeline import stage_of
+from memcalc.engine.parallel.pipeline.pipeline_memory import stage_memory
 from memcalc.engine.plan import plan_of
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup

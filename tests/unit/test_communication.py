@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memcalc.engine.parallel.communication import (
+from memcalc.engine.parallel.network.communication import (
     CommunicationBytes,
     Communicator,
     Fabric,
@@ -13,7 +13,7 @@ from memcalc.engine.parallel.communication import (
     communicators,
     fabric_of,
 )
-from memcalc.engine.parallel.process_groups import STACK_GROUPS
+from memcalc.engine.parallel.network.process_groups import STACK_GROUPS
 from memcalc.inputs.clusters import load_cluster
 from memcalc.inputs.parallel import ParallelPlan, with_degrees
 from memcalc.units import MIB

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from memcalc.engine.parallel.megatron_buffers import bucket_elements, buffer_elements
+from memcalc.engine.parallel.megatron.megatron_buffers import bucket_elements, buffer_elements
 from memcalc.inputs.parallel import ParallelPlan
 from tests.unit.megatron_support import deepseek, gpt, llama, megatron
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from memcalc.engine.parallel.megatron_layout import padded_vocabulary
-from memcalc.engine.parallel.megatron_rules import expert_copies
+from memcalc.engine.parallel.megatron.megatron_layout import padded_vocabulary
+from memcalc.engine.parallel.megatron.megatron_rules import expert_copies
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan
 from tests.unit.megatron_support import deepseek, llama, megatron

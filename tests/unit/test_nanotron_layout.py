@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from memcalc import TrainingSetup, estimate
-from memcalc.engine.parallel.actions import Pipe
-from memcalc.engine.parallel.nanotron_layout import padded_vocabulary, stage_layers
-from memcalc.engine.parallel.pipeline_nanotron import nanotron_step
-from memcalc.engine.parallel.pipeline_program import Drop, Item
+from memcalc.engine.parallel.megatron.nanotron_layout import padded_vocabulary, stage_layers
+from memcalc.engine.parallel.pipeline.actions import Pipe
+from memcalc.engine.parallel.pipeline.pipeline_nanotron import nanotron_step
+from memcalc.engine.parallel.pipeline.pipeline_program import Drop, Item
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import ParallelPlan
 from tests.unit.megatron_support import gpt, llama

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from memcalc.engine.parallel.actions import Action, Pipe
-from memcalc.engine.parallel.pipeline_megatron import megatron_step
-from memcalc.engine.parallel.pipeline_program import Drop, Item, Program, Step, Take
-from memcalc.engine.parallel.pipeline_torch import torch_step
-from memcalc.engine.parallel.schedules import (
+from memcalc.engine.parallel.pipeline.actions import Action, Pipe
+from memcalc.engine.parallel.pipeline.pipeline_megatron import megatron_step
+from memcalc.engine.parallel.pipeline.pipeline_program import Drop, Item, Program, Step, Take
+from memcalc.engine.parallel.pipeline.pipeline_torch import torch_step
+from memcalc.engine.parallel.pipeline.schedules import (
     check_pipe,
     chunks_of,
     most_in_flight,

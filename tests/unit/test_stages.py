@@ -9,13 +9,13 @@ import pytest
 
 from memcalc import ParallelPlan, TrainingSetup, estimate
 from memcalc.engine.allocator import simulate
-from memcalc.engine.parallel import pipeline_stream
-from memcalc.engine.parallel.actions import Action, Pipe
-from memcalc.engine.parallel.pipeline import stage_of
-from memcalc.engine.parallel.pipeline_memory import place_of, stage_memory
-from memcalc.engine.parallel.pipeline_program import Item, Take
-from memcalc.engine.parallel.pipeline_rules import RULES
-from memcalc.engine.parallel.pipeline_stream import stage_program
+from memcalc.engine.parallel.pipeline import pipeline_stream
+from memcalc.engine.parallel.pipeline.actions import Action, Pipe
+from memcalc.engine.parallel.pipeline.pipeline import stage_of
+from memcalc.engine.parallel.pipeline.pipeline_memory import place_of, stage_memory
+from memcalc.engine.parallel.pipeline.pipeline_program import Item, Take
+from memcalc.engine.parallel.pipeline.pipeline_rules import RULES
+from memcalc.engine.parallel.pipeline.pipeline_stream import stage_program
 from memcalc.engine.parallel.ranks import chunk_layers
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.program import Stream

@@ -10,8 +10,8 @@ import pytest
 
 from memcalc import TrainingSetup, estimate
 from memcalc.engine.memory import step_memory
-from memcalc.engine.parallel.ddp import BUCKET_BYTES, FIRST_BUCKET_BYTES, Ddp, bucket_bytes
-from memcalc.engine.parallel.fsdp2 import Fsdp2
+from memcalc.engine.parallel.data.ddp import BUCKET_BYTES, FIRST_BUCKET_BYTES, Ddp, bucket_bytes
+from memcalc.engine.parallel.data.fsdp2 import Fsdp2
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.program import Stream, training_program
 from memcalc.errors import ConfigError

@@ -6,8 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from memcalc.engine.parallel.layout_blocks import block_figures, model_parameters
-from memcalc.engine.parallel.layouts import (
+from memcalc.engine.parallel.layouts.layout_blocks import block_figures, model_parameters
+from memcalc.engine.parallel.layouts.layouts import (
     Product,
     TensorLayout,
     buffer_bytes,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from memcalc import TrainingSetup, estimate
-from memcalc.engine.parallel import traffic
-from memcalc.engine.parallel.traffic import Attention, Copies, Split, Traffic
+from memcalc.engine.parallel.network import traffic
+from memcalc.engine.parallel.network.traffic import Attention, Copies, Split, Traffic
 
 P = 10**6  # bytes of parameters and of gradients, divisible by every group here
 EIGHT = Copies(8, 8)

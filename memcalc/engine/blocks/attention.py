@@ -26,9 +26,9 @@ from memcalc.engine.blocks.norm import norm
 from memcalc.engine.blocks.relative import relative_scores
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
-from memcalc.engine.parallel.context_ring import ring_attention
-from memcalc.engine.parallel.tensor_layers import whole_stream
-from memcalc.engine.parallel.torchtitan_ring import compiled_ring
+from memcalc.engine.parallel.context.context_ring import ring_attention
+from memcalc.engine.parallel.context.torchtitan_ring import compiled_ring
+from memcalc.engine.parallel.tensor.tensor_layers import whole_stream
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
 

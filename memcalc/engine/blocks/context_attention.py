@@ -7,7 +7,7 @@ Checked by: oracle/test_context_parallel.py.
 from __future__ import annotations
 
 from memcalc.engine.build import Build
-from memcalc.engine.parallel.context_ulysses import heads_for_positions, positions_for_heads
+from memcalc.engine.parallel.context.context_ulysses import heads_for_positions, positions_for_heads
 from memcalc.engine.sizes import Size
 from memcalc.engine.tensors import Tensor
 

@@ -7,9 +7,9 @@ from memcalc.engine.aten.pointwise import add, constant, dropout, scale
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.blocks.relative import distance_table
 from memcalc.engine.build import Build
-from memcalc.engine.parallel import dtensor_loss
-from memcalc.engine.parallel.placed import PART, WHOLE, Placed
-from memcalc.engine.parallel.tensor_layers import position_rows, summed_stream
+from memcalc.engine.parallel.tensor import dtensor_loss
+from memcalc.engine.parallel.tensor.placed import PART, WHOLE, Placed
+from memcalc.engine.parallel.tensor.tensor_layers import position_rows, summed_stream
 from memcalc.engine.sizes import ONE
 from memcalc.engine.tensors import Tensor
 

@@ -10,8 +10,8 @@ from memcalc.engine.aten.shape import reshape, split
 from memcalc.engine.blocks.compiled_loss import compiled_cross_entropy
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint
-from memcalc.engine.parallel import dtensor_loss
-from memcalc.engine.parallel.tensor_layers import whole_loss, whole_stream
+from memcalc.engine.parallel.tensor import dtensor_loss
+from memcalc.engine.parallel.tensor.tensor_layers import whole_loss, whole_stream
 from memcalc.engine.tensors import Tensor
 
 

@@ -14,7 +14,7 @@ from memcalc.engine.aten.pointwise import (
 )
 from memcalc.engine.aten.shape import split
 from memcalc.engine.build import Build
-from memcalc.engine.parallel.tensor_layers import whole_stream
+from memcalc.engine.parallel.tensor.tensor_layers import whole_stream
 from memcalc.engine.tensors import Tensor
 
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 from memcalc.engine.aten.fused import fused_rms_norm, layer_norm
 from memcalc.engine.aten.pointwise import mean_last, mul, rsqrt, shift, square, to
 from memcalc.engine.build import Build
-from memcalc.engine.parallel.dtensor import from_local
-from memcalc.engine.parallel.tensor_layers import norm_placed, normed_part
+from memcalc.engine.parallel.tensor.dtensor import from_local
+from memcalc.engine.parallel.tensor.tensor_layers import norm_placed, normed_part
 from memcalc.engine.sizes import Size
 from memcalc.engine.tensors import Tensor
 

@@ -16,7 +16,7 @@ from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.torchtune import to_all_heads
 from memcalc.engine.build import Build
-from memcalc.engine.parallel.tensor_layers import whole_stream
+from memcalc.engine.parallel.tensor.tensor_layers import whole_stream
 from memcalc.engine.sizes import ONE, Size
 from memcalc.engine.tensors import Tensor
 

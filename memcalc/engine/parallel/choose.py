@@ -10,41 +10,41 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from memcalc.engine.kernels import DTensors, Kernels
-from memcalc.engine.parallel.context import check_context, context_split
-from memcalc.engine.parallel.ddp import ddp_of
-from memcalc.engine.parallel.deepspeed import deepspeed_of
-from memcalc.engine.parallel.deepspeed_megatron import (
+from memcalc.engine.parallel.context.context import check_context, context_split
+from memcalc.engine.parallel.data.ddp import ddp_of
+from memcalc.engine.parallel.data.fsdp1 import check_fsdp1, fsdp1_of
+from memcalc.engine.parallel.data.fsdp2 import fsdp2_of
+from memcalc.engine.parallel.data.fsdp2_stages import fsdp2_stages_of
+from memcalc.engine.parallel.data.offload_fsdp2 import offloaded
+from memcalc.engine.parallel.deepspeed.deepspeed import deepspeed_of
+from memcalc.engine.parallel.deepspeed.deepspeed_megatron import (
     megatron_deepspeed_states,
     runs_megatron_deepspeed,
 )
-from memcalc.engine.parallel.deepspeed_setup import (
+from memcalc.engine.parallel.deepspeed.deepspeed_setup import (
     check_deepspeed,
     deepspeed_notes,
     runs_deepspeed,
 )
-from memcalc.engine.parallel.experts import check_spread, spread
+from memcalc.engine.parallel.experts.experts import check_spread, spread
 from memcalc.engine.parallel.fabric import CODE as FABRIC
 from memcalc.engine.parallel.fabric import check_fabric, fabric_kernels
-from memcalc.engine.parallel.fsdp1 import check_fsdp1, fsdp1_of
-from memcalc.engine.parallel.fsdp2 import fsdp2_of
-from memcalc.engine.parallel.fsdp2_stages import fsdp2_stages_of
-from memcalc.engine.parallel.megatron import megatron_states
-from memcalc.engine.parallel.megatron_layout import megatron_split
-from memcalc.engine.parallel.megatron_rules import check_megatron
-from memcalc.engine.parallel.nanotron import nanotron_states
-from memcalc.engine.parallel.nanotron_layout import check_nanotron, runs_nanotron
+from memcalc.engine.parallel.megatron.megatron import megatron_states
+from memcalc.engine.parallel.megatron.megatron_layout import megatron_split
+from memcalc.engine.parallel.megatron.megatron_rules import check_megatron
+from memcalc.engine.parallel.megatron.nanotron import nanotron_states
+from memcalc.engine.parallel.megatron.nanotron_layout import check_nanotron, runs_nanotron
 from memcalc.engine.parallel.offload import moves_activations, resolve_offload
-from memcalc.engine.parallel.offload_fsdp2 import offloaded
 from memcalc.engine.parallel.rules import check_layout
 from memcalc.engine.parallel.states_rules import check_states
 from memcalc.engine.parallel.strategy import Strategy, Whole
-from memcalc.engine.parallel.tensor_rules import (
+from memcalc.engine.parallel.tensor.tensor_rules import (
     check_dtensor,
     check_kept,
     dtensor_notes,
     refuse_copies,
 )
-from memcalc.engine.parallel.tensor_states import TensorParts
+from memcalc.engine.parallel.tensor.tensor_states import TensorParts
 from memcalc.errors import NotInThisVersionError
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.stacks import Stack

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from memcalc.engine.parallel.nanotron_layout import runs_nanotron, stage_layers
+from memcalc.engine.parallel.megatron.nanotron_layout import runs_nanotron, stage_layers
 from memcalc.engine.plan import Plan, block_kinds
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memcalc.engine.parallel.stage_rules import check_stages
+from memcalc.engine.parallel.pipeline.stage_rules import check_stages
 from memcalc.errors import ConfigError
 from memcalc.inputs.clusters import Cluster
 from memcalc.inputs.model import ModelConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memcalc.engine.parallel.tensor_rules import check_parts
+from memcalc.engine.parallel.tensor.tensor_rules import check_parts
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import ParallelPlan, divisors
 

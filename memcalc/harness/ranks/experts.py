@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Shard
 
-from memcalc.engine.parallel.experts import cut_by_rows
+from memcalc.engine.parallel.experts.experts import cut_by_rows
 from memcalc.harness.model.moe import Moe
 from memcalc.harness.model.router import StackedWeights
 from memcalc.harness.ranks.layout import Layout

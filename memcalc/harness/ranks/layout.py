@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, NamedTuple
 
-from memcalc.engine.parallel.tensor_rules import check_kept, refuse_copies
+from memcalc.engine.parallel.tensor.tensor_rules import check_kept, refuse_copies
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.model import check_choice
 from memcalc.inputs.parallel import CP_METHODS, divisors

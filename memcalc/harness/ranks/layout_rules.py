@@ -1,4 +1,4 @@
-"""Which models and setups a layout can run; what tp can divide is engine/parallel/tensor_rules.py's.
+"""Which models and setups a layout can run; what tp can divide is engine/parallel/tensor/tensor_rules.py's.
 
 Every refusal is one line: what was got, the rule, and what is valid for this model.
 Checked by: harness/test_layout.py.
@@ -6,9 +6,9 @@ Checked by: harness/test_layout.py.
 
 from __future__ import annotations
 
-from memcalc.engine.parallel.context import check_shared
-from memcalc.engine.parallel.experts import check_divided
-from memcalc.engine.parallel.tensor_rules import check_dtensor, check_parts
+from memcalc.engine.parallel.context.context import check_shared
+from memcalc.engine.parallel.experts.experts import check_divided
+from memcalc.engine.parallel.tensor.tensor_rules import check_dtensor, check_parts
 from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.harness.ranks.layout import Layout

@@ -67,8 +67,8 @@ def _step(plan: Plan, stage: int) -> StepMemory:
     """The step of a stage's rank as the storage tracker sees it."""
     if plan.parallel.pp == 1:
         return step_memory(plan)
-    from memcalc.engine.parallel.pipeline import stage_of
-    from memcalc.engine.parallel.pipeline_memory import stage_memory
+    from memcalc.engine.parallel.pipeline.pipeline import stage_of
+    from memcalc.engine.parallel.pipeline.pipeline_memory import stage_memory
 
     return stage_memory(stage_of(plan, stage))
 

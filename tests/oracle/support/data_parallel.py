@@ -11,7 +11,7 @@ from itertools import zip_longest
 from typing import Any
 
 from memcalc.engine.memory import CATEGORIES, StepMemory, step_memory
-from memcalc.engine.parallel.ddp import Ddp
+from memcalc.engine.parallel.data.ddp import Ddp
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.program import expanded
 from memcalc.engine.timeline import size_values

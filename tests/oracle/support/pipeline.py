@@ -21,9 +21,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.pipelining import schedules as torch_schedules
 
-from memcalc.engine.parallel.pipeline import pipe_of
+from memcalc.engine.parallel.pipeline.pipeline import pipe_of
+from memcalc.engine.parallel.pipeline.schedules import chunks_of
 from memcalc.engine.parallel.ranks import chunk_layers
-from memcalc.engine.parallel.schedules import chunks_of
 from memcalc.engine.plan import Plan
 from memcalc.harness.model.casting import DTYPES
 from memcalc.harness.model.decoder import parameters_made

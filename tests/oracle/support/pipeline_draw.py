@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from memcalc.engine.parallel.schedules import SPLIT_BACKWARD
+from memcalc.engine.parallel.pipeline.schedules import SPLIT_BACKWARD
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import CHUNKED_SCHEDULES, ParallelPlan

@@ -34,7 +34,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from memcalc.engine.parallel.fsdp1 import fsdp1_of
+from memcalc.engine.parallel.data.fsdp1 import fsdp1_of
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.harness.model.block import Block
 from memcalc.harness.model.casting import DTYPES
