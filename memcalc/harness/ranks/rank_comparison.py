@@ -58,9 +58,28 @@ def compared(
         memory, seen = stages[record["world"]["pp_rank"]]
         estimate = {"memory": memory.to_dict(), "time": {"executed_flops": None}}
         peaks = {"phases": dict(seen.phases), "peak_requested_bytes": seen.peak_bytes}
-        listed = _differences(record["world"])
+        listed = [
+            *_differences(record["world"]),
+            *_late(record, memory.saved_for_backward_bytes, seen),
+        ]
         found.append(compare(estimate, record, listed, peaks).plain())
     return found
+
+
+def _late(record: Mapping[str, Any], saved_bytes: int, seen: StepMemory) -> list[Difference]:
+    """Figures above the estimate on gloo, whose threads hold a collective's tensors for a while."""
+    if record["world"].get("backend") != "gloo":
+        return []
+    memory = record["memory"]
+    phases = memory.get("phases") or {}
+    pairs = {
+        "saved for backward": (saved_bytes, memory.get("saved_for_backward_bytes")),
+        "peak requested": (seen.peak_bytes, memory.get("peak_requested_bytes")),
+        **{f"peak in {name}": (size, phases.get(name)) for name, size in seen.phases.items()},
+    }
+    above = tuple(name for name, (ours, measured) in pairs.items() if (measured or 0) > ours)
+    cause = "gloo lets go of what it sent or received late, when its own thread is done with it"
+    return [Difference(above, cause)] if above else []
 
 
 def _step(plan: Plan, stage: int) -> StepMemory:
