@@ -107,7 +107,7 @@ def test_data_parallel_ranks_save_what_one_process_saves(found: Found, name: str
 
 
 def _gathered(name: str) -> int:
-    """Bytes of a block gathered over the ranks, which gloo's threads may hold a while longer."""
+    """Bytes of parameters that can be gathered, which gloo's threads may hold a while longer."""
     if not CASES[name].layout.fsdp:
         return 0
     held = step_memory(plan_of_case(CASES[name])).states
