@@ -15,14 +15,14 @@ from memcalc.harness.measure import MeasureOptions
 from memcalc.harness.model.decoder import build
 from memcalc.harness.step import TrainingStep
 from memcalc.harness.verify import verify
-from tests.harness.models import GPT2, LLAMA, cpu_plan
+from tests.harness.models import LLAMA, cpu_plan
 
 pytestmark = pytest.mark.skipif(
     not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU"
 )
 
 
-@pytest.mark.parametrize("model", [LLAMA, GPT2], ids=lambda m: m.name)
+@pytest.mark.parametrize("model", [LLAMA], ids=lambda m: m.name)
 def test_compiled_blocks_give_the_same_gradients(model) -> None:  # type: ignore[no-untyped-def]
     plan = cpu_plan(model)
     ids = torch.randint(500, (2, 48), generator=torch.Generator().manual_seed(2))
@@ -61,7 +61,7 @@ def test_gate_and_up_may_be_one_projection() -> None:
     assert count[0] == count[1]
 
 
-@pytest.mark.parametrize("precision", ["bf16", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
 def test_a_compiled_model_is_verified(precision: str) -> None:
     """States and saved bytes equal the estimate; the rest is out of the tracker's sight, and said."""
     setup = TrainingSetup(seq_len=64, micro_batch_size=2, precision=precision, compile=True)

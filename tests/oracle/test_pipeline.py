@@ -9,8 +9,6 @@ whose scratch of a few bytes a position is not modelled.
 
 from __future__ import annotations
 
-from functools import cache
-
 import pytest
 
 from memcalc.engine.memory import StepMemory
@@ -29,7 +27,6 @@ NUMBER = 4  # bytes of a loss
 RESIDUAL = 0.001
 
 
-@cache
 def drawn(schedule: str, number: int) -> tuple[PipelineSetup, int, StepMemory, TensorBytes]:
     """A setup, the rank looked at (first, last, others in turn), the engine's and torch's step."""
     one = draw_pipelines(11, {**WHOLE, **HALVES}[schedule], schedule)[number]
@@ -46,6 +43,7 @@ def phases(step: TensorBytes) -> dict[str, int]:
 @pytest.mark.parametrize(("schedule", "number"), CASES, ids=str)
 def test_a_rank_needs_what_torchs_schedule_takes(schedule: str, number: int) -> None:
     one, rank, mine, theirs = drawn(schedule, number)
+    _states_and_buffers_are_torchs(mine, theirs)
     expected = phases(theirs)
     assert mine.phases.keys() == expected.keys()
     where = f"{one.name} rank {rank}"
@@ -71,9 +69,7 @@ def test_a_rank_needs_what_torchs_schedule_takes(schedule: str, number: int) -> 
         assert mine.saved_bytes == theirs.saved, where
 
 
-@pytest.mark.parametrize(("schedule", "number"), CASES, ids=str)
-def test_states_and_buffers_of_a_rank_are_torchs(schedule: str, number: int) -> None:
-    _, _, mine, theirs = drawn(schedule, number)
+def _states_and_buffers_are_torchs(mine: StepMemory, theirs: TensorBytes) -> None:
     held = mine.states
     assert held.parameter_bytes == theirs.states["parameters"]
     assert held.gradient_bytes == theirs.states["gradients"]
