@@ -6,7 +6,7 @@ each back when its node runs, and frees it with the node. Under a checkpoint the
 what is saved; what its backward recomputes stays on the GPU.
 Source: PyTorch 2.13, torch/autograd/graph.py (save_on_cpu), torch/csrc/autograd/saved_variable.cpp
 (hooks see leaves too), aten/src/ATen/native/cuda/Copy.cu (copy_requires_temporaries).
-Checked by: unit/test_saved_on_cpu.py.
+Checked by: unit/test_offload.py.
 """
 
 from __future__ import annotations

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: How far a profile's memory may be from a device's: partitions of a GPU carry its name.
 _SAME_MEMORY = 0.12
+#: Stacks whose code is the harness's decoder.
+_STACKS = ("torch", "torch-compile")
 
 
 def local_kernels(
@@ -55,6 +57,13 @@ def local_plan(
         plan = plan._replace(notes=(*plan.notes, "attention: eager: a CPU kernel takes no bias"))
     _check(plan, device)
     return plan
+
+
+def check_code(plan: Plan) -> None:
+    """Raise ConfigError unless the stack's code is the harness's decoder."""
+    stack = plan.resolved.setup.code
+    if stack not in _STACKS:
+        raise ConfigError(f"stack: got {stack!r}, whose code is its own; valid to run: torch")
 
 
 def local_device(device: torch.device) -> Device:

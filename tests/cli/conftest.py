@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -42,3 +44,15 @@ def memcalc(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
         return Outcome(status, captured.out, captured.err)
 
     return run
+
+
+def timeline_rows(path: Path, peak_bytes: int) -> list[dict[str, str]]:
+    """Rows of a --timeline file; asserts that its sums run on and that they reach this peak."""
+    with path.open() as file:
+        rows = list(csv.DictReader(file))
+    live = 0
+    for number, row in enumerate(rows):
+        live += int(row["allocated_bytes"])
+        assert (int(row["index"]), int(row["live_bytes"])) == (number, live)
+    assert max(int(row["live_bytes"]) for row in rows) == peak_bytes
+    return rows

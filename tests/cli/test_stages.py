@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.cli.conftest import timeline_rows
 
 Run = Callable[..., Any]
 MODEL = ("gpt2", "--set", "model.tie_word_embeddings=false", "--seq", "64", "--grad-accum", "8")
@@ -32,13 +33,7 @@ def test_the_timeline_is_that_of_the_worst_stage(
 ) -> None:
     path = tmp_path / "step.csv"
     found = memcalc("estimate", *MODEL, *words, "--json", "--timeline", path).json["memory"]
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    live = 0
-    for number, row in enumerate(rows):
-        live += int(row["allocated_bytes"])
-        assert (int(row["index"]), int(row["live_bytes"])) == (number, live)
-    assert max(int(row["live_bytes"]) for row in rows) == found["peak_requested_bytes"]
+    rows = timeline_rows(path, found["peak_requested_bytes"])
     for phase, peak in found["phases"].items():
         own = [int(row["live_bytes"]) for row in rows if row["phase"] == phase]
         assert not own or max(own) >= peak * 0.999, phase  # Megatron's optimizer allocates nothing

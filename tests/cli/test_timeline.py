@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
 import pytest
+
+from tests.cli.conftest import timeline_rows
 
 _SETUPS = {
     "plain": ("gpt2",),
@@ -30,13 +31,7 @@ _SETUPS = {
 def test_the_largest_live_bytes_are_the_estimates_peak(memcalc, tmp_path: Path, words) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path / "step.csv"
     found = memcalc("estimate", *words, "--seq", "64", "--json", "--timeline", path).json["memory"]
-    with path.open() as file:
-        rows = list(csv.DictReader(file))
-    live = 0
-    for number, row in enumerate(rows):
-        live += int(row["allocated_bytes"])
-        assert (int(row["index"]), int(row["live_bytes"])) == (number, live)
-    assert max(int(row["live_bytes"]) for row in rows) == found["peak_requested_bytes"]
+    rows = timeline_rows(path, found["peak_requested_bytes"])
     for phase, peak in found["phases"].items():
         assert max(int(r["live_bytes"]) for r in rows if r["phase"] == phase) == peak
     start = [row for row in rows if row["phase"] == "start"]

@@ -12,8 +12,6 @@ from itertools import takewhile
 
 import pytest
 
-from memcalc.engine.program import expanded
-from memcalc.engine.timeline import size_values
 from memcalc.harness.watch.tracker import Alloc, Event
 from tests.oracle.support.compare import (
     RECOMPUTES,
@@ -24,6 +22,7 @@ from tests.oracle.support.compare import (
     record_of,
     said,
 )
+from tests.oracle.support.engine_events import engine_events
 from tests.oracle.support.reference import RefConfig
 
 _BEFORE_THE_BLOCKS = {"rope_tables", "causal_mask"}
@@ -43,19 +42,7 @@ def _rows(events: list[tuple[int, str, str] | int]) -> list[Row]:
 
 def engine_rows(cfg: RefConfig, how: How) -> list[Row]:
     plan = plan_of(cfg, how)
-    structure, runs = plan.structure(plan.keeps_gradients)
-    stream = expanded(structure, runs)
-    sizes = stream.sizes(size_values(structure, plan.values))
-    events: list[tuple[int, str, str] | int] = []
-    for event in stream.events:
-        if event < 0:
-            events.append(sizes[~event])
-            continue
-        label = structure.labels[structure.labels_of[stream.traced[event]]]
-        layer = stream.layers[event]
-        where = label.op if layer < 0 else f"{layer}/{label.op}"
-        events.append((sizes[event], label.phase, where))
-    return _rows(events)
+    return _rows(engine_events(plan, plan.structure(plan.keeps_gradients)))
 
 
 def torch_rows(cfg: RefConfig, how: How) -> list[Row]:

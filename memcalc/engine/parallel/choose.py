@@ -1,7 +1,7 @@
 """What a layout means on a stack: the resolved degrees, the split kernels, the strategy for states.
 
 Everything that depends on whose code runs is decided here, from the stack's `[parallel]` table.
-Checked by: unit/test_parallel_choices.py.
+Checked by: cli/test_layouts.py, unit/test_states_divided.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which layouts a model allows: what must divide what, on which stack.
 
 Every refusal is one line: what was got, the rule, what is valid for this model.
-Checked by: unit/test_parallel_rules.py.
+Checked by: cli/test_layouts.py, unit/test_tensor_rules.py.
 """
 
 from __future__ import annotations

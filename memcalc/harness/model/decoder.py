@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.plan import Plan
-from memcalc.errors import ConfigError
+from memcalc.harness.local import check_code
 from memcalc.harness.model.attention_core import dropout
 from memcalc.harness.model.block import Block
 from memcalc.harness.model.casting import DTYPES, Linear, cast_scope
@@ -162,10 +162,6 @@ class Head(nn.Module):
         self.bias = nn.Parameter(torch.zeros(config.vocab_size)) if bias else None
 
 
-#: Stacks that run the decoder of this module.
-STACKS_HERE = ("torch", "torch-compile")
-
-
 def build(plan: Plan, device: torch.device | str, seed: int | None = 0) -> Decoder:
     """The plan's decoder on a device, weights drawn from N(0, 0.02); seed None leaves them unset.
 
@@ -176,13 +172,6 @@ def build(plan: Plan, device: torch.device | str, seed: int | None = 0) -> Decod
     if seed is not None:
         initialize(model, seed)
     return model
-
-
-def check_code(plan: Plan) -> None:
-    """Raise ConfigError unless the stack's code is the decoder here."""
-    stack = plan.resolved.setup.code
-    if stack not in STACKS_HERE:
-        raise ConfigError(f"stack: got {stack!r}, whose code is its own; valid to run: torch")
 
 
 def assemble(

@@ -11,6 +11,7 @@ from memcalc.engine.parallel.experts.experts import check_divided
 from memcalc.engine.parallel.tensor.tensor_rules import check_dtensor, check_parts
 from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
+from memcalc.harness.local import check_code
 from memcalc.harness.ranks.layout import Layout
 
 
@@ -29,9 +30,7 @@ def check_layout(layout: Layout, plan: Plan) -> None:
 
 def _check_code(layout: Layout, plan: Plan) -> None:
     """What no division runs: other people's code, compiled code, updates of whole matrices."""
-    stack = plan.resolved.setup.code
-    if stack not in ("torch", "torch-compile"):
-        raise ConfigError(f"stack: got {stack!r}, whose code is its own; valid to run: torch")
+    check_code(plan)
     if plan.kernels.compiled:
         raise ConfigError(
             "compile: got compiled blocks on ranks; rule: eager code; valid: --stack torch"

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memcalc.engine.device_side import Device
-from memcalc.engine.memory import StepMemory, step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.memory import StepMemory
+from memcalc.engine.plan import plan_of
 from memcalc.engine.rank_memory import rank_memory
 from memcalc.harness.comparison import Difference, compare
 from memcalc.inputs.model import ModelConfig
@@ -50,7 +50,10 @@ def compared(
     plain = plan_of(config, setup, {**kernels, "watched": False}, parallel)
     watched = plan_of(config, setup, {**kernels, "watched": True}, parallel)
     stages = [
-        (rank_memory(plain, stage, device, device.gpu is not None).memory, _step(watched, stage))
+        (
+            rank_memory(plain, stage, device, device.gpu is not None).memory,
+            rank_memory(watched, stage, device, allocator=False).step,
+        )
         for stage in range(parallel.pp)
     ]
     found = []
@@ -80,16 +83,6 @@ def _late(record: Mapping[str, Any], saved_bytes: int, seen: StepMemory) -> list
     above = tuple(name for name, (ours, measured) in pairs.items() if (measured or 0) > ours)
     cause = "gloo lets go of what it sent or received late, when its own thread is done with it"
     return [Difference(above, cause)] if above else []
-
-
-def _step(plan: Plan, stage: int) -> StepMemory:
-    """The step of a stage's rank as the storage tracker sees it."""
-    if plan.parallel.pp == 1:
-        return step_memory(plan)
-    from memcalc.engine.parallel.pipeline.pipeline import stage_of
-    from memcalc.engine.parallel.pipeline.pipeline_memory import stage_memory
-
-    return stage_memory(stage_of(plan, stage))
 
 
 def _differences(world: Mapping[str, Any]) -> list[Difference]:

@@ -13,10 +13,9 @@ from typing import Any
 from memcalc.engine.memory import CATEGORIES, StepMemory, step_memory
 from memcalc.engine.parallel.data.ddp import Ddp
 from memcalc.engine.plan import Plan, plan_of
-from memcalc.engine.program import expanded
-from memcalc.engine.timeline import size_values
 from memcalc.inputs.parallel import ParallelPlan, divisors
 from memcalc.output.events import step_events
+from tests.oracle.support.engine_events import engine_events
 from tests.oracle.support.rank import RankTrace
 from tests.oracle.support.rank_draw import RankSetup, draw_rank_setups
 
@@ -119,19 +118,8 @@ def _states(ours: StepMemory, trace: RankTrace) -> dict[str, tuple[int, int]]:
 
 def engine_rows(plan: Plan) -> list[Row]:
     """Every allocation of the last micro-batch, blocks written out."""
-    structure, runs = plan.structure(*plan.strategy.micro_batches(plan)[-1])
-    stream = expanded(structure, runs)
-    sizes = stream.sizes(size_values(structure, plan.values))
-    events: list[tuple[int, str, str] | int] = []
-    for event in stream.events:
-        if event < 0:
-            events.append(sizes[~event])
-            continue
-        label = structure.labels[structure.labels_of[stream.traced[event]]]
-        layer = stream.layers[event]
-        where = label.op if layer < 0 else f"{layer}/{label.op}"
-        events.append((sizes[event], label.phase, where))
-    return event_rows(events)
+    last = plan.strategy.micro_batches(plan)[-1]
+    return event_rows(engine_events(plan, plan.structure(*last)))
 
 
 def torch_rows(trace: RankTrace) -> list[Row]:

@@ -18,12 +18,11 @@ from memcalc.engine.parallel.data.fsdp2 import Fsdp2, fsdp2_of
 from memcalc.engine.parallel.data.fsdp2_timeline import (
     Fsdp2Timeline,
     Group,
-    _drop,
     _Live,
     _placed_as,
 )
 from memcalc.engine.parallel.strategy import Batch
-from memcalc.engine.sizes import ZERO, Size
+from memcalc.engine.sizes import Size
 from memcalc.engine.states import block_of
 from memcalc.engine.tensors import Shape, Tensor
 
@@ -175,27 +174,9 @@ class _Stages(_Live):
                 del self.sums[name]
         return sizes, gradients
 
-    def _reduce(self, group: Group) -> None:
-        """Reduce-scatter a group's sums; its gathered parameters go first."""
-        plan = self.plan
-        sizes, gradients = self._gradients(group)
-        _drop(self.held[group.block].whole)
-        self.reduced = None
-        if not gradients:
-            return
-        total = sum(sizes, ZERO)
-        with self._within("reduce_scatter", group):
-            self.reduced = self.tape.empty(
-                "reduce_scatter_input", (total * plan.ranks,), plan.stored
-            )
-            last = gradients[-1] if plan.ranks > 1 else None  # PyTorch's loop variable
-            gradients.clear()
-            output = self.tape.empty("reduce_scatter_output", (total,), plan.stored)
-            del last
-        if plan.replicas > 1:
-            self.summed[group.block] = output
-        if self.drops:
-            self.tape.gradients.append(output)
+    def keeps_output(self) -> bool:
+        """As told: the first reduction of a step makes the gradients."""
+        return self.drops
 
     def _keep(self) -> None:
         """What the next micro-batch finds outlives this one."""

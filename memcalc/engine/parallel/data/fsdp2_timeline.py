@@ -221,9 +221,13 @@ class _Live:
             del last
         if plan.replicas > 1:
             self.summed[group.block] = output
-        if not (self.build.has_gradients or plan.on_host):
+        if self.keeps_output():
             self.tape.gradients.append(output)
         self.reduced = reduced
+
+    def keeps_output(self) -> bool:
+        """Whether what a reduction returns becomes the gradients of its group."""
+        return not (self.build.has_gradients or self.plan.on_host)
 
     def _gradients(self, group: Group) -> tuple[list[Size], list[Tensor]]:
         """Padded sizes of what has a gradient, and the gradients, taken off the parameters."""
