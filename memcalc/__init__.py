@@ -15,7 +15,8 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from memcalc.engine.estimate import estimate
     from memcalc.engine.explain import explain
-    from memcalc.engine.results import Breakdown, Estimate, MemoryEstimate, TimeEstimate
+    from memcalc.engine.results import Breakdown, Estimate, MemoryEstimate
+    from memcalc.engine.timing.time_estimate import TimeEstimate
     from memcalc.errors import ConfigError, MemcalcError
     from memcalc.inputs.clusters import Cluster, load_cluster
     from memcalc.inputs.hardware import Gpu, load_gpu
@@ -30,7 +31,7 @@ _HOMES = {
     "Breakdown": "memcalc.engine.results",
     "Estimate": "memcalc.engine.results",
     "MemoryEstimate": "memcalc.engine.results",
-    "TimeEstimate": "memcalc.engine.results",
+    "TimeEstimate": "memcalc.engine.timing.time_estimate",
     "ConfigError": "memcalc.errors",
     "MemcalcError": "memcalc.errors",
     "Cluster": "memcalc.inputs.clusters",

@@ -76,8 +76,8 @@ def measure_setup(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 def calibrate_device(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The calibration profile as TOML, and how much of it was measured."""
-    from memcalc.harness.calibration import calibrations
     from memcalc.harness.calibration.calibrate import run
+    from memcalc.inputs import calibrations
 
     profile = run(device, small=job["tiny"], deadline_s=job["seconds"])
     late = sum("deadline" in entry["reason"] for entry in profile["skipped"])

@@ -51,7 +51,7 @@ _CHOICES: Final = (
     Column("mlp", choices=("gelu", "relu", "swiglu", "geglu")),
     Column("position", choices=("learned", "rope", "alibi")),
     Column("fsdp", choices=("none", "fsdp1", "fsdp2")),
-    Column("attention", choices=(*ATTENTIONS, "sdpa")),
+    Column("attention", choices=(*ATTENTIONS, "sdpa", "triton")),
     Column("loss", choices=LOSSES),
     Column("precision", choices=(*PRECISIONS, *LATER_PRECISIONS, *QUANTISED)),
     Column("optimizer", choices=(*OPTIMIZERS, "paged-adamw-8bit")),
@@ -71,14 +71,15 @@ _CHOICES: Final = (
 COLUMNS: Final = (
     *_columns("text", "id source ref framework_text model family interconnect_text gpu stack peft "
               "precision_text optimizer_text mem_rank_note why_not attention_mask lora_targets "
-              "quantizer"),
+              "quantizer cluster"),
     *_CHOICES,
     *_columns("whole", "num_hidden_layers hidden_size intermediate_size num_attention_heads "
               "num_key_value_heads head_dim vocab_size num_experts experts_per_token "
               "moe_intermediate_size seq context gpus_per_node n_gpus tp pp vpp dp cp ep etp "
               "micro_batch global_batch grad_accum shard_group lora_rank generated_tokens parameters"),
     *_columns("whole", "shared_experts first_dense_layers zero", least=0),
-    *_columns("number", "mem_gb step_s tokens_per_s_per_gpu tflops_per_gpu mfu_pct hfu_pct"),
+    *_columns("number", "mem_gb step_s tokens_per_s_per_gpu tflops_per_gpu mfu_pct hfu_pct "
+              "node_network_gbps"),
     *_columns("flag", "tied sp compile optimizer_in_backward async_tp"),
     Column("mla", "pairs"),
     Column("recompute", "recompute"),

@@ -8,22 +8,23 @@ Checked by: unit/test_accuracy_pricing.py, published/test_rows.py.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from memcalc.accuracy.notes import NotExpressedError
 from memcalc.accuracy.rows import Row
 from memcalc.accuracy.setups import Expressed, express
+from memcalc.accuracy.throughput import KINDS, contradicted, kind_of, parts_of, predicted_rate
 from memcalc.engine.estimate import estimate
 from memcalc.engine.results import Estimate, MemoryEstimate
 from memcalc.errors import ConfigError
 from memcalc.units import GIB, MIB
 
-#: (rows done, rows in all)
+#: (row's id, rows done, rows in all)
 Tell = Callable[[str, int, int], None]
 
-#: Whether estimates carry times; without a time model only memory is scored.
-PREDICTS_TIME: Final = False
+MEMORY, THROUGHPUT = "memory", "throughput"
+BOTH: Final = (MEMORY, THROUGHPUT)
 #: Bytes of a row's unit. Unknown: nvidia-smi and torch's own counters divide by powers of two.
 UNITS: Final[Mapping[str, int]] = {
     "GB": 10**9, "GiB": GIB, "MB": 10**6, "MiB": MIB, "unknown": GIB,
@@ -33,15 +34,14 @@ FIELDS: Final = {
     "allocated": "peak_allocated_bytes", "reserved": "peak_reserved_bytes",
     "nvidia-smi": "device_used_bytes", "unknown": "peak_allocated_bytes",
 }  # fmt: skip
-#: Throughput figures, the first a row has is its own.
-RATES: Final = ("tokens_per_s_per_gpu", "step_s", "tflops_per_gpu")
 
 
 class Pair(NamedTuple):
-    """One figure of a row, predicted and measured, in bytes, seconds, tokens/s or FLOP/s.
+    """One figure of a row, predicted and measured, in bytes, seconds, tokens/s, FLOP/s or percent.
 
     what: memory or throughput. kind: of memory its mem_kind, of throughput the column. scored: whether
-    it counts; an unknown memory kind is shown only.
+    it counts; an unknown memory kind is shown only. gpu: the profile it was priced on. parts: seconds
+    of the predicted step by what they go to.
     """
 
     row: Row
@@ -51,10 +51,15 @@ class Pair(NamedTuple):
     measured: float
     scored: bool
     assumed: tuple[str, ...]
+    parameters: int | None = None
+    gpu: str | None = None
+    parts: Mapping[str, float] = {}  # noqa: RUF012  # never changed
 
     @property
     def error(self) -> float:
-        """predicted / measured - 1."""
+        """Predicted over measured - 1; of a step time that of its speed, so that + is too fast."""
+        if self.kind == "step_s":
+            return self.measured / self.predicted - 1
         return self.predicted / self.measured - 1
 
 
@@ -73,40 +78,61 @@ class Priced(NamedTuple):
     unscored: list[Left]
 
 
-def price(rows: Iterable[Row], tell: Tell | None = None) -> Priced:
-    """Price every row. tell: called with (row's id, rows done, rows in all)."""
+def price(
+    rows: Iterable[Row],
+    tell: Tell | None = None,
+    what: Collection[str] = BOTH,
+    table: Iterable[Row] | None = None,
+) -> Priced:
+    """Price every row. tell: called with (row's id, rows done, rows in all); what: figures wanted.
+
+    table: the file the rows are of, where they are a choice of it: rates that it contradicts are shown
+    and not scored.
+    """
     found = Priced([], [], [])
     listed = list(rows)
+    wrong = contradicted(listed if table is None else table)
     for done, row in enumerate(listed):
         if tell is not None:
             tell(row.id, done, len(listed))
         try:
-            pairs = price_row(row)
+            pairs = price_row(row, what)
         except NotExpressedError as error:
             found.unexpressed.append(Left(row, str(error)))
             continue
-        found.pairs.extend(pairs)
+        found.pairs.extend(_judged(pair, wrong.get(row.id)) for pair in pairs)
         if not pairs:
-            found.unscored.append(Left(row, _nothing_predicted(row)))
+            found.unscored.append(Left(row, _nothing_predicted(row, what)))
     return found
 
 
-def price_row(row: Row) -> list[Pair]:
-    """The pairs of one row, none where it measured nothing this version predicts.
+def _judged(pair: Pair, wrong: str | None) -> Pair:
+    """The pair; a rate that its own table contradicts does not count."""
+    if wrong is None or pair.what != THROUGHPUT:
+        return pair
+    return pair._replace(scored=False, assumed=(*pair.assumed, f"not scored: {wrong}"))
 
-    Raises NotExpressedError with the reason when the row cannot be priced.
+
+def price_row(row: Row, what: Collection[str] = BOTH) -> list[Pair]:
+    """The pairs of one row, none where it measured nothing of what is wanted.
+
+    The allocator is simulated only for a row with a memory figure. Raises NotExpressedError with the
+    reason when the row cannot be priced.
     """
     stated = express(row)
-    if row.number("mem_gb") is None and not PREDICTS_TIME:
+    with_memory = MEMORY in what and row.number("mem_gb") is not None
+    if not with_memory and (THROUGHPUT not in what or kind_of(row) is None):
         return []
     try:
         result = estimate(
-            stated.config, stated.setup,
-            parallel=stated.plan, gpu=stated.gpu, kernels=stated.kernels,
+            stated.config, stated.setup, parallel=stated.plan, gpu=stated.device,
+            kernels=stated.kernels, allocator=with_memory,
         )  # fmt: skip
     except ConfigError as error:
         raise NotExpressedError(str(error)) from None
-    found = (_memory(row, stated, result), _throughput(row, stated, result))
+    found = [_memory(row, stated, result)] if with_memory else []
+    if THROUGHPUT in what:
+        found.append(_throughput(row, stated, result))
     return [pair for pair in found if pair is not None]
 
 
@@ -119,8 +145,9 @@ def _memory(row: Row, stated: Expressed, result: Estimate) -> Pair | None:
     unit = row.text("mem_unit") or "unknown"
     assumed = [*stated.assumed, *(["unit not stated: GiB"] if unit == "unknown" else [])]
     return Pair(
-        row, "memory", kind, predicted, round(size * UNITS[unit]), kind != "unknown", tuple(assumed)
-    )
+        row, MEMORY, kind, predicted, round(size * UNITS[unit]), kind != "unknown", tuple(assumed),
+        result.model.parameters, stated.gpu,
+    )  # fmt: skip
 
 
 def predicted_bytes(kind: str, rank: str, stages: tuple[MemoryEstimate, ...]) -> int:
@@ -130,38 +157,29 @@ def predicted_bytes(kind: str, rank: str, stages: tuple[MemoryEstimate, ...]) ->
 
 
 def _throughput(row: Row, stated: Expressed, result: Estimate) -> Pair | None:
-    kind = next((name for name in RATES if row.number(name) is not None), None)
-    if kind is None:
+    kind = kind_of(row)
+    measured = None if kind is None else row.number(kind)
+    if kind is None or measured is None:
         return None
-    predicted = predicted_rate(kind, row.text("flops_kind"), result)
-    measured = row.number(kind)
-    if predicted is None or measured is None:
+    predicted = predicted_rate(kind, row.text("flops_kind"), result.time)
+    if predicted is None:
         return None
-    scale = 1e12 if kind == "tflops_per_gpu" else 1.0
-    return Pair(row, "throughput", kind, predicted, measured * scale, True, tuple(stated.assumed))
+    return Pair(
+        row, THROUGHPUT, kind, float(predicted), measured * KINDS[kind], True, tuple(stated.assumed),
+        result.model.parameters, stated.gpu, parts_of(result.time),
+    )  # fmt: skip
 
 
-def predicted_rate(kind: str, flops_kind: str | None, result: Estimate) -> float | None:
-    """Step time, tokens/s or FLOP/s of a GPU; None while estimates carry no times.
-
-    FLOP/s are counted as the row's source counts them: the full square of attention, its causal half,
-    or what the hardware executes.
-    """
-    time = result.time
-    if kind == "step_s":
-        return time.step_s
-    rate = time.tokens_per_s_per_gpu
-    if kind == "tokens_per_s_per_gpu" or rate is None:
-        return rate
-    each = {
-        "model-full-square": time.model_flops_per_token,
-        "model-causal": time.model_flops_causal_per_token,
-        "hardware": time.executed_flops_per_token,
-    }.get(flops_kind or "")
-    return None if each is None else rate * each
-
-
-def _nothing_predicted(row: Row) -> str:
-    if any(row.number(name) is not None for name in RATES):
-        return "gives no memory; its throughput is not predicted in this version"
-    return "gives neither memory nor a rate"
+def _nothing_predicted(row: Row, what: Collection[str]) -> str:
+    if kind_of(row) is None and (MEMORY in what or row.number("mem_gb") is None):
+        return "gives neither memory nor a rate"
+    if THROUGHPUT not in what:
+        return "gives no memory"
+    if kind_of(row) is None:
+        return "gives no rate"
+    unsaid = kind_of(row) in ("tflops_per_gpu", "mfu_pct") and row.text("flops_kind") in (
+        None, "unknown",
+    )  # fmt: skip
+    if unsaid:
+        return "its source does not say which FLOPs it counts"
+    return "no time is predicted: no GPU is named, or its rates are unknown"

@@ -1,6 +1,8 @@
 """The result of `memcalc accuracy` as plain dicts: the contract's JSON, and a CSV row for every row.
 
-Names are a contract: `memory` and `throughput` by kind, `rows`, `unexpressed`; the rest is beside it.
+Names are a contract: `memory` and `throughput` by kind, `rows`, `unexpressed`; the rest is beside it:
+splits (`by_...`), `promised` (the rows the accuracy promised of throughput covers), `fitted_sources`,
+`outliers`.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from memcalc.accuracy import scores
-from memcalc.accuracy.pricing import PREDICTS_TIME, Left, Pair, Priced
+from memcalc.accuracy.groups import FITTED_SOURCES, outliers
+from memcalc.accuracy.pricing import BOTH, MEMORY, THROUGHPUT, Left, Pair, Priced
 from memcalc.accuracy.rows import Row
 from memcalc.engine.results import SCHEMA
 from memcalc.errors import ConfigError, unknown
@@ -20,6 +23,12 @@ CSV_COLUMNS: Final = ("id", "source", "confidence", "priceable", "status", "what
                       "measured", "error_pct", "reason", "assumed")  # fmt: skip
 _UNITS: Final = {
     "memory": "bytes", "tokens_per_s_per_gpu": "tokens/s", "step_s": "s", "tflops_per_gpu": "FLOP/s",
+    "mfu_pct": "%", "hfu_pct": "%",
+}  # fmt: skip
+#: Name of a split -> the column of the frame it is by. Those after the first three are of throughput.
+SPLITS: Final = {
+    "by_source": "source", "by_confidence": "confidence", "by_priceable": "priceable",
+    "by_model_size": "model_size", "by_gpu": "gpu", "by_gpus": "gpus",
 }  # fmt: skip
 
 
@@ -47,31 +56,45 @@ def choose(rows: Iterable[Row], filters: Mapping[str, str | None]) -> list[Row]:
 
 
 def report(
-    priced: Priced, file: str, filters: Mapping[str, str | None], notes: Iterable[str] = ()
+    priced: Priced, file: str, filters: Mapping[str, str | None], what: Iterable[str] = BOTH
 ) -> dict[str, Any]:
-    """The JSON object. Checked by: cli/test_accuracy.py."""
+    """The JSON object; what: the figures asked for. Checked by: cli/test_accuracy.py."""
     from memcalc import __version__
 
     frame = scores.frame_of(priced.pairs)
-    memory, rate = (frame[frame["what"] == what] for what in ("memory", "throughput"))
+    memory, rate = (frame[frame["what"] == one] for one in BOTH)
+    promised = rate[rate["promised"]]
     return {
         "schema": SCHEMA,
         "memcalc": __version__,
         "file": file,
         "filters": dict(filters),
+        "what": list(what),
         "counts": _counts(priced),
         "memory": scores.kinds(memory),
         "throughput": scores.kinds(rate),
         "over_sources": {
             "memory": scores.over_sources(memory), "throughput": scores.over_sources(rate),
         },
-        "by_source": _split(memory, rate, "source"),
-        "by_confidence": _split(memory, rate, "confidence"),
-        "by_priceable": _split(memory, rate, "priceable"),
+        **{name: _split(memory, rate, column) for name, column in SPLITS.items()},
+        "fitted_sources": list(FITTED_SOURCES),
+        "fitted": scores.kinds(rate[rate["fitted"]]),
+        "evaluation": scores.kinds(rate[~rate["fitted"]]),
+        "promised": {
+            "rows": scores.score(promised),
+            "over_sources": scores.over_sources(promised),
+            "by_source": scores.by(promised, "source"),
+            "with_contradicted": scores.score(promised.assign(scored=True)),
+        },
+        "outliers": [
+            {"id": pair.row.id, "source": pair.row.source, "what": pair.what, "kind": pair.kind,
+             "error_pct": 100 * pair.error}
+            for pair in outliers(priced.pairs)
+        ],
         "rows": [_pair(pair) for pair in priced.pairs],
         "unexpressed": [_left(left) for left in priced.unexpressed],
         "unscored": [_left(left) for left in priced.unscored],
-        "notes": [*notes, *_standing_notes(priced.pairs)],
+        "notes": _notes(priced.pairs),
     }  # fmt: skip
 
 
@@ -103,6 +126,8 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "error_pct": 100 * pair.error,
         "scored": pair.scored,
         "assumed": list(pair.assumed),
+        "gpu": pair.gpu,
+        "parts": dict(pair.parts),
     }
 
 
@@ -126,18 +151,31 @@ def _who(row: Row) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _standing_notes(pairs: Iterable[Pair]) -> list[str]:
+def _notes(pairs: Iterable[Pair]) -> list[str]:
     found = []
-    if not PREDICTS_TIME:
-        found.append("memory only: this version predicts no times, so no throughput is scored")
     listed = list(pairs)
-    if any(pair.what == "memory" and not pair.scored for pair in listed):
+    if any(pair.what == MEMORY and not pair.scored for pair in listed):
         found.append("memory of unknown kind is shown beside predicted allocated and not scored")
+    wrong = [pair.row.id for pair in listed if pair.what == THROUGHPUT and not pair.scored]
+    if wrong:
+        found.append(
+            "shown and not scored, contradicted by their own table (the same model three times as "
+            f"fast on as many GPUs or more): {', '.join(wrong)}"
+        )
     if any("unit not stated: GiB" in pair.assumed for pair in listed):
         found.append(
             "a figure whose unit the source does not say is read as GiB, as nvidia-smi and torch "
             "count; were it GB, it would be 6.9 % smaller"
         )
+    if any(pair.what == THROUGHPUT for pair in listed):
+        found.append(
+            "errors of throughput are of speed, step times included: + is predicted too fast"
+        )
+        fitted = ", ".join(FITTED_SOURCES)
+        found.append(
+            f"fitted to rows of: {fitted}; scored apart" if fitted
+            else "no constant is fitted to a row of this table"
+        )  # fmt: skip
     return found
 
 

@@ -1,9 +1,10 @@
 """Error tables: how far predictions lie from what was measured, over rows and over sources.
 
-error = predicted / measured - 1, in percent. Rows of one table that state the same setup but for the
-number of micro-batches, or for who reports it, are one measurement: they share a weight of 1.
-mae is the weighted mean of |error|, bias that of the signed error; median, p90 and worst are of
-|error|, so that a bound on them is one comparison. `measurements` is the sum of weights, n the rows.
+error = predicted / measured - 1, in percent; of a step time that of its speed, so that + is always too
+large or too fast. Rows of one table that state the same setup but for the number of micro-batches, or
+for who reports it, are one measurement: they share a weight of 1. mae is the weighted mean of |error|,
+bias that of the signed error; median, p90 and worst are of |error|, so that a bound on them is one
+comparison. `measurements` is the sum of weights, n the rows; `each` the same with every row as one.
 Checked by: unit/test_accuracy_scores.py (against figures worked out by hand).
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from memcalc.accuracy.groups import ORDER, count_class, gpu_type, is_fitted, is_promised, size_class
 from memcalc.accuracy.pricing import Pair
 from memcalc.accuracy.rows import Row
 
@@ -26,7 +28,9 @@ ASIDE: Final = frozenset({
     "mfu_pct", "hfu_pct",
 })  # fmt: skip
 _FIELDS: Final = ("id", "source", "confidence", "priceable", "what", "kind", "predicted", "measured",
-                  "error_pct", "scored", "setup")  # fmt: skip
+                  "error_pct", "scored", "setup", "model_size", "gpu", "gpus", "fitted",
+                  "promised")  # fmt: skip
+_ERRORS: Final = ("mae_pct", "bias_pct", "median_pct", "p90_pct")
 
 
 def setup_key(row: Row) -> str:
@@ -40,10 +44,13 @@ def frame_of(pairs: Iterable[Pair]) -> pd.DataFrame:
 
     rows = [
         (p.row.id, p.row.source, p.row.text("confidence"), p.row.text("priceable"), p.what, p.kind,
-         p.predicted, p.measured, 100 * p.error, p.scored, setup_key(p.row))
+         p.predicted, p.measured, 100 * p.error, p.scored, setup_key(p.row), size_class(p),
+         gpu_type(p), count_class(p.row), is_fitted(p.row), is_promised(p))
         for p in pairs
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=list(_FIELDS)).astype({"scored": bool})
+    return pd.DataFrame(rows, columns=list(_FIELDS)).astype(
+        {"scored": bool, "fitted": bool, "promised": bool}
+    )
 
 
 def weights(frame: pd.DataFrame) -> pd.Series[float]:
@@ -53,22 +60,32 @@ def weights(frame: pd.DataFrame) -> pd.Series[float]:
 
 
 def score(frame: pd.DataFrame) -> dict[str, Any]:
-    """n, mae_pct, bias_pct, median_pct, p90_pct, worst_pct of the scored rows of a frame."""
+    """n, mae_pct, bias_pct, median_pct, p90_pct, worst_pct of the scored rows; `each`: unweighted."""
     scored = frame[frame["scored"]]
     if scored.empty:
-        names = ("mae_pct", "bias_pct", "median_pct", "p90_pct", "worst_pct", "worst_id")
-        return {"n": 0, "measurements": 0.0, **dict.fromkeys(names)}
-    weight = weights(scored)
-    error, size, total = scored["error_pct"], scored["error_pct"].abs(), weight.sum()
+        nothing = dict.fromkeys(_ERRORS)
+        worst = {"worst_pct": None, "worst_id": None}
+        return {"n": 0, "measurements": 0.0, **nothing, **worst, "each": nothing}
+    weight, error = list(weights(scored)), list(scored["error_pct"])
+    size = [abs(one) for one in error]
     return {
         "n": len(scored),
-        "measurements": round(float(total), 6),
-        "mae_pct": float((size * weight).sum() / total),
-        "bias_pct": float((error * weight).sum() / total),
-        "median_pct": quantile(list(size), list(weight), 0.5),
-        "p90_pct": quantile(list(size), list(weight), 0.9),
-        "worst_pct": float(size.max()),
-        "worst_id": list(scored["id"])[list(size).index(size.max())],
+        "measurements": round(float(sum(weight)), 6),
+        **_errors(error, weight),
+        "worst_pct": max(size),
+        "worst_id": list(scored["id"])[size.index(max(size))],
+        "each": _errors(error, [1.0] * len(error)),
+    }
+
+
+def _errors(error: Sequence[float], weight: Sequence[float]) -> dict[str, float]:
+    """Mean, bias, median and p90 of weighted errors."""
+    total, size = sum(weight), [abs(one) for one in error]
+    return {
+        "mae_pct": sum(w * one for w, one in zip(weight, size, strict=True)) / total,
+        "bias_pct": sum(w * one for w, one in zip(weight, error, strict=True)) / total,
+        "median_pct": quantile(size, weight, 0.5),
+        "p90_pct": quantile(size, weight, 0.9),
     }
 
 
@@ -90,7 +107,8 @@ def by(frame: pd.DataFrame, column: str) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for value, part in frame.groupby(column, dropna=False, sort=True):
         found["not stated" if value is None or value != value else str(value)] = kinds(part)
-    return found
+    place = {name: number for number, name in enumerate(ORDER)}
+    return dict(sorted(found.items(), key=lambda item: place.get(item[0], -1)))
 
 
 def kinds(frame: pd.DataFrame) -> dict[str, Any]:

@@ -7,6 +7,7 @@ Checked by: unit/test_accuracy_express.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from memcalc.accuracy.models import model_of
@@ -14,7 +15,8 @@ from memcalc.accuracy.notes import NotExpressedError, refuse
 from memcalc.accuracy.rows import Row
 from memcalc.errors import ConfigError
 from memcalc.inputs import training
-from memcalc.inputs.hardware import load_gpu
+from memcalc.inputs.clusters import Cluster, load_cluster
+from memcalc.inputs.hardware import Gpu, load_gpu
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
@@ -26,20 +28,49 @@ SAME_CHIP: Final = {"h100-96gb-500w": "h100-80gb"}
 #: (framework, loss as a row calls it) -> the loss its code runs. torchtune's head returns fp32 logits
 #: whatever the loss (torchtune/modules/transformer.py, unembed).
 _OWN_LOSS: Final = {("torchtune", "plain"): "fp32"}
+#: Kernels of attention that keep what another one keeps, at a speed of their own.
+_SAME_SAVED: Final = {"triton": "flash"}
+#: Part of a source's name -> what its training code does that the stack's default does not. llm-foundry:
+#: flash-attn's cross-entropy keeps 16-bit logits alone (llmfoundry/models/mpt/modeling_mpt.py,
+#: fused_crossentropy), DecoupledAdamW is a loop over parameters (composer/optim/decoupled_weight_decay.py),
+#: every recipe clips (scripts/train/yamls/pretrain: gradient_clipping); checkpoints of PyTorch 1.13 and
+#: 2.0, which it ran (submit_benchmarks.py, --image), recompute a whole block: early stop came with 2.1.
+#: Megatron-LM, nanotron's benchmarks, torchtitan and InternEvo clip at 1.0 by default
+#: (training/arguments.py, clip_grad;
+#: scripts/scaling_benchmarks.py; job_config.py, max_norm; configs/7B_sft.py).
+_CLIPS: Final[Mapping[str, Any]] = {"grad_clip": True}
+_OWN_TRAINING: Final[Mapping[str, Mapping[str, Any]]] = {
+    "llm-foundry": {"loss": "plain", "optimizer_impl": "loop", "recomputes_all": True, **_CLIPS},
+    "Megatron": _CLIPS, "Korthikanti": _CLIPS, "MT-NLG": _CLIPS, "BigScience": _CLIPS,
+    "nanotron": _CLIPS, "torchtitan": _CLIPS, "InternEvo": _CLIPS,
+}  # fmt: skip
+#: Part of a source's name -> how its exchanges overlap where the nearest stack differs. InternEvo:
+#: configs/7B_sft.py, overlap_sync_grad without overlap_sync_param.
+_OWN_OVERLAP: Final[Mapping[str, Mapping[str, bool]]] = {
+    "InternEvo": {"overlap_grad_reduce": True},
+}
 #: Part of a source's name -> kernels of the release it ran, where the stack describes a later one.
 #: torchtitan compiles its loss since 2025-03 (components/loss.py); train.py of 2024 leaves it eager.
 #: The H200 rows' source prints their command, which is not run_train.sh: no expandable segments.
-_OF_RELEASE: Final = {
+#: InternEvo ran flash-attn 1.0.5 (doc/en/install.md).
+_OF_RELEASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "torchtitan 2024": {"compile_loss": False},
     "torchtitan H200": {"expandable_segments": False},
+    "InternEvo": {"attention_code": "flash1"},
 }
+#: GPUs of a node where a row does not say.
+_NODE_GPUS: Final = 8
+_BYTES_PER_GBIT: Final = 1e9 / 8
 _DEFAULTS: Final = {
     "precision": "bf16-mixed", "optimizer": "adamw", "recompute": "none", "attention": "flash",
 }  # fmt: skip
 
 
 class Expressed(NamedTuple):
-    """A row as arguments of `memcalc.estimate`; assumed: what the row did not state."""
+    """A row as arguments of `memcalc.estimate`; assumed: what the row did not state.
+
+    cluster: of the GPU, where the row says how its nodes are joined.
+    """
 
     config: ModelConfig
     setup: TrainingSetup
@@ -47,6 +78,12 @@ class Expressed(NamedTuple):
     gpu: str | None
     assumed: list[str]
     kernels: dict[str, Any] = {}  # noqa: RUF012  # never changed
+    cluster: Cluster | None = None
+
+    @property
+    def device(self) -> Cluster | str | None:
+        """What `estimate` takes as its gpu."""
+        return self.cluster or self.gpu
 
 
 def express(row: Row) -> Expressed:
@@ -57,12 +94,16 @@ def express(row: Row) -> Expressed:
         setup, more = setup_of(row)
         plan = plan_of(row)
         gpu, about_gpu = gpu_of(row)
+        cluster = cluster_of(row, gpu)
     except ConfigError as error:
         raise NotExpressedError(str(error)) from None
-    kernels = dict(next((k for name, k in _OF_RELEASE.items() if name in row.source), {}))
+    kernels = dict(_own(_OF_RELEASE, row))
+    if row.text("attention") in _SAME_SAVED:
+        kernels["attention_code"] = row.text("attention")
     if "fp8 all-gather" in (row.text("precision_text") or ""):
         kernels["fp8_gather"] = True
-    return Expressed(config, setup, plan, gpu, [*assumed, *more, *about_gpu], kernels)
+    assumed = [*assumed, *more, *about_gpu]
+    return Expressed(config, setup, plan, gpu, assumed, kernels, cluster)
 
 
 def setup_of(row: Row) -> tuple[TrainingSetup, list[str]]:
@@ -83,23 +124,34 @@ def setup_of(row: Row) -> tuple[TrainingSetup, list[str]]:
     if attention == "sdpa":
         attention = "efficient" if said["precision"] in ("fp32", "tf32") else "flash"
         assumed.append(f"sdpa read as its {attention} kernel")
+    attention = _SAME_SAVED.get(attention, attention)
+    own = _own(_OWN_TRAINING, row)
     dims_stated = row.whole("hidden_size") is not None
     setup = TrainingSetup(
         seq_len=row.whole("seq"),
         **_batch(row),
         precision=said["precision"],
         optimizer=optimizer,
-        optimizer_impl=row.text("optimizer_impl"),
+        optimizer_impl=row.text("optimizer_impl") or own.get("optimizer_impl"),
         recompute=base,
         recompute_layers=int(blocks) if blocks else None,
+        reentrant=base == "full" and bool(own.get("recomputes_all", False)),
         attention=attention,
-        loss=_OWN_LOSS.get((_framework(row), row.text("loss") or ""), row.text("loss")),
+        grad_clip=bool(own.get("grad_clip", False)),
+        loss=_OWN_LOSS.get((_framework(row), row.text("loss") or ""))
+        or row.text("loss")
+        or own.get("loss"),
         stack=stack,
         compile=bool(row.flag("compile")),
         optimizer_in_backward=bool(row.flag("optimizer_in_backward")),
         num_layers=None if dims_stated else row.whole("num_hidden_layers"),
     )
     return setup, [*assumed, *about_stack]
+
+
+def _own(table: Mapping[str, Mapping[str, Any]], row: Row) -> Mapping[str, Any]:
+    """The entry of a table by parts of sources' names that the row's source holds, or none."""
+    return next((own for name, own in table.items() if name in row.source), {})
 
 
 def _batch(row: Row) -> dict[str, Any]:
@@ -151,6 +203,7 @@ def plan_of(row: Row) -> ParallelPlan:
         stage_layers=row.wholes("stage_layers"),
         cp_method=row.text("cp_method") or "ring",
         offload=row.text("offload") or "none",
+        **_own(_OWN_OVERLAP, row),
     )
 
 
@@ -163,3 +216,40 @@ def gpu_of(row: Row) -> tuple[str | None, list[str]]:
         return SAME_CHIP[stated], [f"GPU {stated}: context and workspace of {SAME_CHIP[stated]}"]
     gpu, notes = load_gpu(stated)
     return gpu.slug, notes
+
+
+def _has_switch(card: Gpu) -> bool:
+    """Whether the GPUs of a node reach each other over a fast link, and not in pairs alone."""
+    link = (card.link or "none").lower()
+    return not link.startswith(("pcie", "none")) and "bridge" not in link
+
+
+def cluster_of(row: Row, gpu: str | None) -> Cluster | None:
+    """The row's nodes and their network: a profile by name, or what a node sends to others.
+
+    None where the row says neither. Raises ConfigError for a cluster of other GPUs.
+    """
+    named, network = row.text("cluster"), row.number("node_network_gbps")
+    if named is not None:
+        cluster = load_cluster(named)
+        if gpu is not None and cluster.gpu != gpu:
+            raise ConfigError(f"cluster: got {cluster.slug}; rule: one of {gpu}, the row's GPU")
+        return cluster
+    if network is None or gpu is None:
+        return None
+    card, count = load_gpu(gpu)[0], row.whole("gpus_per_node") or _NODE_GPUS
+    if card.link_unidirectional_bytes_per_s is None:
+        return None
+    return Cluster(
+        name=f"nodes of {count} {card.name}",
+        slug="stated-by-the-row",
+        gpu=card.slug,
+        gpus_per_node=count,
+        domain_gpus=count,
+        link=card.link or "unknown",
+        topology="switch" if _has_switch(card) else "host",
+        link_bytes_per_s=card.link_unidirectional_bytes_per_s,
+        network=row.text("interconnect_text"),
+        nics_per_node=1,
+        nic_bytes_per_s=network * _BYTES_PER_GBIT,
+    )

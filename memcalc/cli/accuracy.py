@@ -53,7 +53,7 @@ def _check_outputs(arguments: Arguments) -> None:
 
 def _found(arguments: Arguments) -> dict[str, Any]:
     """The report on the rows asked for; notes on columns that are not read go to stderr."""
-    from memcalc.accuracy.pricing import price
+    from memcalc.accuracy.pricing import BOTH, price
     from memcalc.accuracy.report import choose, report
     from memcalc.accuracy.rows import published_rows, read_rows
     from memcalc.output.files import put_notes
@@ -63,6 +63,7 @@ def _found(arguments: Arguments) -> dict[str, Any]:
         name: None if (value := arguments.text(name)) is None else str(typed(BY_NAME[name], value))
         for name in _FILTERS
     }
+    what = tuple(name for name in BOTH if arguments.has(name)) or BOTH
     stated = arguments.text("rows")
     file = published_rows() if stated is None else Path(os.path.expanduser(stated))
     read = read_rows(file)
@@ -70,8 +71,8 @@ def _found(arguments: Arguments) -> dict[str, Any]:
     if not arguments.has("quiet"):
         put_notes(read.notes)
     with progress("accuracy", arguments.has("quiet")) as tell:
-        priced = price(rows, tell)
-    return report(priced, stated or "the published runs", filters)
+        priced = price(rows, tell, what, read.rows)
+    return report(priced, stated or "the published runs", filters, what)
 
 
 def _put_csv(arguments: Arguments, found: dict[str, Any]) -> None:

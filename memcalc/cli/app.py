@@ -40,6 +40,14 @@ _EXAMPLES = {
         "torchrun --nproc-per-node 8 -m memcalc measure llama-3.1-8b --fsdp",
     ),
     "calibrate": ("memcalc calibrate", "memcalc calibrate --out my-card.toml"),
+    "train-time": (
+        "memcalc train-time llama-3.1-8b --gpu h100 --gpus 64 --fsdp --tokens 1T",
+        "memcalc train-time llama-7b --gpu a100 --samples 52k --epochs 3 --mfu 40",
+    ),
+    "mfu": (
+        "memcalc mfu --tflops 100 --gpu a100",
+        "memcalc mfu llama-3.1-8b --seq 8k --gpu h100 --tokens-per-s-per-gpu 10153",
+    ),
     "accuracy": (
         "memcalc accuracy --confidence high --priceable yes",
         "memcalc accuracy --rows my-runs.csv --json",
@@ -172,6 +180,7 @@ def _callback(
 def _positionals(command: str) -> list[tuple[str, Any, Any]]:
     shown = {
         "MODEL": "Profile name, Hub id, config.json, its directory, or a .safetensors file",
+        "[MODEL]": "The same as of estimate; without one, ratios of stated figures",
         "[KIND]": "models, gpus, stacks, clusters or calibrations",
         "NAME": "A name of `memcalc list`",
         "A": "Run file, JSON result, or a quoted command line",

@@ -53,7 +53,7 @@ def _stated_file(arguments: Arguments) -> Path | None:
 
 def _prove_writable(stated: Path | None) -> None:
     """Raise ConfigError before minutes of measuring, where the profile could not be written."""
-    from memcalc.harness.calibration.calibrations import user_folder
+    from memcalc.inputs.calibrations import user_folder
 
     folder = user_folder() if stated is None else stated.parent
     try:
@@ -97,7 +97,7 @@ def _measured(arguments: Arguments) -> dict[str, Any] | None:
 
 def _keep_and_show(arguments: Arguments, profile: dict[str, Any], stated: Path | None) -> None:
     """Write the profile where it belongs, then the result to where that was asked for."""
-    from memcalc.harness.calibration.calibrations import ceiling, user_folder
+    from memcalc.inputs.calibrations import ceiling, user_folder
     from memcalc.output.calibrate_text import calibration_page, quiet_line
     from memcalc.output.files import put_notes
 
@@ -121,7 +121,7 @@ def _keep_and_show(arguments: Arguments, profile: dict[str, Any], stated: Path |
 
 
 def _write(profile: dict[str, Any], path: Path) -> None:
-    from memcalc.harness.calibration.calibrations import to_text
+    from memcalc.inputs.calibrations import to_text
     from memcalc.output.files import write_text
 
     write_text(str(path), to_text(profile))
@@ -129,7 +129,7 @@ def _write(profile: dict[str, Any], path: Path) -> None:
 
 def _replaced(path: Path) -> str | None:
     """What a file held before it is written over: a calibration's date, or what else it was."""
-    from memcalc.harness.calibration.calibrations import read
+    from memcalc.inputs.calibrations import read
 
     if not path.is_file():
         return None

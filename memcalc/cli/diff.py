@@ -37,20 +37,26 @@ def run(arguments: Arguments) -> int:
         {"field": name, "a": old, "b": new, "delta": _delta(old, new)}
         for name, old, new in _moved(_numbers(first), _numbers(second))
     ]
+    times = [
+        {"field": name, "a": old, "b": new, "delta": _delta(old, new)}
+        for name, old, new in _moved(_times(first), _times(second))
+    ]
     plain = {"schema": 1, "a": arguments.positionals[0], "b": arguments.positionals[1],
-             "setup": settings, "memory": numbers}  # fmt: skip
+             "setup": settings, "memory": numbers, "time": times}  # fmt: skip
 
     def page(sheet: Page) -> None:
         sheet.line(f"A: {plain['a']}")
         sheet.line(f"B: {plain['b']}")
         sheet.line()
-        if not settings and not numbers:
+        if not settings and not numbers and not times:
             sheet.line("nothing moved")
         if settings:
             rows = [(str(s["field"]), _word(s["a"]), _word(s["b"])) for s in settings]
             sheet.table(("Setting", "A", "B"), rows)
         if numbers:
             sheet.table(("Number", ">A", ">B", ">change"), [_row(n) for n in numbers])
+        if times:
+            sheet.table(("Time", ">A", ">B", ">change"), [_time_row(n) for n in times])
 
     used = _delta(*(_numbers(run).get("device_used_bytes") for run in (first, second)))
     line = f"{len(settings)} settings and {len(numbers)} numbers moved; driver-used {used:+}" if (
@@ -126,6 +132,26 @@ def _numbers(run: Mapping[str, Any]) -> dict[str, Any]:
         "parameters": run["model"].get("parameters"),
         "executed_flops": (run.get("time") or {}).get("executed_flops"),
     }
+
+
+def _times(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Seconds, rates and shares of a run's time; its ops and exchanges are left out."""
+    time = run.get("time") or {}
+    return {k: v for k, v in time.items() if not isinstance(v, list) and "flops" not in k}
+
+
+def _time_row(moved: dict[str, Any]) -> tuple[str, str, str, str]:
+    from memcalc.output.time_text import duration
+
+    name, old, new, delta = (moved[key] for key in ("field", "a", "b", "delta"))
+    if delta is None:
+        return name, _word(old), _word(new), ""
+    share = f"{delta / old:+.1%}" if old else ""
+    if name.endswith(("_per_s", "_per_gpu")):
+        return name, f"{old:,.4g}", f"{new:,.4g}", share
+    if name.endswith("_s"):
+        return name, duration(old), duration(new), share
+    return name, f"{old:.1%}", f"{new:.1%}", f"{100 * delta:+.1f} points"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -53,10 +53,10 @@ def run(arguments: Arguments) -> int:
 def report() -> dict[str, Any]:
     """What doctor shows, as plain values."""
     from memcalc import __version__
-    from memcalc.harness.calibration.calibrations import entries
+    from memcalc.inputs.calibrations import measured_entries
     from memcalc.inputs.profiles import KINDS, profile_names
 
-    calibrations = [f"{entry.name} ({entry.origin})" for entry in entries()]
+    calibrations = [f"{entry.name} ({entry.origin})" for entry in measured_entries()]
     return {
         "schema": 1,
         "memcalc": __version__,

@@ -104,7 +104,10 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
         estimate_page(sheet, result, _largest(request, result), dict(request.stated))
         if arguments.has("ops"):
             from memcalc.output.explain_text import ledger_tables
+            from memcalc.output.time_text import exchanges_table, op_times_table
 
+            op_times_table(sheet, result.time)
+            exchanges_table(sheet, result.time)
             ledger_tables(sheet, _ledger(request))
 
     out = arguments.text("out") or ""

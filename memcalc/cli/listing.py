@@ -33,6 +33,8 @@ def run(arguments: Arguments) -> int:
             sheet.line(f"{kind}: {EMPTY.get(str(kind), _NONE)}")
         if kind is None:
             sheet.line("memcalc list KIND names them, memcalc show NAME tells all of one")
+        elif kind == "calibrations" and all(row["date"] is None for row in rows):
+            sheet.line("no measured one yet; `memcalc calibrate` makes one of this device")
         elif any(str(row.get("usable_bytes_source", "")).startswith("label") for row in rows):
             sheet.line("label: taken from the product's name, not read from a device")
         elif kind == "clusters":
@@ -56,7 +58,7 @@ def _kind(word: str) -> str:
 
 def _count(kind: str) -> int:
     if kind == "calibrations":
-        from memcalc.harness.calibration.calibrations import entries
+        from memcalc.inputs.calibrations import entries
 
         return len(entries())
     from memcalc.inputs.profiles import profile_names
@@ -174,12 +176,16 @@ def _clusters() -> list[dict[str, Any]]:
 def _calibrations() -> list[dict[str, Any]]:
     """The user's and the package's; a file that is none is passed over with a note."""
     from memcalc.errors import ConfigError
-    from memcalc.harness.calibration.calibrations import ceiling, entries, read
+    from memcalc.inputs.calibrations import DEFAULT_PREFIX, ceiling, entries, is_default, read
     from memcalc.output.files import put_notes
 
     rows = []
     for entry in entries():
         try:
+            if is_default(entry.path):
+                architecture = entry.name.removeprefix(DEFAULT_PREFIX)
+                rows.append(_constants(entry.name, architecture, entry.origin))
+                continue
             profile = read(entry.path)
         except ConfigError as error:
             put_notes([str(error)])
@@ -195,6 +201,14 @@ def _calibrations() -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _constants(name: str, architecture: str, origin: str) -> dict[str, Any]:
+    """The row of a default: constants of an architecture, measured on no one device."""
+    return {
+        "name": name, "gemm_flops_per_s": None, "device": f"any of {architecture}",
+        "torch": None, "date": None, "origin": origin,
+    }  # fmt: skip
 
 
 _ROWS = {

@@ -7,8 +7,21 @@ The parser, the help, the completion and the run files are all made from it.
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from memcalc.cli.option import (
+    ACCURACY,
+    ESTIMATE,
+    EVERY,
+    LAYOUT,
+    MEASURE,
+    ON_DEVICE,
+    PANELS,
+    PRICED,
+    RANKS,
+    Option,
+)
+from memcalc.cli.run_options import RUN_OPTIONS
 from memcalc.inputs.parallel import (
     CP_METHODS,
     OFFLOAD_DEVICES,
@@ -18,56 +31,8 @@ from memcalc.inputs.parallel import (
 )
 from memcalc.inputs.training import ATTENTIONS, LOSSES, OPTIMIZER_IMPLS, OPTIMIZERS, PRECISIONS
 
-SETUP: Final = ("estimate", "explain", "measure", "verify")
-ESTIMATE: Final = ("estimate",)
-LAYOUT: Final = ("estimate", "explain")
-RANKS: Final = ("estimate", "explain", "measure", "verify")
-MEASURE: Final = ("measure", "verify")
-ON_DEVICE: Final = ("measure", "verify", "calibrate")
-ACCURACY: Final = ("accuracy",)
-EVERY: Final = (
-    "estimate", "explain", "measure", "verify", "calibrate", "accuracy", "list", "show", "doctor",
-    "diff",
-)  # fmt: skip
-PANELS: Final = ("Model", "Training", "Parallelism", "Hardware", "Measuring", "Rows", "Output")
-
-
-class Option(NamedTuple):
-    """One option. kind: text, count, number, memory, recompute, name, names, file, flag or many."""
-
-    name: str
-    kind: str
-    panel: str
-    help: str
-    default: str = ""
-    field: str = ""  # of TrainingSetup
-    parallel: str = ""  # of ParallelPlan
-    commands: tuple[str, ...] = SETUP
-    choices: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()  # beside --name
-    later: bool = False
-    harmless: tuple[str, ...] = ()  # of a later option: values that change nothing
-
-    @property
-    def flag(self) -> str:
-        """The long spelling."""
-        return f"--{self.name}"
-
-    @property
-    def takes_value(self) -> bool:
-        return self.kind != "flag"
-
-    @property
-    def metavar(self) -> str:
-        """What stands for the value in the help."""
-        return _METAVARS.get(self.kind, "NAME" if self.choices else "TEXT")
-
-
-_METAVARS: Final = {
-    "count": "N", "number": "X", "memory": "SIZE", "name": "NAME", "file": "FILE",
-    "recompute": "NAME", "many": "FIELD=VALUE", "counts": "N,N,...", "reshard": "WHETHER",
-    "names": "NAME,...",
-}  # fmt: skip
+__all__ = ["BY_FLAG", "BY_NAME", "COMMANDS", "LATER_COMMANDS", "MEASURE", "OPTIONS", "PANELS",
+           "POSITIONALS", "Option", "options_of"]  # fmt: skip
 
 _NOW: Final = (
     Option("layers", "count", "Model", "Only the first N blocks", "all", "num_layers"),
@@ -117,12 +82,16 @@ _NOW: Final = (
     Option("compile", "flag", "Training", "torch.compile on each block", "",
            "compile"),
     Option("gpu", "name", "Hardware", "GPU, in any usual spelling; without one no verdict", "none",
-           commands=ESTIMATE),
+           commands=PRICED),
     Option("gpu-memory", "memory", "Hardware", "Memory the driver gives, as 79.2GiB",
-           "the profile's", commands=ESTIMATE),
+           "the profile's", commands=PRICED),
     Option("cluster", "name", "Hardware", "Nodes, links and hosts of the GPUs; names the GPU too",
-           "nodes of 8 on NVSwitch", commands=ESTIMATE),
-    Option("reserve", "memory", "Hardware", "Memory to leave free", "0GiB", commands=ESTIMATE),
+           "nodes of 8 on NVSwitch", commands=PRICED),
+    Option("calibration", "name", "Hardware",
+           "Rates of kernels and links: default, auto (measured ones of the GPU if there are any), "
+           "a name of `memcalc list calibrations`, or a file", "default; auto for --gpu local",
+           commands=(*PRICED, "verify")),
+    Option("reserve", "memory", "Hardware", "Memory to leave free", "0GiB", commands=PRICED),
     Option("device", "text", "Measuring", "cuda, cuda:1 or cpu", "cuda where there is one",
            commands=ON_DEVICE),
     Option("steps", "count", "Measuring", "Timed optimizer steps", "20; 5 on a CPU",
@@ -145,6 +114,8 @@ _NOW: Final = (
            choices=("high", "med", "low")),
     Option("priceable", "text", "Rows", "Only rows whose columns hold all that decides the figures",
            "all", commands=ACCURACY, choices=("yes", "partly", "no")),
+    Option("memory", "flag", "Rows", "Only figures of memory", "", commands=ACCURACY),
+    Option("throughput", "flag", "Rows", "Only figures of speed", "", commands=ACCURACY),
     Option("config", "file", "Output", "Read options from a run file (TOML)"),
     Option("save", "file", "Output", "Write the options given to a run file"),
     Option("json", "flag", "Output", "One JSON object on stdout", commands=EVERY),
@@ -152,7 +123,8 @@ _NOW: Final = (
            commands=("estimate", "accuracy")),
     Option("quiet", "flag", "Output", "One line, no notes", commands=EVERY, flags=("-q",)),
     Option("ops", "flag", "Output",
-           "Add the ledger, an op a row (explain: what each op allocates and frees)"),
+           "Add the ledger, an op a row (explain: what each op allocates and frees)",
+           commands=("estimate", "explain", *MEASURE)),
     Option("timeline", "file", "Output",
            "Write every allocation and release of a step (.csv or .json)", commands=ESTIMATE),
     Option("chart", "file", "Output",
@@ -165,7 +137,7 @@ _NOW: Final = (
 
 
 def _later(name: str, panel: str, harmless: str = "", kind: str = "text") -> Option:
-    return Option(name, kind, panel, "not in this version", commands=ESTIMATE, later=True,
+    return Option(name, kind, panel, "not in this version", commands=PRICED, later=True,
                   harmless=tuple(harmless.split()))  # fmt: skip
 
 
@@ -202,21 +174,23 @@ _PARALLEL: Final = (
            choices=OFFLOAD_DEVICES),
     _split("pin-memory", "flag", "Host memory is page-locked", "the stack's"),
     _split("no-pin-memory", "flag", "Host memory is pageable", ""),
+    _split("overlap-grad-reduce", "flag", "Gradients are summed beside backward (Megatron)",
+           "the stack's"),
+    _split("overlap-param-gather", "flag", "Parameters are gathered beside forward (Megatron)",
+           "the stack's"),
     _split("tp-layout", "text", "Tensor layout: 1d, or Colossal-AI's 2d, 2.5d, 3d", "1d",
            choices=TP_LAYOUTS),
 )  # fmt: skip
 
 
 _LATER: Final = (
-    _later("calibration", "Hardware", "default"),
     *(_later(name, "Training") for name in (
         "peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "rlhf", "engine",
         "weights", "kv-cache", "batch", "context")),
     *(_later(name, "Output") for name in ("fix", "top")),
-    _later("price", "Output", kind="flag"),
 )  # fmt: skip
 
-OPTIONS: Final = (*_NOW, *_PARALLEL, *_LATER)
+OPTIONS: Final = (*_NOW, *_PARALLEL, *RUN_OPTIONS, *_LATER)
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *option.flags)}
 
@@ -227,6 +201,8 @@ COMMANDS: Final = {
     "verify": ("MODEL", "Run real steps and hold the estimate against them"),
     "measure": ("MODEL", "Run real steps: memory, tokens/s, utilisation"),
     "calibrate": ("", "Micro-benchmarks of this device, into a calibration profile"),
+    "train-time": ("MODEL", "How long a training run takes: days, GPU-hours, energy, cost"),
+    "mfu": ("[MODEL]", "How much of a GPU a run uses, by each method and convention"),
     "accuracy": ("", "Price measured runs, published or your own: predicted beside measured"),
     "list": ("[KIND]", "Known models, gpus, stacks, clusters, calibrations"),
     "show": ("[KIND] NAME", "Every figure of one model, GPU or stack, with its source"),
@@ -236,11 +212,11 @@ COMMANDS: Final = {
 #: (fewest, most) positional arguments.
 POSITIONALS: Final = {
     "estimate": (1, 1), "explain": (1, 1), "verify": (1, 1), "measure": (1, 1),
-    "calibrate": (0, 0), "accuracy": (0, 0), "list": (0, 1), "show": (1, 2), "doctor": (0, 0), "diff": (2, 2),
+    "train-time": (1, 1), "mfu": (0, 1), "calibrate": (0, 0), "accuracy": (0, 0), "list": (0, 1),
+    "show": (1, 2), "doctor": (0, 0), "diff": (2, 2),
 }  # fmt: skip
 LATER_COMMANDS: Final = (
-    "infer", "solve", "search", "advise", "compare", "chart", "report", "train-time", "mfu",
-    "export", "import",
+    "infer", "solve", "search", "advise", "compare", "chart", "report", "export", "import",
 )  # fmt: skip
 
 

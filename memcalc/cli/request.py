@@ -16,7 +16,7 @@ from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import RECOMPUTE, TrainingSetup
-from memcalc.units import parse_count, parse_memory
+from memcalc.units import parse_count, parse_decimal_count, parse_memory
 
 if TYPE_CHECKING:
     from memcalc.engine.device_side import Device
@@ -48,11 +48,20 @@ class Request:
         if name == "local":
             gpu, total = _local_gpu()
             stated = total if stated is None else stated
-        device = device_of(gpu, stated, kept, arguments.text("cluster"))
+        cluster = arguments.text("cluster")
+        device = device_of(gpu, stated, kept, cluster, calibration_of(arguments))
         if device.usable_bytes is not None and device.usable_bytes <= 0:
             whole = device.usable_bytes + kept
             raise ConfigError(f"--reserve: got {reserve}; rule: below the GPU's {whole} bytes")
         return device
+
+
+def calibration_of(arguments: Arguments) -> str:
+    """The rates asked for; unless stated the measured ones of --gpu local, else the default."""
+    stated = arguments.text("calibration")
+    if stated is not None:
+        return stated
+    return "auto" if arguments.text("gpu") == "local" else "default"
 
 
 def _local_gpu() -> tuple[Gpu | None, int]:
@@ -133,8 +142,8 @@ def typed(option: Option, value: object) -> Any:
     text = str(value).strip()
     if option.choices and text not in option.choices:
         raise unknown(option.flag, text, option.choices)
-    if option.kind == "count":
-        return _at_least_one(text, option.flag)
+    if option.kind in ("count", "decimal"):
+        return _at_least_one(text, option.flag, option.kind == "decimal")
     if option.kind == "number":
         return number(text, option.flag)
     if option.kind == "stage":
@@ -157,8 +166,8 @@ def typed(option: Option, value: object) -> Any:
     return text
 
 
-def _at_least_one(text: str, flag: str) -> int:
-    count = parse_count(text, flag)
+def _at_least_one(text: str, flag: str, decimal: bool = False) -> int:
+    count = parse_decimal_count(text, flag) if decimal else parse_count(text, flag)
     if count < 1:
         raise ConfigError(f"{flag}: got {text}; rule: at least 1")
     return count

@@ -13,6 +13,8 @@ _MODULES = {
     "measure": "memcalc.cli.measure",
     "verify": "memcalc.cli.verify",
     "calibrate": "memcalc.cli.calibrate",
+    "train-time": "memcalc.cli.train_time",
+    "mfu": "memcalc.cli.mfu",
     "accuracy": "memcalc.cli.accuracy",
     "list": "memcalc.cli.listing",
     "show": "memcalc.cli.show",

@@ -15,7 +15,7 @@ from memcalc.cli.parse import Arguments, Value, put, refuse
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.hf_files import read_limited
 from memcalc.inputs.toml_text import to_toml
-from memcalc.units import parse_count
+from memcalc.units import parse_count, parse_decimal_count
 
 _MAX_BYTES = 1 << 20
 _TABLES = {panel.lower(): panel for panel in PANELS if panel != "Output"}
@@ -115,4 +115,6 @@ def _plain(option: Option, value: Value) -> Any:
         return value
     if option.kind == "count":
         return parse_count(value, option.flag)
+    if option.kind == "decimal":
+        return parse_decimal_count(value, option.flag)
     return number(value, option.flag) if option.kind == "number" else value

@@ -25,10 +25,15 @@ def run(arguments: Arguments) -> int:
     plain = {"schema": 1, "kind": kind, **plain} | {"kind": kind}
 
     def page(sheet: Page) -> None:
-        if kind == "calibrations":
+        if kind == "calibrations" and "points" in plain:
             from memcalc.output.calibrate_text import calibration_page
 
             calibration_page(sheet, plain, plain["file"])
+            return
+        if kind == "calibrations":
+            from memcalc.output.constants_text import constants_page
+
+            constants_page(sheet, plain)
             return
         sheet.line(f"{kind[:-1]} {plain['name']}", "bold")
         rows = list(_rows({k: v for k, v in plain.items() if k not in ("schema", "kind", "name")}))
@@ -61,7 +66,7 @@ def _find(name: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
             errors.append(error)
     if len(errors) == 1 or _is_path(name):
         raise errors[0]
-    from memcalc.harness.calibration.calibrations import entries
+    from memcalc.inputs.calibrations import entries
     from memcalc.inputs.profiles import profile_names
 
     calibrations = [entry.name for entry in entries()]
@@ -166,10 +171,12 @@ def _cluster(name: str) -> dict[str, Any]:
 
 
 def _calibration(name: str) -> dict[str, Any]:
-    from memcalc.harness.calibration.calibrations import find, read
+    from memcalc.inputs.calibrations import find, is_default, read
+    from memcalc.inputs.profiles import read_toml
 
     path = find(name)
-    return {**read(path), "file": str(path)}
+    found = read_toml(path) if is_default(path) else read(path)
+    return {**found, "file": str(path)}
 
 
 def _rows(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:

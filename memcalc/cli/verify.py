@@ -6,6 +6,7 @@ Exit status: 0 verified; 4 a figure lies outside its band, or the loss did not f
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from memcalc.cli.on_device import (
@@ -72,7 +73,7 @@ def _verified(arguments: Arguments, request: Request) -> tuple[Verified, Plan, s
     options = measure_options(arguments)
     device = pick_device(options.device)
     plan = local_plan(request.config, request.setup, request.kernels, device.type)
-    predicted = _estimate(request, plan, device)
+    predicted = _estimate(request, plan, device, arguments)
     path = records_file(arguments)
     wanted = (arguments.has("ops"), "chart" in arguments.options)
     with progress(f"verify {request.config.name}", arguments.has("quiet")) as tell:
@@ -81,17 +82,31 @@ def _verified(arguments: Arguments, request: Request) -> tuple[Verified, Plan, s
     return verified, plan, keep(verified.record, path)
 
 
-def _estimate(request: Request, plan: Plan, device: Any) -> dict[str, Any]:
-    """The estimate of the same plan, for this device's own memory and profile."""
+def _estimate(
+    request: Request, plan: Plan, device: Any, arguments: Arguments
+) -> dict[str, Any]:
+    """The estimate of the same plan, for this device's own memory, profile and calibration."""
     from memcalc.engine.estimate import estimate
-    from memcalc.harness.local import local_device
+    from memcalc.harness.local import local_device, timed_on_cpu
 
+    calibration = arguments.text("calibration") or "auto"
     chosen = {"device": plan.kernels.device, "norm": plan.kernels.norm}
     if plan.kernels.attention != request.setup.attention:
         chosen["attention"] = plan.kernels.attention
     kernels = {**request.kernels, **chosen}
-    found = estimate(request.config, request.setup, gpu=local_device(device), kernels=kernels)
-    return found.to_dict()
+    found = estimate(
+        request.config,
+        request.setup,
+        gpu=local_device(device)._replace(
+            calibration=calibration if device.type == "cuda" else "default"
+        ),
+        kernels=kernels,
+    )
+    if device.type == "cuda":
+        return found.to_dict()
+    threads = measure_options(arguments).threads
+    time, notes = timed_on_cpu(plan, calibration, threads)
+    return replace(found, time=time, notes=(*found.notes, *notes)).to_dict()
 
 
 def _draw(plan: Plan, verified: Verified, path: str) -> None:

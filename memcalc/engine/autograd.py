@@ -103,6 +103,7 @@ class LeafNode:
 
     def accumulate(self, gradient: Tensor) -> None:
         """Steal the first gradient, add later ones in place; a strided one is copied."""
+        gradient.tape.gradient_made(gradient, self.leaf.grad)
         if self.leaf.grad is not None:
             return
         if not gradient.is_contiguous():
@@ -133,10 +134,9 @@ def leaf_node(leaf: Tensor) -> LeafNode:
 def node_for(rule: BackwardRule, *inputs: Tensor) -> Node | None:
     """A new node if any input needs a gradient and gradients are on, else None."""
     tape = inputs[0].tape
-    if tape.record is not None:
-        tape.reads(inputs)
-        if not tape.record.input_shape:
-            tape.record.input_shape = inputs[0].shape
+    tape.reads(inputs)
+    if tape.record is not None and not tape.record.input_shape:
+        tape.record.input_shape = inputs[0].shape
     if not tape.grad_enabled:
         return None
     for tensor in inputs:
@@ -183,8 +183,7 @@ def run_node(node: Node, grads: Grads) -> Grads:
     """Apply a node's rule and fit the results; saved tensors unpacked by hooks die on return."""
     saved = node.unpack()
     tape = next(t for t in grads if t is not None).tape
-    if tape.record is not None:
-        tape.reads((*grads, *saved))
+    tape.reads((*grads, *saved))
     node_outputs = node.rule(node, grads, saved)
     del saved
     for i, (shape, dtype) in enumerate(node.inputs):
@@ -209,6 +208,7 @@ def send(edge: tuple[AnyNode, int], gradient: Tensor, buffers: dict[AnyNode, Gra
     assert waiting is not None
     gradient.tape.using((waiting, gradient))
     if alone:
+        gradient.tape.in_place("add_", waiting, gradient)
         return
     order = waiting.order if waiting.is_dense else None
     if following.placed and gradient.shape != waiting.shape:  # this rank's rows of all of them

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from memcalc.errors import ConfigError
 from memcalc.inputs.clusters import Cluster, load_cluster
 from memcalc.inputs.hardware import Gpu, context_bytes, cublas_workspace_bytes, load_gpu
+from memcalc.inputs.rates import DEFAULT
 from memcalc.inputs.stacks import Stack
 from memcalc.units import MIB
 
@@ -24,6 +25,7 @@ class Device(NamedTuple):
     notes: tuple[str, ...]
     assumptions: tuple[str, ...]
     cluster: Cluster | None = None
+    calibration: str = DEFAULT  # which rates times are made from: inputs/choose_rates.py
 
 
 def with_modules(device: Device, stack: Stack) -> Device:
@@ -43,8 +45,11 @@ def device_of(
     gpu_memory_bytes: int | None = None,
     reserve_bytes: int = 0,
     cluster: Cluster | str | None = None,
+    calibration: str = DEFAULT,
 ) -> Device:
     """Resolve a GPU by name or by its cluster; its memory may be stated, and part of it set aside.
+
+    calibration: default, auto, a name of `memcalc list calibrations`, or a file (choose_rates.py).
 
     Raises ConfigError when the GPU is not the cluster's.
     """
@@ -56,7 +61,8 @@ def device_of(
         usable = None if gpu_memory_bytes is None else gpu_memory_bytes - reserve_bytes
         said = "no GPU named: matmul workspace and CUDA context of a Hopper card assumed"
         return Device(
-            None, usable, _DEFAULT_WORKSPACE_BYTES, _DEFAULT_CONTEXT_BYTES, (), (said,)
+            None, usable, _DEFAULT_WORKSPACE_BYTES, _DEFAULT_CONTEXT_BYTES, (), (said,), None,
+            calibration,
         )  # fmt: skip
     notes: list[str] = []
     if isinstance(gpu, str):
@@ -75,5 +81,5 @@ def device_of(
     )
     return Device(
         gpu, total - reserve_bytes, cublas_workspace_bytes(gpu), context, tuple(notes),
-        assumptions, cluster,
+        assumptions, cluster, calibration,
     )  # fmt: skip

@@ -34,7 +34,8 @@ def dim_values(
     }  # fmt: skip
     if config.moe:
         values |= _expert_values(config.moe)
-        values["R"] = math.ceil(micro_batch * seq * config.moe.num_experts_per_tok * imbalance)
+        rows = micro_batch * seq * config.moe.num_experts_per_tok * imbalance
+        values["R"] = math.ceil(rows) if isinstance(rows, (int, float)) else -(-rows // 1)
     if config.mla:
         mla = config.mla
         values |= {"c": mla.kv_lora_rank, "q_r": mla.q_lora_rank or 0, "d_v": mla.v_head_dim}

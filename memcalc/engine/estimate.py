@@ -8,12 +8,12 @@ from typing import Any
 
 from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
 from memcalc.engine.device_side import Device, device_of, with_modules
-from memcalc.engine.flops import step_flops
 from memcalc.engine.parallel.rules import check_size
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.rank_memory import WORKSPACES, RankMemory, rank_memory
-from memcalc.engine.results import Estimate, MemoryEstimate, ModelSummary, TimeEstimate
+from memcalc.engine.results import Estimate, MemoryEstimate, ModelSummary
 from memcalc.engine.states import States, states
+from memcalc.engine.timing.answer import time_estimate
 from memcalc.inputs.clusters import Cluster
 from memcalc.inputs.hardware import Gpu
 from memcalc.inputs.model import ModelConfig
@@ -39,7 +39,8 @@ def estimate(
     divide it; `memory` is then the rank that needs most, `memory.stages` one rank of each pipeline
     stage. gpu: a GPU, or the cluster that has it. kernels: overrides of the stack's choices, e.g.
     {"norm": "hand"}. allocator: simulate PyTorch's caching allocator; without it reserved and
-    driver-used bytes are None and allocated leaves rounding out.
+    driver-used bytes are None and allocated leaves rounding out. Times are made from the default rates
+    of the GPU, or from those that a `device_of(gpu, calibration=...)` names; without a GPU they are None.
     Raises ConfigError when the inputs cannot be used. "Does not fit" is a result, not an error.
     Checked by: oracle/test_step_peak.py, cli/test_estimate.py, benchmarks/engine_speed.py.
     """
@@ -71,7 +72,7 @@ def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Esti
     if fits is not None:
         tight = memory.high_bytes is not None and memory.high_bytes > (memory.usable_bytes or 0)
         verdict = "does-not-fit" if not fits else "tight" if tight else "fits"
-    flops = step_flops(plan.whole)
+    time, about_time = time_estimate(plan, device)
     held = worst.step.states if plan.undivided is None else _whole_states(plan.whole)
     return Estimate(
         model=ModelSummary(
@@ -84,15 +85,14 @@ def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Esti
         ),
         setup=_setup_dict(plan, stack, device),
         memory=memory,
-        time=TimeEstimate(
-            model_flops_per_token=flops.model_per_token,
-            model_flops_causal_per_token=flops.model_causal_per_token,
-            executed_flops_per_token=flops.executed_per_token,
-            executed_flops=flops.executed,
-        ),
+        time=time,
         fits=fits,
         verdict=verdict,
-        assumptions=(*_assumptions(plan, stack, device), *_between(plan, device, worst)),
+        assumptions=(
+            *_assumptions(plan, stack, device),
+            *_between(plan, device, worst),
+            *about_time,
+        ),
         notes=(*device.notes, *plan.resolved.notes, *plan.notes, *([lacking] if lacking else [])),
         advice=(),
     )

@@ -10,7 +10,7 @@ Checked by: unit/test_injectors.py.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from memcalc.engine.tensors import Tape, Tensor
 
@@ -40,6 +40,29 @@ class Injector(Hashable, Protocol):
     """Starts with each trace and returns its hooks, which may hold tensors between calls."""
 
     def start(self, build: Build) -> Hooks: ...
+
+
+def aside(tape: Tape, hooks: Hooks) -> Hooks:
+    """The same hooks, whose kernels are none of the decoder's operators."""
+
+    def wrapped(hook: Callable[..., None] | None) -> Callable[..., None] | None:
+        if hook is None:
+            return None
+
+        def run(*place: Any) -> None:
+            tape.aside += 1
+            try:
+                hook(*place)
+            finally:
+                tape.aside -= 1
+                tape.forget()
+
+        return run
+
+    return Hooks(
+        wrapped(hooks.before_block), wrapped(hooks.after_block), wrapped(hooks.gradient_ready),
+        wrapped(hooks.phase), hooks.takes_gradients, wrapped(hooks.before_op),
+    )  # fmt: skip
 
 
 def enter_block(hooks: list[Hooks], block: int, direction: str) -> None:

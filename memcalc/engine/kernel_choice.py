@@ -51,10 +51,12 @@ CHOICES = {
     "attention": ATTENTIONS,
     "loss": LOSSES,
     "device": ("cuda", "cpu"),
+    "attention_code": ("", "flash1", "triton", "cudnn"),
 }
 #: watched: tensors as a dispatch mode sees them. fused_gate_up: one linear for both, as Phi-3 has it.
 #: cuda_graphs: compiled blocks are replayed as CUDA graphs.
 #: packed: rotary rows by sample. compile_loss: with compiled blocks, the cross-entropy too.
+#: attention_code: whose fused attention runs, for its speed alone: FlashAttention 1, its Triton version.
 #: fp8_gather: FSDP2 gathers blocks' matrices in fp8. expandable_segments: the allocator's setting.
 _FLAGS = (
     "watched", "fused_gate_up", "cuda_graphs", "packed", "compile_loss", "fp8_gather",
@@ -94,6 +96,7 @@ def kernels_of(
         compiled_loss=compiled and choices.get("compile_loss", False),
         long_rows=compiled and resolved.seq_len > LONG_ROW,
         cuda_graphs=choices.get("cuda_graphs", False),
+        attention_code=choices.get("attention_code", ""),
         traits=traits_for(config.model_type) if family_code else plain,
     )
     if stack.parallel.get("code") == NANOTRON:

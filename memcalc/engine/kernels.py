@@ -100,6 +100,7 @@ class Kernels(NamedTuple):
     fp8_gather: bool = False  # a block's matrices are gathered from other ranks in fp8
     norm: str = "hand"  # hand | decomposed | fused
     attention: str = "flash"  # flash | efficient | cudnn | eager
+    attention_code: str = ""  # whose code that kernel is, where it decides speed: triton | cudnn
     loss: str = "plain"  # plain | fp32 | chunked | fused
     loss_chunks: int = 8
     selective: bool = False  # the attention core is a checkpoint of its own

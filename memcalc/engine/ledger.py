@@ -26,14 +26,17 @@ class Kept:
 class Collective(NamedTuple):
     """One exchange between the ranks of an axis (tp, dp, ...), as a layer's op makes it.
 
-    kind: all_reduce | all_gather | reduce_scatter | all_to_all. size: bytes of the whole: what is
-    summed, what is gathered, what is scattered. direction: forward | backward | recompute.
+    kind: all_reduce | all_gather | reduce_scatter | all_to_all | send. size: bytes of the whole: what
+    is summed, what is gathered, what is scattered; what one rank sends. direction: forward | backward |
+    recompute. beside: the work of the same op that it runs beside, which is that of its direction, or
+    of backward dgrad or wgrad alone; with "/n" one of as many equal parts as there are ranks.
     """
 
     kind: str
     size: Size
     axis: str
     direction: str = "forward"
+    beside: str = ""
 
 
 @dataclass(eq=False)
@@ -68,12 +71,14 @@ class OpRecord:
         """Add matmul FLOPs of one kind."""
         self.flops[kind] = self.flops.get(kind, ZERO) + flops
 
-    def note_traffic(self, phase: str, moved: Size, shape: Shape) -> None:
-        """Add bytes read and written by one eager kernel; each input of a kernel counts once."""
-        direction = "backward" if phase == "backward" else "forward"
-        self.traffic[direction] = self.traffic.get(direction, ZERO) + moved
-        if direction == "forward" and self._is_result(shape):
+    def note_result(self, shape: Shape) -> None:
+        """The op's result is the last tensor it makes forward that may be one."""
+        if self._is_result(shape):
             self.output_shape = shape
+
+    def add_traffic(self, direction: str, moved: Size) -> None:
+        """Add bytes a kernel read and wrote."""
+        self.traffic[direction] = self.traffic.get(direction, ZERO) + moved
 
     def _is_result(self, shape: Shape) -> bool:
         """Whether a new tensor may be the op's result: statistics and RNG state have fewer dims."""
@@ -89,10 +94,17 @@ class OpRecord:
         return total
 
 
-def note_collective(tape: Tape, kind: str, size: Size, axis: str) -> None:
+def note_collective(tape: Tape, kind: str, size: Size, axis: str, beside: str = "") -> None:
     """Enter an exchange between ranks into the row of the op at work; see Collective."""
     record = tape.records.get((tape.block, tape.op))
     if record is not None:
         direction = "recompute" if tape.recomputing else tape.phase
         direction = "forward" if direction == "loss" else direction
-        record.collectives.append(Collective(kind, size, axis, direction))
+        record.collectives.append(Collective(kind, size, axis, direction, beside))
+
+
+def note_for_backward(tape: Tape, kind: str, size: Size, axis: str) -> None:
+    """Enter, while forward runs, an exchange that only backward makes; it allocates nothing there."""
+    record = tape.records.get((tape.block, tape.op))
+    if record is not None and not tape.recomputing:
+        record.collectives.append(Collective(kind, size, axis, "backward"))

@@ -82,7 +82,7 @@ def run_step(tape: Tape, leaves: list[Tensor], plan: OptimizerPlan, partial: boo
         if partial and leaf.placed and leaf.placed.partial:
             tape.empty("all_reduce", leaf.shape, leaf.dtype)
     tape.at("grad_clip", -1, "optimizer")
-    if plan.grad_clip:
+    if plan.grad_clip and leaves:
         _clip(tape, leaves)
     tape.at("optimizer")
     update(tape, leaves, plan)

@@ -29,7 +29,7 @@ from memcalc.engine.sizes import Size
 from memcalc.engine.structure import Beside, Run, Structure, structure_of
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan, with_degrees
-from memcalc.inputs.stacks import Stack, load_stack
+from memcalc.inputs.stacks import Stack, as_stated, load_stack
 from memcalc.inputs.training import ResolvedSetup, TrainingSetup, resolve
 
 
@@ -110,6 +110,7 @@ def make_plan(
     parallel: the resolved layout. With stages the plan still has every block; `engine.parallel.ranks`
     cuts it.
     """
+    stack = as_stated(stack, parallel)
     resolved = untied(resolved, stack)
     setup, config = resolved.setup, resolved.config
     kernels, notes = kernels_of(resolved, stack, overrides or {})

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memcalc.engine.host_memory import HostMemory
+from memcalc.engine.timing.time_estimate import TimeEstimate
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,29 +115,6 @@ class MemoryEstimate(NamedTuple):
         return plain
 
 
-class TimeEstimate(NamedTuple):
-    """Time and FLOPs of a step. Times are unknown (None) in this version; FLOPs are exact."""
-
-    model_flops_per_token: float
-    model_flops_causal_per_token: float
-    executed_flops_per_token: float
-    executed_flops: int
-    step_s: float | None = None
-    low_s: float | None = None
-    high_s: float | None = None
-    tokens_per_s: float | None = None
-    tokens_per_s_per_gpu: float | None = None
-    mfu: float | None = None
-    mfu_causal: float | None = None
-    hfu: float | None = None
-    compute_s: float | None = None
-    exposed_communication_s: float | None = None
-    bubble_s: float | None = None
-    optimizer_s: float | None = None
-    launch_s: float | None = None
-    calibration: str | None = None
-
-
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
     """What one setup needs. fits is None when no GPU was named."""
@@ -166,7 +144,7 @@ class Estimate:
             "model": self.model._asdict(),
             "setup": dict(self.setup),
             "memory": self.memory.to_dict(),
-            "time": self.time._asdict(),
+            "time": self.time.to_dict(),
             "fits": self.fits,
             "verdict": self.verdict,
             "assumptions": list(self.assumptions),
@@ -175,7 +153,13 @@ class Estimate:
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """One row, a column for every number and setting, dotted names (`memory.breakdown.loss`)."""
+        """One row, a column for every number and setting, dotted names (`memory.breakdown.loss`).
+
+        The rows of ops and exchanges are left out: `to_dict` has them.
+        """
         import pandas as pd
 
-        return pd.json_normalize(self.to_dict())
+        plain = self.to_dict()
+        for name in ("ops", "exchanges"):
+            del plain["time"][name]
+        return pd.json_normalize(plain)

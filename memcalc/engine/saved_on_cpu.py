@@ -31,6 +31,7 @@ class SavedOnCpu(HostStash):
     def pack(self, tensor: Tensor) -> Any:
         """A copy on the host; the tensor itself goes when nothing else holds it."""
         if not tensor.is_contiguous():
+            self.tape.loads(tensor)
             self.tape.empty("contiguous", tensor.shape, tensor.dtype)
         size = bytes_of(tensor.shape, tensor.dtype)
         self.tape.hosted.append((self.tape.block, size))

@@ -23,8 +23,8 @@ class Size:
     _pool: Final[dict[tuple[tuple[Monomial, int], ...], Size]] = {}
 
     terms: tuple[tuple[Monomial, int], ...]
-    _products: dict[Size, Size]
-    _sums: dict[Size, Size]
+    _products: dict[Size | int, Size]
+    _sums: dict[Size | int, Size]
 
     @classmethod
     def of(cls, terms: Mapping[Monomial, int]) -> Size:
@@ -40,29 +40,29 @@ class Size:
         return found
 
     def __mul__(self, other: Size | int) -> Size:
-        right = number(other) if isinstance(other, int) else other
-        known = self._products.get(right)
+        known = self._products.get(other)
         if known is not None:
             return known
+        right = number(other) if isinstance(other, int) else other
         product: dict[Monomial, int] = {}
         for left_dims, left in self.terms:
             for right_dims, coefficient in right.terms:
                 dims = tuple(sorted(left_dims + right_dims))
                 product[dims] = product.get(dims, 0) + left * coefficient
-        self._products[right] = found = Size.of(product)
+        self._products[other] = found = Size.of(product)
         return found
 
     __rmul__ = __mul__
 
     def __add__(self, other: Size | int) -> Size:
-        right = number(other) if isinstance(other, int) else other
-        known = self._sums.get(right)
+        known = self._sums.get(other)
         if known is not None:
             return known
+        right = number(other) if isinstance(other, int) else other
         total = dict(self.terms)
         for dims, coefficient in right.terms:
             total[dims] = total.get(dims, 0) + coefficient
-        self._sums[right] = found = Size.of(total)
+        self._sums[other] = found = Size.of(total)
         return found
 
     __radd__ = __add__
@@ -91,6 +91,12 @@ class Size:
 
         Its value is found by `Derived`: dims named `ceil(EXPRESSION/N)` are computed on demand.
         """
+        known = _OVERS.get((self, divisor))
+        if known is None:
+            known = _OVERS[self, divisor] = self._over(divisor)
+        return known
+
+    def _over(self, divisor: int) -> Size:
         if all(c % divisor == 0 for _, c in self.terms):
             return Size.of({dims: c // divisor for dims, c in self.terms})
         name = f"ceil({self}/{divisor})"
@@ -134,9 +140,15 @@ def _restore(terms: tuple[tuple[Monomial, int], ...]) -> Size:
     return Size.of(dict(terms))
 
 
+_NUMBERS: Final[dict[int, Size]] = {}
+
+
 def number(value: int) -> Size:
-    """The constant polynomial."""
-    return Size.of({(): value})
+    """The constant polynomial; memoised, for every factor of a product goes through it."""
+    known = _NUMBERS.get(value)
+    if known is None:
+        known = _NUMBERS[value] = Size.of({(): value})
+    return known
 
 
 def dim(name: str) -> Size:
@@ -158,6 +170,8 @@ def product(factors: tuple[Size, ...]) -> Size:
         _PRODUCTS[factors] = known
     return known
 
+
+_OVERS: Final[dict[tuple[Size, int], Size]] = {}
 
 #: Derived dims made by `Size.over`: name -> (numerator, divisor).
 _DERIVED: Final[dict[str, tuple[Size, int]]] = {}

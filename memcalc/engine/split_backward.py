@@ -86,6 +86,7 @@ def backward_weights(groups: list[Group]) -> None:
         del fixed, clamped
         group.grads = []
         for param in group.params:
+            made[param].tape.gradient_made(made[param], param.leaf.grad)
             if param.leaf.grad is None:
                 param.leaf.grad = made[param].detach()
 

@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 from memcalc.engine.build import Build, Handed
 from memcalc.engine.injectors import Injector
+from memcalc.engine.kernel_log import Kernel, flops_kind
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.late_frees import late_frees
 from memcalc.engine.ledger import OpRecord
-from memcalc.engine.sizes import ONE, Size
+from memcalc.engine.sizes import ONE, ZERO, Size
 from memcalc.engine.tensors import Label, Tape, Tensor
 from memcalc.engine.trace import micro_batch
 from memcalc.errors import MemcalcError
@@ -77,7 +78,8 @@ class Structure:
     late_frees: tuple[tuple[int, int], ...]  # (event, run): freed outside the run, for every copy
     earlier: frozenset[int]  # storages of an earlier micro-batch, which are only freed here
     records: dict[tuple[int, str], OpRecord]
-    block_flops: dict[int, dict[str, Size]]
+    kernels: tuple[Kernel, ...]  # in the order they run
+    block_flops: dict[int, dict[str, Size]]  # executed FLOPs of each block by kind
     handed: Handed = Handed()  # noqa: RUF009  # immutable
     weights_begin: int = -1  # event at which the second half of backward begins
     hosted: tuple[tuple[int, Size], ...] = ()  # (block, bytes) of what waits on the host
@@ -245,11 +247,29 @@ def _freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
         late_frees=late_frees(events, segments),
         earlier=frozenset(tape.earlier),
         records=tape.records,
-        block_flops=tape.block_flops,
+        kernels=tuple(tape.kernels),
+        block_flops=_summed(tape),
         handed=handed,
         weights_begin=next(halves, -1),
         hosted=tuple(tape.hosted),
     )
+
+
+def _summed(tape: Tape) -> dict[int, dict[str, Size]]:
+    """Executed FLOPs by block and kind; the ledger's rows get those that are no recomputation."""
+    total: dict[int, dict[str, Size]] = {}
+    for kernel in tape.kernels:
+        record = tape.records.get((kernel.block, kernel.op))
+        if record is not None and kernel.phase != "recompute":
+            record.add_traffic(kernel.direction, kernel.ran.moved)
+        flops = kernel.ran.flops
+        if flops is ZERO:
+            continue
+        kind, counts = flops_kind(kernel), total.setdefault(kernel.block, {})
+        counts[kind] = counts.get(kind, ZERO) + flops
+        if record is not None and kind != "recompute":
+            record.add_flops(kind, flops)
+    return total
 
 
 def _segments(tape: Tape, runs: tuple[Run, ...], forward_end: int, end: int) -> tuple[Segment, ...]:

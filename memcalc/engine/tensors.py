@@ -15,7 +15,8 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from memcalc.engine.dtypes import ITEMSIZE
+from memcalc.engine.kernel_log import KernelLog, read_bytes
+from memcalc.engine.kernel_log import bytes_of as bytes_of
 from memcalc.engine.sizes import ONE, ZERO, Size, product
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Label(NamedTuple):
     recomputed: bool = False
 
 
-class Tape:
+class Tape(KernelLog):
     """The allocations and frees of one traced structure, with the label of each allocation.
 
     events: i >= 0 allocates storage i, ~i frees it. sizes[i], labels_of[i], names[i]: its bytes, its
@@ -59,10 +60,9 @@ class Tape:
     def __init__(
         self, device: str = "cuda", values: dict[str, int] | None = None, watched: bool = False
     ) -> None:
+        super().__init__()
         self.device = device
-        self.watched = (
-            watched  # as under a dispatch mode: sums and scatters of gradients make copies
-        )
+        self.watched = watched  # as under a dispatch mode: sums and scatters make copies
         self.values = values or {}  # only the optimizer of Muon compares sizes
         self.events: list[int] = []
         self.sizes: list[Size] = []
@@ -71,7 +71,6 @@ class Tape:
         self.labels: list[Label] = []
         self.marks: list[tuple[int, str, int]] = []
         self.records: dict[tuple[int, str], OpRecord] = {}
-        self.block_flops: dict[int, dict[str, Size]] = {}
         self.leaves: dict[str, Tensor] = {}
         self.gradients: list[Tensor] = []  # what injectors keep as gradients instead of the leaves'
         self.earlier: set[int] = set()  # storages that an earlier micro-batch made
@@ -91,7 +90,6 @@ class Tape:
         self.packing: list[Packing] = []
         self.dispatch: list[Dispatch] = []
         self.record: OpRecord | None = None  # of the op at work; None while recomputing
-        self.pending = ZERO  # bytes the primitive about to run reads
         self._label_index: dict[tuple[str, int, str, bool], int] = {}
 
     def at(self, op: str, block: int | None = None, phase: str | None = None) -> None:
@@ -107,22 +105,25 @@ class Tape:
             known = self._label_index[key] = len(self.labels)
             self.labels.append(Label(*key))
         self.label = known
-        self.pending = ZERO
+        self.forget()
         self.record = None if self.recomputing else self.records.get((self.block, op))
 
     def reads(self, tensors: Iterable[Tensor | None]) -> None:
-        """Note what the next primitive reads; it counts as traffic once that allocates a result.
+        """Note what the next primitive reads; it is moved once that allocates a result.
 
         A view allocates nothing, so what it looks at is never counted.
         """
         total = ZERO
         for tensor in tensors:
             if isinstance(tensor, Tensor):
-                total = total + bytes_of(tensor.shape, tensor.dtype)
-        self.pending = total
+                dense = tensor._strides is None
+                size = bytes_of(tensor.shape, tensor.dtype) if dense else read_bytes(tensor)
+                total = size if total is ZERO else total + size
+        self._loaded, self._making = total, ""
 
     def using(self, tensors: Iterable[Tensor]) -> None:
-        """Note what the next result alone reads; only a compiled block's graph asks (its own tape)."""
+        """Note what the next result alone reads, where a primitive makes several."""
+        self.loads(*tensors)
 
     def mark(self, what: str, index: int) -> None:
         """Note a boundary (start of a block, of a phase) at this point of the event list."""
@@ -136,9 +137,9 @@ class Tape:
         if size is ZERO:
             return Tensor(UNTRACKED, self, shape, dtype, order)
         index = len(self.sizes)
-        if self.record is not None:
-            self.record.note_traffic(self.phase, size + self.pending, shape)
-            self.pending = ZERO
+        self.made(name, size, dtype)
+        if self.record is not None and self.phase != "backward":
+            self.record.note_result(shape)
         self.sizes.append(size)
         self.labels_of.append(self.label)
         self.names.append(name)
@@ -166,11 +167,6 @@ class Tape:
             found.name = name
             self.leaves[name] = found
         return found
-
-    def add_flops(self, kind: str, flops: Size) -> None:
-        """Count executed FLOPs under kind (`forward`, `dgrad`, `wgrad`, `recompute`)."""
-        counts = self.block_flops.setdefault(self.block, {})
-        counts[kind] = counts.get(kind, ZERO) + flops
 
 
 class Storage:
@@ -277,16 +273,4 @@ def dense_strides(shape: Shape, order: tuple[int, ...] | None) -> Shape:
             strides[d] = step
             step = step * shape[d]
         known = _STRIDES[key] = tuple(strides)
-    return known
-
-
-_BYTES: Final[dict[tuple[Shape, str], Size]] = {}
-
-
-def bytes_of(shape: Shape, dtype: str) -> Size:
-    """Bytes of a dense tensor."""
-    key = (shape, dtype)
-    known = _BYTES.get(key)
-    if known is None:
-        known = _BYTES[key] = product(shape) * ITEMSIZE[dtype]
     return known

@@ -31,7 +31,7 @@ from memcalc.engine.checkpoint import (
     checkpoint,
     checkpoint_reentrant,
 )
-from memcalc.engine.injectors import attach, enter_block, enter_phase, leave_block
+from memcalc.engine.injectors import aside, attach, enter_block, enter_phase, leave_block
 from memcalc.engine.kernels import BlockKind
 from memcalc.engine.layer import block
 from memcalc.engine.saved_on_cpu import SavedOnCpu
@@ -76,9 +76,10 @@ def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Con
 
 def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> Tape:
     """Trace forward, loss and backward of a micro-batch; layers: each block's kind."""
-    tape = build.tape
+    tape, megatron = build.tape, build.kernels.megatron
+    tape.sums_in = "fp32" if megatron and megatron.code in ("megatron", "nanotron") else ""
     build.has_gradients = has_gradients
-    build.hooks = [injector.start(build) for injector in build.injectors]
+    build.hooks = [aside(tape, injector.start(build)) for injector in build.injectors]
     attach(build.hooks, build)
     enter_phase(build.hooks, "forward")
     ids = tape.external((build["b"], build["s"]), "int64")

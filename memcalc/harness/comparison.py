@@ -3,7 +3,8 @@
 Bytes of tensors are compared to the byte: PyTorch's own storages are the judge on any device, so their
 band is nothing beyond the listed differences. What the driver reports is held against the band the
 estimate prints; allocated and reserved bytes against what that band leaves them. FLOPs are compared
-exactly. Step time has no prediction yet. Nothing here needs torch.
+exactly. The step's time and tokens/s must lie in the estimate's printed band, the phases in one twice
+as wide. Nothing here needs torch.
 Checked by: harness/test_comparison.py, harness/test_verify.py.
 """
 
@@ -29,7 +30,7 @@ class Row(NamedTuple):
 
     name: str
     group: str  # states | tensors | allocator | driver | work | time
-    unit: str  # bytes | FLOP | s
+    unit: str  # bytes | FLOP | s | tokens/s
     predicted: float | None
     measured: float | None
     low: float | None
@@ -182,10 +183,67 @@ def _work_rows(estimate: Mapping[str, Any], record: Mapping[str, Any]) -> list[R
 
 
 def _time_rows(estimate: Mapping[str, Any], record: Mapping[str, Any]) -> list[Row]:
-    predicted, measured = estimate["time"].get("step_s"), record["time"].get("median_s")
-    low, high = estimate["time"].get("low_s"), estimate["time"].get("high_s")
-    if predicted is None:
+    """The step and tokens/s within the printed band; its phases within twice as wide a one."""
+    told, seen = estimate["time"], record["time"]
+    step, measured = told.get("step_s"), seen.get("median_s")
+    if step is None:
         return [Row("step time", "time", "s", None, measured, None, None, NOT_PREDICTED)]
-    inside = measured is not None and (low or 0) <= measured <= (high or measured)
-    verdict = NOT_MEASURED if measured is None else INSIDE if inside else OUTSIDE
-    return [Row("step time", "time", "s", predicted, measured, low, high, verdict)]
+    low, high = told.get("low_s"), told.get("high_s")
+    rows = [_timed("step time", "s", step, measured, (low, high))]
+    rows.append(_timed("tokens/s", "tokens/s", told.get("tokens_per_s"), seen.get("tokens_per_s"),
+                       _inverse(told.get("tokens_per_s"), step, (low, high))))  # fmt: skip
+    phases, parts = seen.get("phases") or {}, phase_seconds(told)
+    for name, names in PHASE_SUMS.items():
+        taken = sum(phases[one] for one in names) if phases else None
+        if parts[name] or taken:
+            wide = _widened(parts[name], step, (low, high))
+            rows.append(_timed(name, "s", parts[name], taken, wide))
+    return rows
+
+
+#: Row -> measured phases it is the sum of: the estimate counts the loss with the forward pass.
+PHASE_SUMS: Mapping[str, tuple[str, ...]] = {
+    "forward and loss": ("forward_s", "loss_s"),
+    "backward": ("backward_s",),
+    "optimizer": ("optimizer_s", "zero_grad_s"),
+}
+
+
+def phase_seconds(time: Mapping[str, Any]) -> dict[str, float]:
+    """Predicted seconds of a step's phases. Launching and exchanges are shared out by the kernels."""
+    forward = time.get("forward_s") or 0.0
+    backward = (time.get("backward_s") or 0.0) + (time.get("recompute_s") or 0.0)
+    stepping = time.get("optimizer_s") or 0.0
+    kernels = forward + backward
+    stretch = (time["step_s"] - stepping) / kernels if kernels else 1.0
+    return {
+        "forward and loss": forward * stretch, "backward": backward * stretch, "optimizer": stepping,
+    }  # fmt: skip
+
+
+_Band = tuple[float | None, float | None]
+
+
+def _timed(name: str, unit: str, predicted: Any, measured: Any, band: _Band) -> Row:
+    low, high = band
+    if predicted is None or measured is None:
+        verdict = NOT_PREDICTED if predicted is None else NOT_MEASURED
+    else:
+        within = (low is None or low <= measured) and (high is None or measured <= high)
+        verdict = INSIDE if within else OUTSIDE
+    return Row(name, "time", unit, predicted, measured, low, high, verdict)
+
+
+def _inverse(rate: Any, step: float, band: _Band) -> _Band:
+    """The band of a rate from that of the step's seconds."""
+    if rate is None:
+        return None, None
+    low, high = band
+    return None if high is None else rate * step / high, None if not low else rate * step / low
+
+
+def _widened(part: float, step: float, band: _Band) -> _Band:
+    """The band of a part of the step: the squares of the step's factors, for errors of parts cancel
+    in the sum."""
+    low, high = ((None if edge is None else (edge / step) ** 2) for edge in band)
+    return None if low is None else part * low, None if high is None else part * high

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from memcalc.engine.device_side import Device, device_of
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.errors import ConfigError
+from memcalc.inputs.choose_rates import cpu_device
 from memcalc.inputs.hardware import Gpu, load_gpu
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.stacks import load_stack
@@ -21,6 +22,8 @@ from memcalc.inputs.training import TrainingSetup
 
 if TYPE_CHECKING:
     import torch
+
+    from memcalc.engine.timing.time_estimate import TimeEstimate
 
 #: How far a profile's memory may be from a device's: partitions of a GPU carry its name.
 _SAME_MEMORY = 0.12
@@ -78,6 +81,28 @@ def local_gpu(device: torch.device) -> tuple[Gpu | None, int]:
     facts = device_facts(device)
     total = int(facts["total_bytes"])
     return profile_of(facts["name"], total), total
+
+
+def timed_on_cpu(
+    plan: Plan, calibration: str, threads: int | None = None
+) -> tuple[TimeEstimate, list[str]]:
+    """Time of a step on this machine's CPU by a calibration measured on it, and notes.
+
+    threads: the run's, None for torch's. Without such a calibration the times are None.
+    """
+    import torch
+
+    from memcalc.engine.timing.answer import time_estimate
+    from memcalc.harness.host import cpu_facts
+
+    count = threads or torch.get_num_threads()
+    found = cpu_device(cpu_facts()["name"], count, calibration)
+    device = device_of(None)
+    if found is None:
+        time, _ = time_estimate(plan, device)
+        return time, [f"no times: no calibration of this CPU with {count} threads is known"]
+    gpu, path = found
+    return time_estimate(plan, device._replace(gpu=gpu, calibration=str(path)))
 
 
 def profile_of(name: str, total_bytes: int | None) -> Gpu | None:

@@ -19,7 +19,7 @@ import torch
 
 from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
-from memcalc.harness import allocator_peaks, host
+from memcalc.harness import allocator_peaks, host, malloc
 from memcalc.harness.device import device_facts, empty_cache, pick_device, synchronize
 from memcalc.harness.failures import described, is_out_of_memory
 from memcalc.harness.measured_run import MeasuredRun, Progress
@@ -84,7 +84,7 @@ def measure(
     """
     device = pick_device(options.device)
     options = options.resolved(device)
-    with _settings(plan, options, device):
+    with settings(plan, options, device):
         record = new_record("measure", plan)
         record |= {"options": asdict(options), "device": device_facts(device)}
         run = kind(plan, options, device, record, progress)
@@ -124,13 +124,14 @@ def _keep(run: MeasuredRun, record: dict[str, Any], error: BaseException) -> Non
 
 
 @contextlib.contextmanager
-def _settings(plan: Plan, options: MeasureOptions, device: torch.device) -> Iterator[None]:
+def settings(plan: Plan, options: MeasureOptions, device: torch.device) -> Iterator[None]:
     """Threads and matmul precision of a run, on a device proven clean; all as before afterwards."""
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
     tf32 = plan.resolved.setup.precision == "tf32" and device.type == "cuda"
     with contextlib.ExitStack() as stack:
         if device.type == "cuda":
             stack.enter_context(torch.cuda.device(device))
+        stack.enter_context(malloc.kept(device.type == "cpu"))
         try:
             if options.threads is not None:
                 torch.set_num_threads(options.threads)

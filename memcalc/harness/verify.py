@@ -15,11 +15,13 @@ import torch
 
 from memcalc.engine.memory import step_memory
 from memcalc.engine.plan import Plan
+from memcalc.harness.calibration.microbench_step import phase_times
 from memcalc.harness.comparison import Difference, compare
 from memcalc.harness.device import pick_device
 from memcalc.harness.failures import described, first_line, is_out_of_memory
-from memcalc.harness.measure import MeasureOptions, measure
+from memcalc.harness.measure import MeasureOptions, measure, settings
 from memcalc.harness.measured_run import Progress
+from memcalc.harness.op_comparison import with_predictions
 from memcalc.harness.step import TrainingStep
 from memcalc.harness.watch.flop_count import counted_flops
 from memcalc.harness.watch.growth import growth
@@ -68,7 +70,8 @@ def verify(
         return Verified(record, [])
     timeline: list[Instant] = []
     try:
-        timeline = _more(plan, record, options, wanted)
+        with settings(plan, options, pick_device(options.device)):
+            timeline = _more(plan, record, options, wanted)
     except (Exception, KeyboardInterrupt) as error:  # what was measured stays
         stopped = isinstance(error, KeyboardInterrupt)
         record["notes"].append(f"after the measurement: {first_line(error)}")
@@ -110,12 +113,15 @@ def _more(
     """Counted FLOPs, times of operators and events of a step, on a model built anew."""
     step = TrainingStep(plan, pick_device(options.device), options.seed)
     step.run()
+    record["time"]["phases"] = phase_times(step)
     record["counted_flops"] = counted_flops(step)
     if plan.kernels.compiled:
         record["memory"] |= _of_compiled(step)
     ops, events = wanted
     if ops:
-        record["ops"] = [time._asdict() for time in op_times(step)]
+        measured = [time._asdict() for time in op_times(step)]
+        accum = plan.resolved.grad_accum_steps
+        record["ops"] = with_predictions(measured, record["estimate"]["time"], accum)
     timeline = _timeline(tracked_step(step)) if events else []
     del step
     gc.collect()

@@ -41,7 +41,9 @@ class ParallelPlan:
     3 as PyTorch's fully_shard. shard: ranks of one sharding group (None: all of dp; fewer is HSDP).
     reshard: parameters are freed after a block's forward (an int: kept split over so many ranks).
     stage_layers: blocks of every stage, chunk by chunk (None: evenly). offload: what leaves the GPU, to
-    offload_device; pin_memory: host memory is page-locked (None: the stack's).
+    offload_device; pin_memory: host memory is page-locked (None: the stack's). overlap_grad_reduce,
+    overlap_param_gather: gradients are summed beside backward, parameters gathered beside forward, as
+    Megatron's options of these names (None: the stack's).
     Checked by: unit/test_parallel_plan.py.
     """
 
@@ -66,6 +68,8 @@ class ParallelPlan:
     offload_device: str = "cpu"
     pin_memory: bool | None = None
     tp_layout: str = "1d"
+    overlap_grad_reduce: bool | None = None
+    overlap_param_gather: bool | None = None
 
     def __post_init__(self) -> None:
         for name in (*_DEGREES, "gpus", "gpus_per_node", "dp", "etp", "shard"):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError
+from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.profiles import find_profile, profile_hash, read_toml
+
+#: Entries of a stack's `[parallel]` that a layout may state otherwise.
+_OVERLAPS: Final = ("overlap_grad_reduce", "overlap_param_gather")
 
 
 class Stack(NamedTuple):
@@ -45,3 +49,16 @@ def load_stack(name: str) -> Stack:
         profile_hash=profile_hash(path),
         parallel={key: entry["value"] for key, entry in parallel.items()},
     )
+
+
+def as_stated(stack: Stack, layout: ParallelPlan) -> Stack:
+    """The stack with what a layout states otherwise of how exchanges overlap.
+
+    Raises ConfigError where the stack has no such choice.
+    """
+    said = {name: getattr(layout, name) for name in _OVERLAPS}
+    stated = {name: value for name, value in said.items() if value is not None}
+    for name in stated:
+        if name not in stack.parallel:
+            raise ConfigError(f"{name}: got stack {stack.name}; rule: a choice of stack megatron")
+    return stack._replace(parallel={**stack.parallel, **stated}) if stated else stack

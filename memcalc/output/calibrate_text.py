@@ -151,7 +151,7 @@ def _gemm(row: Row) -> Cells:
 def _attention(row: Row) -> Cells:
     half = _number(row, "half_seq_len")
     shown = "-" if half is None else f"{half:.0f}"
-    what = f"{_words(row, 'kernel', 'direction')} d={row.get('head_dim', '?')}"
+    what = f"{_words(row, 'kernel', 'direction', 'dtype')} d={row.get('head_dim', '?')}"
     return what, _get(row, "flops_per_s", "FLOP/s"), shown
 
 
@@ -184,8 +184,16 @@ def _fixed(row: Row) -> Cells:
 
 
 def _loss(row: Row) -> Cells:
-    what = f"loss {row.get('what')}{' with head' if row.get('with_head') else ''}"
+    what = f"loss {_words(row, 'what', 'dtype')}{' with head' if row.get('with_head') else ''}"
     return what, f"{_seconds(row, 's_per_logit')}/logit", _get(row, "flops_per_s", "FLOP/s")
+
+
+def _kernel(row: Row) -> Cells:
+    return _words(row, "what", "dtype"), _get(row, "bytes_per_s", "B/s"), "-"
+
+
+def _launch(row: Row) -> Cells:
+    return f"launch in a step, {row.get('precision')}", _seconds(row, "seconds"), "-"
 
 
 def _collective(row: Row) -> Cells:
@@ -199,6 +207,17 @@ def _two_depth(row: Row) -> Cells:
     return what, _seconds(row, "block_s"), _seconds(row, "rest_s")
 
 
+def _residual(row: Row) -> Cells:
+    what = f"{row.get('model')} {_words(row, 'precision', 'attention')}"
+    what += "" if row.get("stack") in (None, "torch") else f" {row['stack']}"
+    return what, _ratio(row, "step"), _ratio(row, "block")
+
+
+def _ratio(row: Row, key: str) -> str:
+    value = _number(row, key)
+    return "-" if value is None else f"{value:.3f}"
+
+
 _Maker = Callable[[Row], Cells]
 #: Title, heads of the two figures, and the summary's classes under it.
 _CLASSES: tuple[tuple[str, tuple[str, str], tuple[tuple[str, _Maker], ...]], ...] = (
@@ -206,8 +225,9 @@ _CLASSES: tuple[tuple[str, tuple[str, str], tuple[tuple[str, _Maker], ...]], ...
     ("attention", (">long s", ">half at s"), (("attention", _attention),)),
     ("memory", (">rate", ">beside"),
      (("bandwidth", _bandwidth), ("elementwise", _elementwise), ("norm", _norm),
-      ("optimizer", _optimizer), ("embedding_backward", _embedding))),
-    ("times", (">each", ">rate"), (("fixed", _fixed), ("loss", _loss))),
+      ("optimizer", _optimizer), ("embedding_backward", _embedding), ("kernel", _kernel))),
+    ("times", (">each", ">rate"), (("fixed", _fixed), ("launch", _launch), ("loss", _loss))),
     ("collectives", (">alpha", ">bus"), (("collective", _collective),)),
     ("two depths", (">a block", ">the rest"), (("two_depth", _two_depth),)),
+    ("measured / predicted", (">step", ">a block"), (("residual", _residual),)),
 )  # fmt: skip

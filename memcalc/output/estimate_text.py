@@ -11,6 +11,7 @@ from memcalc.engine.results import Estimate, MemoryEstimate
 from memcalc.output.console import Page
 from memcalc.output.host_text import host_table
 from memcalc.output.stages_text import stages_table
+from memcalc.output.time_text import time_tables
 from memcalc.units import count_text, gib, si
 
 #: Category -> (colour on a terminal, letter of the bar in a pipe).
@@ -33,6 +34,7 @@ def estimate_page(
     _phases(page, result.memory)
     host_table(page, result.memory)
     _states(page, result)
+    time_tables(page, result)
     if largest:
         rows = [(name, f"{count:,}", gib(size)) for name, count, size in largest]
         page.table(("Largest at the peak", ">tensors", ">size"), rows)

@@ -75,6 +75,8 @@ def _figure(value: float | None, unit: str) -> str:
         return "-"
     if unit == "s":
         return f"{value * 1000:,.2f} ms"
+    if unit == "tokens/s":
+        return f"{value:,.1f}"
     return f"{value:,}" if unit == "bytes" else si(value, unit)
 
 
@@ -87,22 +89,33 @@ def _error(row: Mapping[str, Any]) -> str:
 
 
 def _ops(page: Page, ops: Sequence[Mapping[str, Any]]) -> None:
-    """Measured time of each operator of the ledger, largest first."""
+    """Measured time of each operator of the ledger beside the predicted, largest first."""
     total = sum(op["seconds"] for op in ops)
     if not total:
         return
-    ways = ("forward", "recompute", "backward", "step")
     names = dict.fromkeys(op["op"] for op in ops)
-    table = {
-        name: [sum(o["seconds"] for o in ops if o["op"] == name and o["direction"] == way)
-               for way in ways]
-        for name in names
-    }  # fmt: skip
-    rows = [
-        (name, *(f"{1000 * s:,.3f}" if s else "" for s in seconds), f"{sum(seconds) / total:.1%}")
-        for name, seconds in sorted(table.items(), key=lambda item: -sum(item[1]))
-    ]
-    page.table(("Operator, ms a step", *(f">{way}" for way in ways), ">share"), rows)
+    table = {name: [_sums(ops, name, ways) for ways in _WAYS.values()] for name in names}
+    rows = []
+    for name, pairs in sorted(table.items(), key=lambda item: -sum(s for s, _ in item[1])):
+        cells = [f"{1000 * s:,.3f}" if s else "" for pair in pairs for s in pair]
+        rows.append((name, *cells, f"{sum(s for s, _ in pairs) / total:.1%}"))
+    heads = [head for way in _WAYS for head in (f">{way}", ">told")]
+    page.table(("Operator, ms", *heads, ">share"), rows)
+    page.line("operators: ms of a step by the profiler; told: predicted, not judged")
+    if any(op["direction"] == "recompute" for op in ops):
+        page.line("what is recomputed is counted with backward")
+
+
+#: Columns of the operators' table, and the directions they sum.
+_WAYS = {"forward": ("forward",), "backward": ("backward", "recompute"), "step": ("step",)}
+
+
+def _sums(
+    ops: Sequence[Mapping[str, Any]], name: str, ways: tuple[str, ...]
+) -> tuple[float, float]:
+    """(measured, predicted) seconds of an operator in some directions."""
+    mine = [op for op in ops if op["op"] == name and op["direction"] in ways]
+    return sum(op["seconds"] for op in mine), sum(op.get("predicted_s") or 0.0 for op in mine)
 
 
 def _judged_how(record: Mapping[str, Any]) -> list[str]:
@@ -118,6 +131,18 @@ def _judged_how(record: Mapping[str, Any]) -> list[str]:
         low, high = estimate["low_bytes"], estimate["high_bytes"]
         if low is not None and high is not None:
             lines.append(f"driver-used was to lie between {gib(low)} and {gib(high)}")
-    if record["estimate"]["time"].get("step_s") is None:
-        lines.append("step time: measured only, this version predicts none")
+    return [*lines, *_timed_how(record["estimate"]["time"])]
+
+
+def _timed_how(time: Mapping[str, Any]) -> list[str]:
+    """The band of the step's time, and what it rests on."""
+    step, low, high = (time.get(name) for name in ("step_s", "low_s", "high_s"))
+    if step is None:
+        return ["step time: measured only; `memcalc calibrate` makes rates of this device"]
+    lines = [f"calibration of the times: {time.get('calibration')}"]
+    if low is not None and high is not None:
+        lines.append(
+            f"band of step and tokens/s: {low / step - 1:+.0%} to {high / step - 1:+.0%} of the "
+            "predicted seconds; of a phase: both factors squared"
+        )
     return lines

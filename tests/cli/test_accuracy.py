@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from memcalc import TrainingSetup, estimate
+from memcalc.accuracy.groups import FITTED_SOURCES
 from memcalc.units import GIB
 from tests.unit.accuracy_rows import SMALL, write
 
@@ -52,7 +53,8 @@ def test_the_json_holds_the_contract(memcalc, own: Path) -> None:  # type: ignor
     assert [row["id"] for row in found["unscored"]] == ["five"]
     counts = {"rows": 5, "scored": 2, "shown_only": 1, "unexpressed": 1, "unscored": 1}
     assert found["counts"] == counts
-    assert any("memory only" in note for note in found["notes"])
+    assert found["unscored"][0]["reason"].startswith("no time is predicted: no GPU")
+    assert any("unknown kind" in note for note in found["notes"])
 
 
 def test_the_scores_are_those_of_the_rows(memcalc, own: Path) -> None:  # type: ignore[no-untyped-def]
@@ -152,3 +154,58 @@ def test_the_published_rows_are_the_default(memcalc) -> None:  # type: ignore[no
     outcome = memcalc("accuracy", "--source", "torchtune flags", "--json")
     assert outcome.json["file"] == "the published runs"
     assert outcome.json["counts"]["rows"] == 5
+
+
+@pytest.fixture
+def timed(tmp_path: Path) -> Path:
+    """Three runs of one source that give speed, one of them memory as well; 25 % and 60 % off."""
+    setup = TrainingSetup(seq_len=128, micro_batch_size=2, num_layers=2, precision="bf16")
+    time = estimate("gpt2", setup, gpu="a100").time
+    if time.step_s is None:
+        pytest.skip("no time model yet")
+    trusted = {**SMALL, "gpu": "a100-80gb-sxm", "confidence": "high", "priceable": "yes"}
+    bare = {**trusted, "mem_gb": "", "mem_unit": "", "mem_kind": ""}
+    rows = [
+        {**trusted, "id": "right", "step_s": time.step_s},
+        {**bare, "id": "fast", "tokens_per_s_per_gpu": time.tokens_per_s_per_gpu / 1.2},
+        {**bare, "id": "far", "step_s": time.step_s * 1.6, "source": "other", "confidence": "med"},
+    ]
+    return write(tmp_path / "timed.csv", rows)
+
+
+def test_speed_is_scored_by_source_size_gpu_and_count(memcalc, timed: Path) -> None:  # type: ignore[no-untyped-def]
+    found = memcalc("accuracy", "--rows", timed, "--throughput", "--json").json
+    assert found["memory"] == {} and found["what"] == ["throughput"]
+    assert set(found["throughput"]) == {"step_s", "tokens_per_s_per_gpu", "all"}
+    assert set(found["throughput"]["all"]) >= _SCORES
+    errors = {row["id"]: row["error_pct"] for row in found["rows"]}
+    assert errors == {"right": pytest.approx(0, abs=1e-6), "fast": pytest.approx(20),
+                      "far": pytest.approx(60)}  # fmt: skip
+    for split, name in (("by_source", "other"), ("by_gpu", "a100-80gb-sxm"),
+                        ("by_model_size", "below 1 B"), ("by_gpus", "not stated")):  # fmt: skip
+        assert found[split]["throughput"][name]["all"]["n"] >= 1
+    assert [row["id"] for row in found["outliers"]] == ["far"]
+    assert found["promised"]["rows"]["n"] == 2 and found["promised"]["over_sources"]["sources"] == 1
+    assert found["fitted_sources"] == list(FITTED_SOURCES)
+    parts = found["rows"][0]["parts"]
+    assert parts["step_s"] == pytest.approx(found["rows"][0]["predicted"])
+
+
+def test_speed_and_memory_can_be_asked_for_alone(memcalc, timed: Path) -> None:  # type: ignore[no-untyped-def]
+    memory = memcalc("accuracy", "--rows", timed, "--memory", "--json").json
+    assert memory["throughput"] == {} and [row["id"] for row in memory["rows"]] == ["right"]
+    assert {row["reason"] for row in memory["unscored"]} == {"gives no memory"}
+    both = memcalc("accuracy", "--rows", timed, "--json").json
+    assert [(row["id"], row["what"]) for row in both["rows"]][:2] == [
+        ("right", "memory"), ("right", "throughput"),
+    ]  # fmt: skip
+    line = memcalc("accuracy", "--rows", timed, "--throughput", "--quiet").out
+    assert line.startswith("rows 3 scored 3 throughput_mae_pct ")
+
+
+def test_outliers_and_the_promise_are_printed(memcalc, timed: Path) -> None:  # type: ignore[no-untyped-def]
+    text = memcalc("accuracy", "--rows", timed, "--throughput").out
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"^far +other +step time +\+60\.0$", text, re.MULTILINE)
+    assert re.search(r"^each row as one +2 +10\.0 +\+10\.0 ", text, re.MULTILINE)
+    assert "By GPU" in text and "By model size" in text

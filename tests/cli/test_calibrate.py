@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from memcalc.harness.calibration import calibrations
+from memcalc.inputs import calibrations
 
 _STOP_AFTER = 9  # tasks: the ceilings, copies and a few products
 
@@ -50,7 +50,7 @@ def test_the_profile_goes_to_the_users_calibrations(memcalc: Any, config: Path) 
     assert (
         again.err == f"note: calibration written to {path}, in place of that of {profile['date']}\n"
     )
-    assert [entry.name for entry in calibrations.entries()] == [path.stem]
+    assert [entry.name for entry in calibrations.measured_entries()] == [path.stem]
 
 
 @pytest.mark.usefixtures("quick")
@@ -83,6 +83,21 @@ def test_quiet_is_one_line_and_no_notes(memcalc: Any, config: Path) -> None:
     assert float(words[2]) == pytest.approx(calibrations.ceiling(calibrations.read(path)), abs=1)
 
 
+def _defaults() -> list[str]:
+    return [e.name for e in calibrations.entries() if e.name.startswith("default-")]
+
+
+def test_the_defaults_are_listed_and_shown(memcalc: Any, config: Path) -> None:
+    rows = memcalc("list", "calibrations", "--json").json["entries"]
+    assert [row["name"] for row in rows] == _defaults() and "default-hopper" in _defaults()
+    assert {row["origin"] for row in rows} == {"package"}
+    for name in _defaults():
+        shown = memcalc("show", "calibrations", name)
+        assert shown.status == 0 and "launch_s" in shown.out
+        assert max(len(line) for line in shown.out.splitlines() if "file: " not in line) <= 80
+        assert memcalc("show", name, "--json").json["name"] == name
+
+
 @pytest.mark.usefixtures("quick")
 def test_list_show_and_doctor_know_it(memcalc: Any, config: Path) -> None:
     assert "memcalc calibrate" in memcalc("list", "calibrations").out
@@ -90,7 +105,8 @@ def test_list_show_and_doctor_know_it(memcalc: Any, config: Path) -> None:
     memcalc("calibrate", "-q", "--device", "cpu")
     [path] = config.glob("*.toml")
     profile = calibrations.read(path)
-    [row] = memcalc("list", "calibrations", "--json").json["entries"]
+    rows = memcalc("list", "calibrations", "--json").json["entries"]
+    [row] = [row for row in rows if row["origin"] == "user"]
     assert row == {
         "name": path.stem, "gemm_flops_per_s": calibrations.ceiling(profile),
         "device": profile["device"]["name"], "torch": profile["torch"], "date": profile["date"],
@@ -99,7 +115,7 @@ def test_list_show_and_doctor_know_it(memcalc: Any, config: Path) -> None:
     text = memcalc("list", "calibrations").out
     assert path.stem in text and profile["date"][:10] in text
     counts = {e["name"]: e["count"] for e in memcalc("list", "--json").json["entries"]}
-    assert counts["calibrations"] == 1
+    assert counts["calibrations"] == len(rows) == 1 + len(_defaults())
     for words in (("calibrations", path.stem), (path.stem,), ("calibrations", path)):
         shown = memcalc("show", *words)
         assert shown.status == 0 and f"calibration {path.stem}" in shown.out

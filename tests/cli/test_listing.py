@@ -50,6 +50,22 @@ def test_show_marks_figures_without_a_second_source(memcalc) -> None:  # type: i
     assert "not verified" in memcalc("show", "h100").out
 
 
+def test_show_tells_constants_what_is_assumed_and_errors(memcalc) -> None:  # type: ignore[no-untyped-def]
+    found = memcalc("show", "default-hopper", "--json").json
+    lines = memcalc("show", "default-hopper").out.splitlines()
+    text = "\n".join(lines)
+    share = found["gemm"]["bf16"]["share"]
+    assert any(line.split() == ["gemm.bf16.share", f"{share:g}"] for line in lines)
+    assert "attention.cudnn.backward" in text and "SimuMax" in text
+    error = next(row for row in found["errors"] if row["sizes"] == "all")
+    assert any(
+        error["system"] in line and f"{100 * error['mean_abs']:.1f} %" in line for line in lines
+    )
+    assert max(len(line) for line in lines if not line.startswith("file: ")) <= 80
+    volta = memcalc("show", "default-volta").out
+    assert "no kernel table" in volta and "error" not in volta
+
+
 def test_doctor_tells_packages_device_and_profiles(memcalc) -> None:  # type: ignore[no-untyped-def]
     found = memcalc("doctor", "--json").json
     assert found["packages"]["rich"] and found["profiles"]["gpus"] == len(profile_names("gpus"))

@@ -8,6 +8,7 @@ import pytest
 
 from memcalc.cli import options
 from memcalc.cli.options import BY_NAME, COMMANDS, LATER_COMMANDS, OPTIONS, PANELS
+from memcalc.cli.run_options import MFU_KINDS, RUN_OPTIONS
 from memcalc.inputs import parallel, training
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
@@ -22,6 +23,9 @@ warmup threads reference profile records no-record
 cp-method etp shard reshard stage-layers tp-layout offload-device pin-memory no-pin-memory
 recompute-modules capacity-factor pad-to-capacity
 rows source confidence priceable optimizer-in-backward
+tokens samples epochs sample-tokens packed hours mfu mfu-kind tokens-per-s tokens-per-s-per-gpu
+samples-per-s step-time peak tflops reference-per-gpu power-fraction pue availability mtbf-hours
+node-mtbf-hours checkpoint-minutes restart-minutes memory throughput
 """
 _CONTRACT = _NAMES.split()
 _SETTINGS = {f.name for f in fields(TrainingSetup)}
@@ -33,6 +37,8 @@ _OF_COMMANDS = {
     "gpu", "gpu-memory", "reserve", "set", "config", "save", "json", "csv", "quiet", "ops",
     "timeline", "out", "debug", "chart", "device", "steps", "warmup", "threads", "reference",
     "profile", "records", "no-record", "rows", "source", "confidence", "priceable", "cluster",
+    "memory", "throughput", "calibration",
+    *(option.name for option in RUN_OPTIONS),
 }  # fmt: skip
 
 
@@ -73,6 +79,7 @@ def test_every_training_field_has_an_option_or_is_reached_by_set() -> None:
         ("offload-device", parallel.OFFLOAD_DEVICES),
         ("cp-method", parallel.CP_METHODS),
         ("tp-layout", parallel.TP_LAYOUTS),
+        ("mfu-kind", MFU_KINDS),
     ],
 )
 def test_choices_are_those_of_the_library(name: str, valid: tuple[str, ...]) -> None:

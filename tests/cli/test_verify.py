@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,13 @@ GPT2 = {
 FAST = (
     "--seq", "48", "--device", "cpu", "--steps", "1", "--warmup", "1", "--threads", "1",
 )  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No calibrations of whoever runs the tests."""
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    return tmp_path / "config"
 
 
 @pytest.fixture
@@ -51,7 +59,70 @@ def test_json_and_operators(memcalc: Any, small: Any) -> None:
     outcome = memcalc("verify", small(), *FAST, "--no-record", "--json", "--ops")
     found = json.loads(outcome.out)
     assert found["comparison"]["verified"] is True
-    assert {"op", "direction", "calls", "seconds"} == set(found["ops"][0])
+    assert {"op", "direction", "calls", "seconds", "predicted_s"} == set(found["ops"][0])
+    assert {row["predicted_s"] for row in found["ops"]} == {None}  # no calibration of this CPU
+
+
+@pytest.fixture(scope="module")
+def measured() -> dict[str, Any]:
+    """A calibration of this CPU with one thread, of small sizes."""
+    import torch
+
+    from memcalc.harness.calibration import calibrate
+
+    threads = torch.get_num_threads()
+    found = calibrate.run(torch.device("cpu"), small=True, threads=1)
+    torch.set_num_threads(threads)
+    return {**found, "small": False}
+
+
+@pytest.fixture
+def calibration(measured: dict[str, Any], config: Path) -> Path:
+    """The same among the user's."""
+    from memcalc.inputs import calibrations
+
+    path = calibrations.user_folder() / f"{measured['name']}.toml"
+    path.parent.mkdir(parents=True)
+    path.write_text(calibrations.to_text(measured), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("chosen", ["auto", "name", "file"])
+def test_time_is_predicted_by_this_cpus_calibration(
+    memcalc: Any, small: Any, calibration: Path, chosen: str
+) -> None:
+    words = {"auto": (), "name": ("--calibration", calibration.stem),
+             "file": ("--calibration", str(calibration))}[chosen]  # fmt: skip
+    found = memcalc("verify", small(), *FAST, "--no-record", "--json", *words, "--ops").json
+    rows = {row["name"]: row for row in found["comparison"]["rows"] if row["group"] == "time"}
+    assert {"step time", "tokens/s", "forward and loss", "backward", "optimizer"} == set(rows)
+    time = found["estimate"]["time"]
+    assert time["calibration"] == calibration.stem
+    assert rows["step time"]["predicted"] == time["step_s"] > 0
+    assert rows["step time"]["measured"] == found["time"]["median_s"]
+    assert rows["backward"]["measured"] == found["time"]["phases"]["backward_s"]
+    assert rows["tokens/s"]["predicted"] == pytest.approx(48 / time["step_s"])
+    told = [row["predicted_s"] for row in found["ops"] if row["predicted_s"] is not None]
+    kernels = time["forward_s"] + time["backward_s"] + time["recompute_s"]
+    assert sum(told) == pytest.approx(kernels + time["optimizer_s"])
+
+
+def test_a_time_outside_its_band_is_a_verdict(memcalc: Any, small: Any, calibration: Path) -> None:
+    text = calibration.read_text()
+    slow = calibration.with_name("slow.toml")
+    slow.write_text(re.sub(r"(\bseconds = )[0-9.e-]+", r"\g<1>1.0", text))
+    outcome = memcalc("verify", small(), *FAST, "--no-record", "--calibration", str(slow))
+    assert outcome.status == 4, outcome.err
+    assert "not verified: step time +" in outcome.out
+    assert max(len(line) for line in outcome.out.splitlines()) <= 80
+
+
+def test_default_names_no_rates_of_a_cpu(memcalc: Any, small: Any, calibration: Path) -> None:
+    words = ("verify", small(), *FAST, "--no-record", "--calibration", "default")
+    outcome = memcalc(*words)
+    assert outcome.status == 0, outcome.err
+    assert "step time: measured only" in outcome.out
+    assert memcalc(*words[:-1], "nothing").status == 2
 
 
 def test_quiet_is_one_line(memcalc: Any, small: Any) -> None:

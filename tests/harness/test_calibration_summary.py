@@ -131,10 +131,47 @@ def test_optimizers_over_several_sizes_and_one_point_alone() -> None:
                bytes=28 * n)
         for n in (125_000_000, 10**9)
     ]  # fmt: skip
-    points.append(_point("optimizer", 1e-3, what="clip", dtype="fp32", parameters=10, bytes=120))
-    adamw, clip = summarise(points)["optimizer"]
+    for point in points:
+        point["tensors"] = point["parameters"] // 1_000_000
+    clip = _point("optimizer", 1e-3, what="clip", dtype="fp32", parameters=10, tensors=1, bytes=120)
+    adamw, clip = summarise([*points, clip])["optimizer"]
     assert adamw["s_per_parameter"] == pytest.approx(28 / 4e12) and adamw["n"] == 2
+    assert "s_per_tensor" not in adamw
     assert clip["n"] == 1 and clip["relative_spread"] == pytest.approx(0.02)
+
+
+def test_small_tensors_show_what_each_costs() -> None:
+    def one(parameters: int, tensors: int) -> Row:
+        seconds = 28 * parameters / 4e10 + 3e-6 * tensors
+        return _point("optimizer", seconds, what="adamw", impl="foreach", dtype="fp32",
+                      parameters=parameters, tensors=tensors, bytes=28 * parameters)  # fmt: skip
+
+    [row] = summarise([one(10**6, 1), one(8 * 10**6, 8), one(65536, 64)])["optimizer"]
+    assert row["s_per_tensor"] == pytest.approx(3e-6)
+    assert row["s_per_parameter"] == pytest.approx(28 / 4e10)
+
+
+def test_products_whose_loads_are_not_hidden_are_a_sum() -> None:
+    points = []
+    for m, n, k in ((64, 128, 128), (512, 512, 64), (64, 2048, 512), (256, 64, 1024)):
+        for part in _P:
+            flops, moved = 2.0 * m * n * k, 4.0 * (m * k + k * n + m * n)
+            seconds = 5e-6 + flops / 1e11 + moved / 1e10
+            points.append(_point("gemm", seconds, m=m, n=n, k=k, dtype="fp32", part=part,
+                                 flops=flops, bytes=moved))  # fmt: skip
+    rows = {row["part"]: row for row in summarise(points)["gemm"]}
+    assert {row["form"] for row in rows.values()} == {"sum"}
+    assert rows["all"]["t0_s"] == pytest.approx(5e-6, rel=1e-3)
+    assert rows["all"]["bytes_per_s"] == pytest.approx(1e10, rel=1e-3)
+    assert rows["wgrad"]["flops_per_s"] == pytest.approx(1e11, rel=1e-3)
+
+
+def test_launches_are_the_difference_of_two_depths() -> None:
+    points = [_point("launch", 1e-3 + n * 7e-6, precision="fp32", layers=layers, kernels=n)
+              for layers, n in ((2, 210), (4, 400))]  # fmt: skip
+    [row] = summarise(points)["launch"]
+    assert row["seconds"] == pytest.approx(7e-6) and row["kernels"] == 190
+    assert "launch" not in summarise(points[:1])
 
 
 def test_nothing_measured_gives_an_empty_summary() -> None:

@@ -7,10 +7,26 @@ from typing import Any
 import pytest
 
 from memcalc import TrainingSetup, estimate
-from memcalc.harness.comparison import Comparison, Difference, Row, compare
+from memcalc.harness.comparison import Comparison, Difference, Row, compare, phase_seconds
 from tests.harness.models import LLAMA
 
 ESTIMATE = estimate(LLAMA, TrainingSetup(seq_len=48), gpu="h100-80gb").to_dict()
+
+
+def _as_predicted() -> dict[str, Any]:
+    """The time of a record of just what was predicted."""
+    time = ESTIMATE["time"]
+    parts = phase_seconds(time)
+    phases = {
+        "forward_s": 0.75 * parts["forward and loss"], "loss_s": 0.25 * parts["forward and loss"],
+        "backward_s": parts["backward"], "optimizer_s": parts["optimizer"], "zero_grad_s": 0.0,
+    }  # fmt: skip
+    rate = time["tokens_per_s"]
+    return {"median_s": time["step_s"], "tokens_per_s": rate, "phases": phases}
+
+
+_TIME = _as_predicted()
+_TIMES = {"step time", "tokens/s", "forward and loss", "backward", "optimizer"}
 
 
 def _record(**memory: Any) -> dict[str, Any]:
@@ -24,7 +40,7 @@ def _record(**memory: Any) -> dict[str, Any]:
     exact = {"allocator": {}, "peak_allocator_requested_bytes": asked}
     measured = {name: predicted[name] for name in names} | exact | memory
     flops = ESTIMATE["time"]["executed_flops"]
-    return {"memory": measured, "time": {"median_s": 0.25}, "counted_flops": flops}
+    return {"memory": measured, "time": dict(_TIME), "counted_flops": flops}
 
 
 def _row(comparison: Comparison, name: str) -> Row:
@@ -35,7 +51,7 @@ def test_what_is_equal_is_verified() -> None:
     found = compare(ESTIMATE, _record())
     assert found.verified
     verdicts = {row.name: row.verdict for row in found.rows}
-    assert verdicts.pop("step time") == "not predicted"
+    assert {verdicts.pop(name) for name in _TIMES} == {"inside"}
     assert set(verdicts.values()) == {"equal"}
     assert {"parameters", "saved for backward", "peak in loss", "driver-used"} <= set(verdicts)
 
@@ -85,17 +101,55 @@ def test_nothing_measured_is_not_verified() -> None:
         peak_allocated_bytes=None, peak_reserved_bytes=None, device_used_bytes=None,
         peak_allocator_requested_bytes=None,
     )  # fmt: skip
-    record["counted_flops"] = None
+    record["counted_flops"], record["time"] = None, {}
     found = compare(ESTIMATE, record)
     assert not found.verified
-    assert {row.verdict for row in found.rows} == {"not measured", "not predicted"}
+    assert {row.verdict for row in found.rows} == {"not measured"}
 
 
-def test_a_predicted_time_is_held_against_its_band() -> None:
-    timed = {**ESTIMATE, "time": {**ESTIMATE["time"], "step_s": 0.2, "low_s": 0.1, "high_s": 0.3}}
-    assert _row(compare(timed, _record()), "step time").verdict == "inside"
-    narrow = {**timed, "time": {**timed["time"], "high_s": 0.24}}
-    assert _row(compare(narrow, _record()), "step time").verdict == "outside"
+def _timed(factor: float, **phases: float) -> Comparison:
+    """A step that took `factor` times what was predicted, within 0.8 to 1.25; phases by factors."""
+    step, rate = ESTIMATE["time"]["step_s"], ESTIMATE["time"]["tokens_per_s"]
+    band = {"low_s": 0.8 * step, "high_s": 1.25 * step}
+    record = _record()
+    record["time"] |= {"median_s": factor * step, "tokens_per_s": rate / factor}
+    seen = record["time"]["phases"]
+    record["time"]["phases"] = {n: s * phases.get(n, 1.0) for n, s in seen.items()}
+    return compare({**ESTIMATE, "time": {**ESTIMATE["time"], **band}}, record)
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(0.79, "outside"), (0.81, "inside"), (1.24, "inside"), (1.26, "outside")],
+)
+def test_a_predicted_time_is_held_against_its_band(factor: float, verdict: str) -> None:
+    found = _timed(factor)
+    assert _row(found, "step time").verdict == _row(found, "tokens/s").verdict == verdict
+    assert found.verified == (verdict == "inside")
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(0.63, "outside"), (0.65, "inside"), (1.5, "inside"), (1.6, "outside")]
+)
+def test_a_phase_has_the_square_of_the_band(factor: float, verdict: str) -> None:
+    found = _timed(1.0, backward_s=factor)
+    assert _row(found, "backward").verdict == verdict
+    assert _row(found, "forward and loss").verdict == "inside"
+
+
+def test_phases_share_out_what_is_neither_kernels_nor_optimizer() -> None:
+    time = {"step_s": 10.0, "forward_s": 2.0, "backward_s": 3.0, "recompute_s": 1.0,
+            "optimizer_s": 1.0}  # fmt: skip
+    assert phase_seconds(time) == {
+        "forward and loss": pytest.approx(3.0), "backward": pytest.approx(6.0), "optimizer": 1.0,
+    }  # fmt: skip
+
+
+def test_a_time_that_is_not_predicted_is_not_judged() -> None:
+    untimed = {**ESTIMATE, "time": {**ESTIMATE["time"], "step_s": None}}
+    found = compare(untimed, _record())
+    assert found.verified and _row(found, "step time").verdict == "not predicted"
+    assert "tokens/s" not in {row.name for row in found.rows}
 
 
 def test_the_json_form_has_differences_and_errors() -> None:

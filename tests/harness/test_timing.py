@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -22,6 +23,8 @@ class _Clock:
 
     def perf_counter(self) -> float:
         return self.now
+
+    process_time = perf_counter
 
     def sleep(self, seconds: float) -> None:
         self.now += seconds
@@ -50,12 +53,43 @@ def bench() -> Bench:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    yield from _threads(1)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    yield from _threads(2)
+
+
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> _Clock:
     made = _Clock()
     monkeypatch.setattr(timing, "time", made)
     return made
 
 
+def _busy(seconds: float) -> None:
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        pass
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_one_thread_is_timed_by_what_it_computes_not_by_what_it_waits(bench: Bench) -> None:
+    waiting = bench.time(lambda call: time.sleep(0.004))
+    working = bench.time(lambda call: _busy(0.004))
+    assert waiting.median_s < 0.002 and 0.004 <= working.median_s < 0.1
+
+
+@pytest.mark.usefixtures("two_threads")
 def test_a_known_time_is_measured(bench: Bench) -> None:
     timed = bench.time(lambda call: time.sleep(0.004))
     assert 0.004 <= timed.median_s < 0.1

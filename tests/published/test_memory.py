@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from memcalc.accuracy.pricing import Priced, price
+from memcalc.accuracy.pricing import MEMORY, Priced, price
 from memcalc.accuracy.rows import Row, published_rows, read_rows
 from memcalc.accuracy.scores import frame_of, over_sources, score
 
@@ -43,7 +43,7 @@ def _must_be_met() -> list[Row]:
 
 @lru_cache(maxsize=1)
 def _priced() -> Priced:
-    return price(_must_be_met())
+    return price(_must_be_met(), what=(MEMORY,))
 
 
 def _of(source: str, priced: Priced) -> Priced:

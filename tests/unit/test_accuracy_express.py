@@ -56,6 +56,11 @@ def test_a_layout_is_taken_degree_by_degree() -> None:
     )  # fmt: skip
 
 
+def test_internevo_sums_gradients_beside_backward() -> None:
+    plan = express(row(source="InternEvo x", dp=8, zero=1)).plan
+    assert plan.overlap_grad_reduce is True and plan.overlap_param_gather is None
+
+
 @pytest.mark.parametrize(
     ("cells", "plan"),
     [
@@ -78,6 +83,43 @@ def test_sdpa_is_the_kernel_pytorch_would_pick() -> None:
     assert express(row(attention="sdpa", precision="fp32")).setup.attention == "efficient"
 
 
+def test_flash_attention_in_triton_keeps_what_flash_keeps_at_its_own_speed() -> None:
+    stated = express(row(attention="triton"))
+    assert stated.setup.attention == "flash"
+    assert stated.kernels == {"attention_code": "triton"}
+
+
+@pytest.mark.parametrize("source", ["nanotron x", "torchtitan x", "Megatron PTD-P", "InternEvo x"])
+def test_frameworks_that_clip_by_default_are_priced_so(source: str) -> None:
+    assert express(row(source=source)).setup.grad_clip
+    assert not express(row()).setup.grad_clip
+
+
+def test_llm_foundry_keeps_16_bit_logits_and_steps_in_a_loop() -> None:
+    found = express(row(source="llm-foundry MPT bench")).setup
+    assert (found.loss, found.optimizer_impl, found.grad_clip) == ("plain", "loop", True)
+    stated = express(row(source="llm-foundry MPT bench", loss="fp32", optimizer_impl="fused")).setup
+    assert (stated.loss, stated.optimizer_impl) == ("fp32", "fused")
+
+
+def test_a_row_says_how_its_nodes_are_joined() -> None:
+    cells = {"gpu": "a100-80gb-sxm", "gpus_per_node": 8}
+    stated = express(row(node_network_gbps=400, interconnect_text="4x100Gb RoCE", **cells))
+    assert stated.cluster is not None and stated.device is stated.cluster
+    assert stated.cluster.node_network_bytes_per_s == 50e9
+    assert stated.cluster.gpu_network_bytes_per_s == 6.25e9
+    assert stated.cluster.link_bytes_per_s == 300e9
+    named = express(row(cluster="jean-zay-a100", **cells))
+    assert named.cluster is not None and named.cluster.slug == "jean-zay-a100"
+    silent = express(row(**cells))
+    assert silent.cluster is None and silent.device == "a100-80gb"
+    over_host = express(row(node_network_gbps=400, gpu="l40s")).cluster
+    assert over_host is not None and (stated.cluster.topology, over_host.topology) == (
+        "switch",
+        "host",
+    )
+
+
 def test_torchtunes_plain_loss_takes_fp32_logits() -> None:
     assert express(row(stack="other:torchtune", loss="plain")).setup.loss == "fp32"
     assert express(row(stack="other:torchtune", loss="chunked")).setup.loss == "chunked"
@@ -92,6 +134,7 @@ def test_a_step_inside_backward_is_part_of_the_setup() -> None:
 def test_a_release_before_the_stacks_own_changes_its_kernels() -> None:
     early = express(row(stack="torchtitan", source="torchtitan 2024-12"))
     assert early.kernels == {"compile_loss": False}
+    assert express(row(source="InternEvo x")).kernels == {"attention_code": "flash1"}
     launched = express(row(stack="torchtitan", source="torchtitan H200 (Trainy)"))
     assert launched.kernels == {"expandable_segments": False}
     assert express(row(stack="torchtitan")).kernels == {}
@@ -134,6 +177,10 @@ def test_a_card_without_a_profile_takes_the_same_chips() -> None:
         ({"model": "no-such-model"}, "no-such-model"),
         ({"stack": "other:llm.c"}, "stack 'llm.c'"),
         ({"gpu": "h1000"}, "gpu: got 'h1000'"),
+        (
+            {"gpu": "h100", "cluster": "jean-zay-a100"},
+            "cluster: got jean-zay-a100; rule: one of h100",
+        ),
         ({"recompute": "sac", "stack": "torch", "vpp": 2, "schedule": "gpipe"}, "vpp: got 2"),
     ],
 )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from types import SimpleNamespace
-
 import pytest
 
 from memcalc import TrainingSetup, estimate
-from memcalc.accuracy.pricing import FIELDS, predicted_bytes, predicted_rate, price, price_row
+from memcalc.accuracy import pricing
+from memcalc.accuracy.pricing import FIELDS, predicted_bytes, price, price_row
 from memcalc.units import GIB, MIB
 from tests.unit.accuracy_rows import row
 
@@ -60,28 +58,50 @@ def test_the_rank_a_row_speaks_of_is_the_one_compared() -> None:
 def test_every_row_is_a_pair_or_has_a_reason() -> None:
     told: list[tuple[str, int, int]] = []
     rows = [row(2), row(3, id="two", run="decode"),
-            row(4, id="three", mem_gb=None, tokens_per_s_per_gpu=900),
+            row(4, id="three", mem_gb=None, tflops_per_gpu=90),
             row(5, id="four", tp=5, n_gpus=7)]  # fmt: skip
     found = price(rows, lambda *what: told.append(what))
     assert [pair.row.id for pair in found.pairs] == ["one"]
     assert {left.row.id: left.reason for left in found.unscored} == {
-        "three": "gives no memory; its throughput is not predicted in this version"
+        "three": "its source does not say which FLOPs it counts"
     }
     reasons = {left.row.id: left.reason for left in found.unexpressed}
     assert set(reasons) == {"two", "four"} and reasons["four"].startswith("tp: got 5")
     assert told == [("one", 0, 4), ("two", 1, 4), ("three", 2, 4), ("four", 3, 4)]
 
 
-def test_rates_are_counted_as_their_source_counts_them() -> None:
-    result = SimpleNamespace(
-        time=_ESTIMATE.time._replace(
-            step_s=0.5, tokens_per_s_per_gpu=100.0, model_flops_per_token=6.0,
-            model_flops_causal_per_token=5.0, executed_flops_per_token=8.0,
-        )
-    )  # fmt: skip
-    rate = lambda kind, flops=None: predicted_rate(kind, flops, result)  # type: ignore[arg-type]  # noqa: E731
-    assert (rate("step_s"), rate("tokens_per_s_per_gpu")) == (0.5, 100.0)
-    counted = ("model-full-square", "model-causal", "hardware", "unknown", None)
-    assert [rate("tflops_per_gpu", kind) for kind in counted] == [600.0, 500.0, 800.0, None, None]
-    without = replace(_ESTIMATE, time=_ESTIMATE.time._replace(tokens_per_s_per_gpu=None))
-    assert predicted_rate("tflops_per_gpu", "hardware", without) is None
+def test_a_row_with_both_is_two_pairs_and_one_of_them_when_one_is_wanted() -> None:
+    both = row(gpu="h100", step_s=0.5)
+    assert [pair.what for pair in price_row(both)] == ["memory", "throughput"]
+    (memory,) = price_row(both, ("memory",))
+    (speed,) = price_row(both, ("throughput",))
+    assert memory.predicted == price_row(row(gpu="h100"))[0].predicted
+    assert (speed.kind, speed.measured) == ("step_s", 0.5)
+    assert speed.parts["step_s"] == speed.predicted and speed.gpu == "h100-80gb"
+    assert speed.parameters == memory.parameters == 53_561_088
+
+
+def test_speed_needs_no_allocator(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    asked = []
+    real = pricing.estimate
+    monkeypatch.setattr(
+        pricing, "estimate", lambda *a, **k: (asked.append(k["allocator"]), real(*a, **k))[1]
+    )
+    price_row(row(gpu="h100", step_s=0.5))
+    price_row(row(gpu="h100", step_s=0.5), ("throughput",))
+    price_row(row(gpu="h100", step_s=0.5, mem_gb=None))
+    assert asked == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("cells", "what", "reason"),
+    [
+        ({"mem_gb": None, "step_s": 1}, ("memory",), "gives no memory"),
+        ({}, ("throughput",), "gives no rate"),
+        ({"mem_gb": None}, ("memory", "throughput"), "gives neither memory nor a rate"),
+        ({"mem_gb": None, "step_s": 1}, ("memory", "throughput"), "no time is predicted"),
+    ],
+)
+def test_a_row_without_what_is_wanted_says_so(cells, what, reason) -> None:  # type: ignore[no-untyped-def]
+    (left,) = price([row(**cells)], what=what).unscored
+    assert left.reason.startswith(reason)

@@ -33,6 +33,11 @@ def test_scores_equal_the_hand_figures() -> None:
     assert found["median_pct"] == pytest.approx(20)
     assert found["p90_pct"] == found["worst_pct"] == pytest.approx(60)
     assert found["worst_id"] == "d"
+    # each row as one: 10, 20, 40, 60
+    assert found["each"] == {
+        "mae_pct": pytest.approx(32.5), "bias_pct": pytest.approx(22.5),
+        "median_pct": pytest.approx(30), "p90_pct": pytest.approx(60),
+    }  # fmt: skip
 
 
 def test_kinds_sources_and_the_mean_over_sources_equal_the_hand_figures() -> None:

@@ -11,13 +11,15 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "memcalc"
 FILES = sorted(PACKAGE.rglob("*.py"))
 #: Layers from the command line down; a module imports its own layer and those to its right.
-LAYERS = ("cli", "output", "harness", "accuracy", "engine", "inputs", "base")
+LAYERS = ("cli", "output", "planning", "harness", "accuracy", "engine", "inputs", "base")
 #: Layers side by side: neither imports the other.
-APART = {("output", "harness"), ("output", "accuracy"), ("harness", "accuracy")}
+APART = {
+    ("output", "harness"), ("output", "accuracy"), ("harness", "accuracy"), ("output", "planning"),
+    ("planning", "harness"), ("planning", "accuracy"),
+}  # fmt: skip
 #: Files of the harness that work without torch: records are read and compared anywhere.
 WITHOUT_TORCH = {
     "records.py", "record_head.py", "memory_summary.py", "kernel_trace.py", "comparison.py",
-    "calibrations.py",
 }  # fmt: skip
 HEAVY = {"torch", "pandas", "numpy", "matplotlib", "transformers", "safetensors"}
 Function = ast.FunctionDef | ast.AsyncFunctionDef

@@ -7,20 +7,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcalc.engine.aten.matmul import count_flops, dispatched
+from memcalc.engine.aten.matmul import dispatched
 from memcalc.engine.aten.pointwise import out_like
 from memcalc.engine.aten.shape import raw_permute
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import ONE, Size, number
-from memcalc.engine.tensors import Shape, Tensor
+from memcalc.engine.kernel_log import Ran
+from memcalc.engine.kernel_log import attention as attention_kernel
+from memcalc.engine.sizes import ONE, number
+from memcalc.engine.tensors import Shape, Tensor, bytes_of
 
 _HEADS_INSIDE = (0, 2, 1, 3)  # memory order of (b, a, s, d) when tokens lie outside heads
 
 
-def attention_flops(query: Tensor, key: Tensor, value: Tensor) -> Size:
-    """Forward FLOPs of both products over the full square, 2 b a s_q s_kv (d_qk + d_v)."""
+def attention_ran(kernel: str, part: str, query: Tensor, key: Tensor, value: Tensor) -> Ran:
+    """What a kernel does on q (b, a, s_q, d), k and v (b, k, s_kv, d); part: forward | dgrad."""
+    name = f"_scaled_dot_product_{kernel}_attention{'' if part == 'forward' else '_backward'}"
     b, a, s_q, d = query.shape
-    return b * a * s_q * key.shape[2] * (d + value.shape[3]) * 2
+    shape = (b, a, key.shape[1], s_q, key.shape[2], d, value.shape[3])
+    return attention_kernel(name, part, shape, query.dtype)
 
 
 def flash_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -64,18 +68,18 @@ def attention_extras(kernel: str, query: Tensor) -> list[tuple[Shape, str]]:
 def _attention(
     kernel: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    tape, name = query.tape, f"_scaled_dot_product_{kernel}_attention"
+    tape = query.tape
     node = node_for(_attention_backward, query, key, value)
     if node:
         for tensor in (query, key, value):
             node.save(tensor, "dgrad")
         if bias is not None:
             node.save(bias, "dgrad")
-    flops = attention_flops(query, key, value)
+    ran = attention_ran(kernel, "forward", query, key, value)
     order = attention_order(kernel, query)
     shape = (*query.shape[:3], value.shape[3])
     made = (tuple(shape[i] for i in order), query.dtype)
-    raw, *rest = dispatched(tape, name, [made, *attention_extras(kernel, query)], flops)
+    raw, *rest = dispatched(tape, ran, [made, *attention_extras(kernel, query)])
     out = raw_permute(raw, tuple(order.index(i) for i in range(4)))
     del raw
     if node is None:
@@ -88,10 +92,7 @@ def _attention(
 
 def _attention_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     query, key, value = saved[:3]
-    b, a, s_q, d = query.shape
-    # q k^T anew, dV = P^T dO, dP = dO V^T, dQ = dS K, dK = dS^T Q: 2 b a s_q s_kv x (3 d + 2 d_v)
-    flops = b * a * s_q * key.shape[2] * (d * 3 + value.shape[3] * 2) * 2
-    count_flops(query.tape, "dgrad", flops)
+    query.tape.ran(attention_ran(node.meta, "dgrad", query, key, value))
     return attention_gradients(node.meta, (query, key, value))
 
 
@@ -151,7 +152,8 @@ def fused_rms_norm(x: Tensor, weight: Tensor) -> Tensor:
 
 
 def _norm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    x = saved[0]
+    x, gradient = saved[0], grads[0]
+    x.tape.loads(gradient, *saved, gradient, x)  # one kernel for x, one for weight and bias
     return [
         x.tape.empty(node.meta, shape, dtype) if need else None
         for (shape, dtype), need in zip(node.inputs, node.needs, strict=True)
@@ -164,15 +166,22 @@ def embedding(weight: Tensor, ids: Tensor) -> Tensor:
     if node:
         node.save(ids, "wgrad")
     shape = (*ids.shape, weight.shape[1])
-    if weight.tape.record is not None:  # reads one row a token, not the table
+    if weight.tape.record is not None:
         weight.tape.record.input_shape = ids.shape
-        weight.tape.reads((ids,))
+    looked_up(weight, ids)
     out = weight.tape.empty("embedding", shape, weight.dtype)
     return node.output(out) if node else out
 
 
+def looked_up(weight: Tensor, ids: Tensor) -> None:
+    """What a lookup reads: a row a token, not the table."""
+    rows = bytes_of((*ids.shape, weight.shape[1]), weight.dtype)
+    weight.tape.loads_bytes(rows + bytes_of(ids.shape, ids.dtype))
+
+
 def _embedding_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     shape, dtype = node.inputs[0]
+    saved[0].tape.loads(grads[0], grads[0], saved[0])  # each row is read, and added to the table
     return [saved[0].tape.empty("embedding_dense_backward", shape, dtype)]
 
 
@@ -197,6 +206,7 @@ def nll_loss(log_probs: Tensor, labels: Tensor) -> Tensor:
         node.save(log_probs, "dgrad")
         node.save(labels, "dgrad")
     tape = log_probs.tape
+    tape.loads(labels)
     out = tape.empty("nll_loss_forward", (ONE,), log_probs.dtype)
     weight = tape.empty("nll_loss_forward", (ONE,), log_probs.dtype)
     if node is None:
@@ -206,4 +216,5 @@ def nll_loss(log_probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _nll_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    saved[0].tape.loads(saved[1])  # zeros, and one entry a row
     return [out_like("nll_loss_backward", saved[0])]

@@ -1,4 +1,4 @@
-"""Operators of latent attention and interleaved layouts: padding, filled slices, complex rotation.
+"""Operators of latent attention and interleaved layouts: padding, filled slices, rotated pairs.
 
 Source: tools/autograd/derivatives.yaml and torch/csrc/autograd/functions/tensor.cpp (CopySlices) of
 PyTorch 2.13.
@@ -12,8 +12,8 @@ from typing import Any
 from memcalc.engine.aten.pointwise import broadcast, out_like
 from memcalc.engine.aten.shape import narrow
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import Size
-from memcalc.engine.tensors import Shape, Tensor
+from memcalc.engine.sizes import Size, number
+from memcalc.engine.tensors import Shape, Tensor, bytes_of
 
 
 def cut(x: Tensor, size: Size) -> Tensor:
@@ -54,6 +54,7 @@ def fill(base: Tensor, part: Tensor) -> Tensor:
     base's own gradient is that copy with the filled columns zeroed, part's the columns.
     """
     node = node_for(_fill_backward, base, part)
+    base.tape.in_place("copy_", part)
     out = base.view_as(base.shape, None, None)
     if node:
         return node.output(out)
@@ -66,10 +67,12 @@ def _fill_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     tape = gradient.tape
     (shape, _), (part_shape, _) = node.inputs
     rest = tape.empty("new_empty_strided", shape, gradient.dtype)
+    tape.loads_bytes(bytes_of(part_shape, gradient.dtype))
     columns = tape.empty("clone", part_shape, gradient.dtype)
     if not node.needs[0]:
         return [None, columns]
-    tape.empty("zeros_like", part_shape, gradient.dtype)
+    tape.loads()
+    tape.in_place("copy_", tape.empty("zeros_like", part_shape, gradient.dtype))
     return [rest, columns]
 
 
@@ -101,6 +104,7 @@ def _real_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
     if not gradient.is_contiguous():
+        gradient.tape.loads(gradient)
         gradient = gradient.tape.empty("clone", gradient.shape, gradient.dtype)
     return [_seen_as(gradient, node.inputs[0][0], "complex64")]
 
@@ -117,7 +121,37 @@ def rotate_complex(x: Tensor, angles: Tensor) -> Tensor:
 def _rotate_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
+    gradient.tape.loads(saved[0])
     conjugate = out_like("clone", saved[0])
+    gradient.tape.loads(gradient, conjugate)
     out = out_like("mul.Tensor", gradient)
     del conjugate
     return [out]
+
+
+def stack_last(x: Tensor, y: Tensor) -> Tensor:
+    """torch.stack((x, y), -1): a new tensor; backward hands out views."""
+    node = node_for(_stack_backward, x, y)
+    out = x.tape.empty("stack", (*x.shape, number(2)), x.dtype)
+    return node.output(out) if node else out
+
+
+def _stack_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    shape, strides = gradient.shape[:-1], gradient.strides[:-1]
+    return [gradient.view_as(shape, None, strides) for _ in node.inputs]
+
+
+def flatten_pairs(x: Tensor, total: Size) -> Tensor:
+    """(..., n, 2) as (..., 2 n), total being the name of 2 n: views both ways."""
+    node = node_for(_pairs_backward, x)
+    out = x.view_as((*x.shape[:-2], total), None, None)
+    return node.output(out) if node else out
+
+
+def _pairs_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    *outer, step = gradient.strides
+    return [gradient.view_as(node.inputs[0][0], None, (*outer, step * 2, step))]

@@ -31,6 +31,7 @@ def nll_rows(log_probs: Tensor, labels: Tensor) -> Tensor:
     if node:
         node.save(log_probs, "dgrad")
         node.save(labels, "dgrad")
+    tape.loads(labels)
     out = tape.empty("nll_loss_forward", labels.shape, log_probs.dtype)
     weight = tape.empty("nll_loss_forward", (ONE,), log_probs.dtype)
     if node is None:
@@ -40,6 +41,7 @@ def nll_rows(log_probs: Tensor, labels: Tensor) -> Tensor:
 
 
 def _nll_rows_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    saved[0].tape.loads(saved[1], grads[0])
     return [out_like("nll_loss_backward", saved[0])]
 
 
@@ -59,7 +61,9 @@ def _sum_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
 
 def count_where(x: Tensor) -> Tensor:
     """(x != number).sum(): a mask, and its sum as int64."""
+    x.tape.loads(x)
     mask = x.tape.empty("ne.Scalar", x.shape, "bool")
+    x.tape.loads(mask)
     count = x.tape.empty("sum", (ONE,), "int64")
     del mask
     return count
@@ -67,6 +71,7 @@ def count_where(x: Tensor) -> Tensor:
 
 def at_least_one(count: Tensor) -> Tensor:
     """max(1, count) of Python: a comparison, and the same tensor."""
+    count.tape.loads(count)
     flag = count.tape.empty("gt.Scalar", (ONE,), "bool")
     del flag
     return count

@@ -1,7 +1,6 @@
 """Matrix products: linear layers, batched products, and their gradients.
 
-FLOPs are counted where a product runs: 2 m n k each, under `forward`, `dgrad`, `wgrad` or, for a
-product repeated by a checkpoint, `recompute`.
+A product is noted where it runs, 2 m n k FLOPs each, as `forward`, `dgrad` or `wgrad`.
 """
 
 from __future__ import annotations
@@ -10,41 +9,31 @@ from typing import Any
 
 from memcalc.engine.aten.shape import flatten_tokens, reshape
 from memcalc.engine.autograd import Grads, Node, node_for
+from memcalc.engine.kernel_log import Ran, gemm, gemm_shape, read_bytes
 from memcalc.engine.sizes import Size, product
 from memcalc.engine.tensors import Shape, Tape, Tensor
 
 
-def count_flops(tape: Tape, kind: str, flops: Size) -> None:
-    """Add executed FLOPs to the tape and to the ledger's record of the op at work."""
-    if tape.recomputing and kind == "forward":
-        kind = "recompute"
-    tape.add_flops(kind, flops)
-    record = tape.records.get((tape.block, tape.op))
-    if record is not None and kind != "recompute":
-        record.add_flops(kind, flops)
-
-
 def dispatched(
-    tape: Tape,
-    name: str,
-    outputs: list[tuple[Shape, str]],
-    flops: Size,
-    divided: Tensor | None = None,
+    tape: Tape, ran: Ran, outputs: list[tuple[Shape, str]], divided: Tensor | None = None
 ) -> tuple[Tensor, ...]:
     """Outputs of an operator selective checkpointing may keep: made, or taken from its cache.
 
-    Forward FLOPs are counted where they are made. divided: an operand of which each of several ranks
-    adds a part, made for this operator.
+    The kernel is noted where they are made. divided: an operand of which each of several ranks adds a
+    part, made for this operator.
     """
 
     def compute() -> tuple[Tensor, ...]:
-        count_flops(tape, "forward", flops)
-        part = None if divided is None else tape.empty("div", divided.shape, divided.dtype)
-        made = tuple(tape.empty(name, shape, dtype) for shape, dtype in outputs)
+        part = None
+        if divided is not None:
+            tape.loads(divided)
+            part = tape.empty("div", divided.shape, divided.dtype)
+        tape.ran(ran)
+        made = tuple(tape.empty(ran.name, shape, dtype) for shape, dtype in outputs)
         del part
         return made
 
-    return tape.dispatch[-1].outputs(name, compute) if tape.dispatch else compute()
+    return tape.dispatch[-1].outputs(ran.name, compute) if tape.dispatch else compute()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, divided: bool = False) -> Tensor:
@@ -67,16 +56,17 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, divided: bool 
     if node:
         node.save(rows if weight.requires_grad else None, "wgrad")
         node.save(_seen_transposed(weight) if x.requires_grad else None, "dgrad")
-    flops = rows.numel * out_features * 2
     name = "mm" if bias is None else "addmm"
     made: list[tuple[Shape, str]] = [((rows.shape[0], out_features), _out_dtype(x, weight))]
-    (out,) = dispatched(x.tape, name, made, flops, bias if divided else None)
+    ran = gemm(name, "forward", gemm_shape(rows.shape[0], out_features, rows.shape[1]), x.dtype)
+    if bias is not None:
+        ran = ran._replace(moved=ran.moved + read_bytes(bias))
+    (out,) = dispatched(x.tape, ran, made, bias if divided else None)
     if x.tape.record is not None:
         x.tape.record.input_shape = x.shape
         x.tape.record.output_shape = (*x.shape[:-1], out_features)
         x.tape.record.gemms.append((rows.shape[0], out_features, rows.shape[1]))
     if node:
-        node.meta = flops
         out = node.output(out)
     return reshape(out, (*x.shape[:-1], out_features))
 
@@ -121,14 +111,16 @@ def _linear_bias_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
 
 
 def _weight_gradient(node: Node, gradient: Tensor, saved: list[Any]) -> Tensor:
-    count_flops(gradient.tape, "wgrad", node.meta)
+    (tokens, i), (o, _) = node.inputs[0][0], node.inputs[1][0]
     gradient.tape.using((gradient, saved[0]))
+    gradient.tape.ran(gemm("mm", "wgrad", gemm_shape(o, i, tokens), gradient.dtype))
     return gradient.tape.empty("mm", node.inputs[1][0], gradient.dtype)
 
 
 def _input_gradient(node: Node, gradient: Tensor, saved: list[Any]) -> Tensor:
-    count_flops(gradient.tape, "dgrad", node.meta)
+    (tokens, i), (o, _) = node.inputs[0][0], node.inputs[1][0]
     gradient.tape.using((gradient, saved[1]))
+    gradient.tape.ran(gemm("mm", "dgrad", gemm_shape(tokens, i, o), gradient.dtype))
     return gradient.tape.empty("mm", node.inputs[0][0], gradient.dtype)
 
 
@@ -138,13 +130,14 @@ def bmm(x: Tensor, y: Tensor) -> Tensor:
     if node:
         node.save(y if x.requires_grad else None, "dgrad")
         node.save(x if y.requires_grad else None, "dgrad")
-    flops = x.numel * y.shape[-1] * 2
     shape = (*x.shape[:-1], y.shape[-1])
-    (out,) = dispatched(x.tape, "bmm", [(shape, x.dtype)], flops)
-    if node:
-        node.meta = flops
-        return node.output(out)
-    return out
+    (out,) = dispatched(x.tape, gemm("bmm", "forward", _batched(x, y), x.dtype), [(shape, x.dtype)])
+    return node.output(out) if node else out
+
+
+def _batched(x: Tensor, y: Tensor) -> tuple[Size, ...]:
+    """(batch, m, n, k) of the product of (batch, m, k) and (batch, k, n)."""
+    return (x.shape[0], x.shape[1], y.shape[-1], x.shape[-1])
 
 
 def _bmm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
@@ -154,10 +147,16 @@ def _bmm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     results: Grads = [None, None]
     for i in (1, 0):
         if node.needs[i]:
-            count_flops(tape, "dgrad", node.meta)
             tape.using((gradient, saved[i]))
+            tape.ran(_factor_gradient(node, i, gradient.dtype))
             results[i] = tape.empty("bmm", node.inputs[i][0], gradient.dtype)
     return results
+
+
+def _factor_gradient(node: Node, factor: int, dtype: str) -> Ran:
+    """The product of a factor's gradient: (n, i, k) (n, k, j), or (n, j, i) (n, i, k)."""
+    (n, i, j), (_, _, k) = node.inputs[0][0], node.inputs[1][0]
+    return gemm("bmm", "dgrad", (n, j, k, i) if factor else (n, i, j, k), dtype)
 
 
 def baddbmm(x: Tensor, y: Tensor) -> Tensor:
@@ -166,13 +165,9 @@ def baddbmm(x: Tensor, y: Tensor) -> Tensor:
     if node:
         node.save(x if y.requires_grad else None, "dgrad")
         node.save(y if x.requires_grad else None, "dgrad")
-    flops = x.numel * y.shape[-1] * 2
+    x.tape.ran(gemm("baddbmm", "forward", _batched(x, y), x.dtype))
     out = x.tape.empty("baddbmm", (*x.shape[:-1], y.shape[-1]), x.dtype)
-    count_flops(x.tape, "forward", flops)
-    if node:
-        node.meta = flops
-        return node.output(out)
-    return out
+    return node.output(out) if node else out
 
 
 def _baddbmm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
@@ -182,8 +177,9 @@ def _baddbmm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     results: Grads = [None, None]
     for i in (0, 1):
         if node.needs[i]:
-            count_flops(tape, "dgrad", node.meta)
+            tape.ran(_factor_gradient(node, i, gradient.dtype))
             product = tape.empty("bmm", node.inputs[i][0], gradient.dtype)
+            tape.loads(product)
             results[i] = tape.empty("mul.Scalar", product.shape, gradient.dtype)
             del product
     return results

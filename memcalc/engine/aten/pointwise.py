@@ -16,6 +16,7 @@ from memcalc.engine.tensors import Shape, Tape, Tensor
 
 def out_like(name: str, tensor: Tensor, dtype: str | None = None) -> Tensor:
     """A new dense tensor of the same shape and memory order."""
+    tensor.tape.operands(name, tensor)
     return tensor.tape.empty(name, tensor.shape, dtype or tensor.dtype, tensor.order)
 
 
@@ -37,6 +38,7 @@ def broadcast(x: Tensor, y: Tensor) -> tuple[Shape, tuple[int, ...] | None]:
 
 def _binary(name: str, x: Tensor, y: Tensor) -> Tensor:
     shape, order = broadcast(x, y)
+    x.tape.operands(name, x, y)
     return x.tape.empty(name, shape, promote(x.dtype, y.dtype), order)
 
 
@@ -137,6 +139,7 @@ def square(x: Tensor) -> Tensor:
 def _square_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
+    gradient.tape.loads(saved[0])
     power = out_like("pow.Tensor_Scalar", saved[0])
     doubled = out_like("mul.Tensor", power)
     return [_binary("mul.Tensor", gradient, doubled)]
@@ -168,8 +171,10 @@ def rsqrt(x: Tensor) -> Tensor:
 def _rsqrt_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
+    gradient.tape.loads(gradient)
     halved = out_like("mul.Scalar", gradient)
     cubed = out_like("pow.Tensor_Scalar", saved[0])
+    gradient.tape.loads(halved, cubed)
     out = out_like("mul.Tensor", halved)
     del cubed
     return [out]
@@ -216,6 +221,7 @@ def tanh(x: Tensor) -> Tensor:
 def scale_in_place(x: Tensor) -> Tensor:
     """x /= number: no new tensor forward, one backward."""
     node = node_for(_scale_backward, x)
+    x.tape.in_place("div_", x)
     out = x.detach()
     if node:
         node.meta = "div.Tensor"
@@ -226,6 +232,7 @@ def scale_in_place(x: Tensor) -> Tensor:
 def add_in_place(x: Tensor, y: Tensor) -> Tensor:
     """x += y: no new tensor, the gradient passes on to both."""
     node = node_for(_add_backward, x, y)
+    x.tape.in_place("add_", x, y)
     out = x.detach()
     return node.output(out) if node else out
 
@@ -243,7 +250,7 @@ def dropout(x: Tensor, p: float) -> Tensor:
         return mul(x, out_like("bernoulli", x))
     node = node_for(_dropout_backward, x)
     out = out_like("native_dropout", x)
-    mask = out_like("native_dropout", x, "bool")
+    mask = x.tape.empty("native_dropout", x.shape, "bool", x.order)
     if node:
         node.save(mask, "dgrad")
         return node.output(out)
@@ -256,6 +263,7 @@ def _dropout_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     return [out_like("native_dropout_backward", gradient)]
 
 
-def constant(tape: Tape, name: str, shape: Shape, dtype: str) -> Tensor:
+def constant(tape: Tape, name: str, shape: Shape, dtype: str, *reads: Tensor) -> Tensor:
     """A tensor without gradient made during the step (tables, masks)."""
+    tape.loads(*reads)
     return tape.empty(name, shape, dtype)

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcalc.engine.aten.matmul import count_flops, dispatched
+from memcalc.engine.aten.matmul import dispatched
 from memcalc.engine.aten.pointwise import activation_by_result, out_like
+from memcalc.engine.aten.shape import filled
 from memcalc.engine.autograd import Grads, Node, node_for
+from memcalc.engine.kernel_log import grouped
 from memcalc.engine.sizes import ONE, ZERO, Size
-from memcalc.engine.tensors import Shape, Tensor
+from memcalc.engine.tensors import Shape, Tensor, bytes_of
 
 
 def top_k(x: Tensor, k: Size, name: str = "topk") -> tuple[Tensor, Tensor]:
@@ -46,8 +48,13 @@ def _scattered(node: Node, grads: Grads, name: str) -> Tensor:
     """Zeros of the input's shape with the gradient put in its places; a copy under a dispatch mode."""
     gradient = grads[0]
     assert gradient is not None
-    zeros = gradient.tape.empty("new_zeros", node.inputs[0][0], gradient.dtype)
-    return out_like(name, zeros) if zeros.tape.watched else zeros
+    tape = gradient.tape
+    zeros = filled(tape, "new_zeros", node.inputs[0][0], gradient.dtype)
+    if tape.watched:
+        tape.loads(zeros, gradient)
+        return out_like(name, zeros)
+    tape.in_place(f"{name}_", gradient)
+    return zeros
 
 
 def gather_last(x: Tensor, index: Tensor) -> Tensor:
@@ -56,6 +63,7 @@ def gather_last(x: Tensor, index: Tensor) -> Tensor:
     if node:
         node.save(index, "dgrad")
         node.save(x, "dgrad")
+    x.tape.loads_bytes(bytes_of(index.shape, x.dtype) + bytes_of(index.shape, index.dtype))
     out = x.tape.empty("gather", index.shape, x.dtype)
     return node.output(out) if node else out
 
@@ -69,7 +77,9 @@ def take_rows(x: Tensor, index: Tensor) -> Tensor:
     node = node_for(_take_backward, x)
     if node:
         node.save(index, "dgrad")
-    out = x.tape.empty("index.Tensor", (*index.shape, *x.shape[1:]), x.dtype)
+    shape = (*index.shape, *x.shape[1:])
+    x.tape.loads_bytes(bytes_of(shape, x.dtype) + bytes_of(index.shape, index.dtype))
+    out = x.tape.empty("index.Tensor", shape, x.dtype)
     return node.output(out) if node else out
 
 
@@ -83,6 +93,7 @@ def index_add(target: Tensor, index: Tensor, source: Tensor) -> Tensor:
     if node:
         node.save(index, "dgrad")
         node.save(source, "dgrad")
+    target.tape.in_place("index_add_", source, source, index)  # rows of the target, and the source
     out = target.detach()
     return node.output(out) if node else out
 
@@ -96,6 +107,7 @@ def _index_add_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
 def sort_ids(ids: Tensor, rows: Size) -> tuple[Tensor, Tensor]:
     """Expert ids in ascending order, and where each came from: int64 (rows) both."""
     tape = ids.tape
+    tape.loads(ids)
     return tape.empty("sort", (rows,), "int64"), tape.empty("sort", (rows,), "int64")
 
 
@@ -129,7 +141,9 @@ def divide_in_place(x: Tensor, y: Tensor) -> Tensor:
     node = node_for(_divide_backward, x, y)
     if node:
         node.save(y, "dgrad")
+        x.tape.loads(x)
         node.save(out_like("clone", x), "dgrad")
+    x.tape.in_place("div_", x, y)
     out = x.detach()
     return node.output(out) if node else out
 
@@ -183,23 +197,23 @@ def grouped_mm(x: Tensor, weight: Tensor, offsets: Tensor) -> Tensor:
         node.save(x if weight.requires_grad else None, "wgrad")
         node.save(weight if x.requires_grad else None, "dgrad")
         node.save(offsets, "both")
-    out_features = weight.shape[1]
-    flops = x.numel * out_features * 2
-    (out,) = dispatched(x.tape, "_grouped_mm", [((x.shape[0], out_features), x.dtype)], flops)
-    if node:
-        node.meta = flops
-        return node.output(out)
-    return out
+    groups, out_features, inner = weight.shape
+    rows = x.shape[0]
+    ran = grouped("_grouped_mm", "forward", (groups, rows, out_features, inner), x.dtype)
+    (out,) = dispatched(x.tape, ran, [((rows, out_features), x.dtype)])
+    return node.output(out) if node else out
 
 
 def _grouped_mm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
+    tape, rows, (groups, o, inner) = gradient.tape, gradient.shape[0], node.inputs[1][0]
+    shapes = ((groups, rows, inner, o), (groups, rows, o, inner))
     results: Grads = [None, None]
-    for i, kind in ((1, "wgrad"), (0, "dgrad")):
+    for i, part in ((1, "wgrad"), (0, "dgrad")):
         if node.needs[i]:
-            count_flops(gradient.tape, kind, node.meta)
-            results[i] = gradient.tape.empty("_grouped_mm", node.inputs[i][0], gradient.dtype)
+            tape.ran(grouped("_grouped_mm", part, shapes[i], gradient.dtype))
+            results[i] = tape.empty("_grouped_mm", node.inputs[i][0], gradient.dtype)
     return results
 
 
@@ -221,8 +235,9 @@ def clamp(x: Tensor, both: bool) -> Tensor:
 def _clamp_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
-    zero = gradient.tape.empty("scalar_tensor", (ONE,), gradient.dtype)
+    zero = filled(gradient.tape, "scalar_tensor", (ONE,), gradient.dtype)
     masks = [out_like("ge.Scalar", saved[0], "bool") for _ in range(2 if node.meta else 1)]
+    gradient.tape.loads(gradient, masks[0])
     out = out_like("where.self", gradient)
     del zero, masks
     return [out]

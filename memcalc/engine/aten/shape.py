@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import ONE, ZERO, Size, number, product
-from memcalc.engine.tensors import Shape, Tensor
+from memcalc.engine.autograd import BackwardRule, Grads, Node, node_for
+from memcalc.engine.sizes import ONE, ZERO, Size, product
+from memcalc.engine.tensors import Shape, Tape, Tensor, bytes_of
+
+
+def _view_node(rule: BackwardRule, x: Tensor) -> Node | None:
+    """As `node_for`, of a view, which reads nothing."""
+    tape = x.tape
+    if tape.record is not None and not tape.record.input_shape:
+        tape.record.input_shape = x.shape
+    return Node(tape, rule, (x,)) if tape.grad_enabled and x.requires_grad else None
 
 
 def _view_strides(x: Tensor, shape: Shape) -> Shape | None:
@@ -38,6 +46,7 @@ def raw_reshape(x: Tensor, shape: Shape) -> Tensor:
         return x.view_as(shape, None, None)
     strides = _view_strides(x, shape)
     if strides is None:
+        x.tape.using((x,))
         return x.tape.empty("clone", shape, x.dtype)
     order = None if len(shape) != len(x.shape) else x.order
     return x.view_as(shape, order, strides)
@@ -47,7 +56,7 @@ def reshape(x: Tensor, shape: Shape) -> Tensor:
     """x.reshape(shape), or x.view(shape) where that is legal."""
     if x.shape == shape:
         return x
-    node = node_for(_reshape_backward, x)
+    node = _view_node(_reshape_backward, x)
     out = raw_reshape(x, shape)
     return node.output(out) if node else out
 
@@ -69,7 +78,7 @@ def raw_permute(x: Tensor, dims: tuple[int, ...]) -> Tensor:
 
 def permute(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     """x.permute(dims) (transpose and t among them)."""
-    node = node_for(_permute_backward, x)
+    node = _view_node(_permute_backward, x)
     out = raw_permute(x, dims)
     if node:
         node.meta = tuple(dims.index(i) for i in range(len(dims)))
@@ -104,7 +113,7 @@ def _sliced(x: Tensor, dim: int, size: Size) -> Tensor:
 def split(x: Tensor, sizes: tuple[Size, ...], dim: int = -1) -> tuple[Tensor, ...]:
     """x.split / x.chunk along one dim: views; backward concatenates into one new tensor."""
     axis = dim % len(x.shape)
-    node = node_for(_split_backward, x)
+    node = _view_node(_split_backward, x)
     parts = tuple(_sliced(x, axis, size) for size in sizes)
     if not node:
         return parts
@@ -116,19 +125,26 @@ def _split_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     some = next(g for g in grads if g is not None)
     tape = some.tape
     missing = [
-        tape.empty("zeros", part, dtype)
+        filled(tape, "zeros", part, dtype)
         for g, (part, _) in zip(grads, node.outputs, strict=True)
         if g is None
     ]
+    tape.loads(*grads, *missing)
     out = tape.empty("cat", shape, dtype)
     del missing
     return [out]
 
 
+def filled(tape: Tape, name: str, shape: Shape, dtype: str) -> Tensor:
+    """A tensor that is written without reading anything."""
+    tape.loads()
+    return tape.empty(name, shape, dtype)
+
+
 def narrow(x: Tensor, size: Size, dim: int = -1) -> Tensor:
     """x[..., a:b]: a view; backward fills a new tensor of x's shape with zeros and copies into it."""
     axis = dim % len(x.shape)
-    node = node_for(_narrow_backward, x)
+    node = _view_node(_narrow_backward, x)
     out = _sliced(x, axis, size)
     return node.output(out) if node else out
 
@@ -136,48 +152,21 @@ def narrow(x: Tensor, size: Size, dim: int = -1) -> Tensor:
 def _narrow_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
+    gradient.tape.loads(gradient, gradient)  # read, and written into zeros
     return [gradient.tape.empty("slice_backward", node.inputs[0][0], gradient.dtype)]
 
 
 def every_second(x: Tensor, half: Size) -> Tensor:
     """x[..., ::2] (or 1::2): a view with doubled steps; backward as `narrow`."""
-    node = node_for(_narrow_backward, x)
+    node = _view_node(_narrow_backward, x)
     strides = (*x.strides[:-1], x.strides[-1] * 2)
     out = x.view_as((*x.shape[:-1], half), x.order, strides)
     return node.output(out) if node else out
 
 
-def stack_last(x: Tensor, y: Tensor) -> Tensor:
-    """torch.stack((x, y), -1): a new tensor; backward hands out views."""
-    node = node_for(_stack_backward, x, y)
-    out = x.tape.empty("stack", (*x.shape, number(2)), x.dtype)
-    return node.output(out) if node else out
-
-
-def _stack_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    gradient = grads[0]
-    assert gradient is not None
-    shape, strides = gradient.shape[:-1], gradient.strides[:-1]
-    return [gradient.view_as(shape, None, strides) for _ in node.inputs]
-
-
-def flatten_pairs(x: Tensor, total: Size) -> Tensor:
-    """(..., n, 2) as (..., 2 n), total being the name of 2 n: views both ways."""
-    node = node_for(_pairs_backward, x)
-    out = x.view_as((*x.shape[:-2], total), None, None)
-    return node.output(out) if node else out
-
-
-def _pairs_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    gradient = grads[0]
-    assert gradient is not None
-    *outer, step = gradient.strides
-    return [gradient.view_as(node.inputs[0][0], None, (*outer, step * 2, step))]
-
-
 def select(x: Tensor, dim: int) -> Tensor:
     """x[..., i, ...] along dim: a view; backward fills a new tensor with zeros and copies into it."""
-    node = node_for(_select_backward, x)
+    node = _view_node(_select_backward, x)
     shape = (*x.shape[:dim], *x.shape[dim + 1 :])
     out = x.view_as(shape, None, (*x.strides[:dim], *x.strides[dim + 1 :]))
     return node.output(out) if node else out
@@ -186,6 +175,7 @@ def select(x: Tensor, dim: int) -> Tensor:
 def _select_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
+    gradient.tape.loads(gradient, gradient)
     return [gradient.tape.empty("select_backward", node.inputs[0][0], gradient.dtype)]
 
 
@@ -217,7 +207,7 @@ def _cat_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
 
 def expand(x: Tensor, shape: Shape) -> Tensor:
     """x broadcast to shape: a view with zero strides; backward sums."""
-    node = node_for(_expand_backward, x)
+    node = _view_node(_expand_backward, x)
     padded = (ONE,) * (len(shape) - len(x.shape)) + x.shape
     strides = (ZERO,) * (len(shape) - len(x.shape)) + x.strides
     widened = tuple(
@@ -260,16 +250,20 @@ def _merge_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
 def index_one(x: Tensor, dim: int) -> Tensor:
     """x[..., [i], ...] along dim: a copy; backward puts it into zeros, under a mode into a copy."""
     node = node_for(_index_backward, x)
-    out = x.tape.empty("index.Tensor", (*x.shape[:dim], ONE, *x.shape[dim + 1 :]), x.dtype)
+    shape = (*x.shape[:dim], ONE, *x.shape[dim + 1 :])
+    x.tape.loads_bytes(bytes_of(shape, x.dtype))
+    out = x.tape.empty("index.Tensor", shape, x.dtype)
     return node.output(out) if node else out
 
 
 def _index_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
-    zeros = gradient.tape.empty("new_zeros", node.inputs[0][0], gradient.dtype)
+    zeros = filled(gradient.tape, "new_zeros", node.inputs[0][0], gradient.dtype)
     if not zeros.tape.watched:
+        gradient.tape.in_place("index_put_", gradient)
         return [zeros]
+    gradient.tape.loads(zeros, gradient)
     out = gradient.tape.empty("index_put", zeros.shape, zeros.dtype)
     del zeros
     return [out]

@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcalc.engine.aten.matmul import count_flops
 from memcalc.engine.autograd import Grads, Node, node_for
+from memcalc.engine.kernel_log import Ran
+from memcalc.engine.kernel_log import attention as attention_kernel
+from memcalc.engine.ledger import note_collective
 from memcalc.engine.sizes import Size, number, product
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.tensors import Shape, Tensor, bytes_of
 
 
 def fused_rope(x: Tensor) -> Tensor:
@@ -73,16 +75,24 @@ def attention(query: Tensor, key: Tensor, value: Tensor, context: tuple[str, int
     FLOPs: 2 s s' b a (d + d_v) forward for a sequence of s' = c s positions, the full square.
     """
     node = node_for(_attention_backward, query, key, value)
-    s, b, a, d = query.shape
-    flops = s * s * context[1] * b * a * 2
-    count_flops(query.tape, "forward", flops * (d + value.shape[3]))
     kept, out = _FORWARD[context[0]]((query, key, value), context[1])
     if node is None:
         return out
     for one in kept:
         node.save(one, "dgrad")
-    node.meta = (context, flops * (d * 3 + value.shape[3] * 2))
+    node.meta = context
     return node.output(out)
+
+
+def _ran(part: str, shapes: tuple[Shape, ...], ranks: int, dtype: str) -> Ran:
+    """A kernel on q, k, v (s, b, heads, width): by heads, a part of them at the positions of all ranks."""
+    name = "fused_attn_fwd" if part == "forward" else "fused_attn_bwd"
+    (s, b, a, d), (s_kv, _, k, _), (*_, d_v) = shapes
+    if ranks == 1:
+        return attention_kernel(name, part, (b, a, k, s, s_kv, d, d_v), dtype)
+    shape = (b, a.over(ranks), k.over(ranks), s * ranks, s_kv * ranks, d, d_v)
+    whole = attention_kernel(name, part, (b, a, k, s, s_kv * ranks, d, d_v), dtype)
+    return attention_kernel(name, part, shape, dtype)._replace(flops=whole.flops)
 
 
 def _extras(query: Tensor) -> list[Tensor]:
@@ -95,8 +105,13 @@ def _extras(query: Tensor) -> list[Tensor]:
 
 def _alone(qkv: tuple[Tensor, ...], ranks: int) -> tuple[list[Tensor], Tensor]:
     query, _, value = qkv
+    query.tape.ran(_ran("forward", _shapes(qkv), 1, query.dtype))
     out = _like(query, value, "fused_attn_fwd")
     return [*qkv, out, *_extras(query)], out
+
+
+def _shapes(qkv: tuple[Tensor, ...]) -> tuple[Shape, ...]:
+    return tuple(one.shape for one in qkv)
 
 
 def _like(query: Tensor, value: Tensor, name: str) -> Tensor:
@@ -106,12 +121,13 @@ def _like(query: Tensor, value: Tensor, name: str) -> Tensor:
 
 def _ulysses(qkv: tuple[Tensor, ...], ranks: int) -> tuple[list[Tensor], Tensor]:
     """Each of q, k, v laid out by head, sent, laid out by position; the output likewise back."""
-    sent = [qkv[0].tape.empty("movedim", one.shape, one.dtype) for one in qkv]
+    sent = [_copy("movedim", one) for one in qkv]
     by_heads = [_received(one) for one in sent]
     del sent
+    qkv[0].tape.ran(_ran("forward", _shapes(qkv), ranks, qkv[0].dtype))
     inner = _like(by_heads[0], by_heads[2], "fused_attn_fwd")
     extras = _extras(by_heads[0])
-    reordered = inner.tape.empty("index_select", inner.shape, inner.dtype)
+    reordered = _copy("index_select", inner)
     out = _received(reordered)
     del reordered
     return [*by_heads, inner, *extras], out
@@ -120,10 +136,17 @@ def _ulysses(qkv: tuple[Tensor, ...], ranks: int) -> tuple[list[Tensor], Tensor]
 def _received(sent: Tensor) -> Tensor:
     """An all-to-all's result, put in order."""
     tape = sent.tape
+    note_collective(tape, "all_to_all", bytes_of(sent.shape, sent.dtype), "cp")
     raw = tape.empty("all_to_all", sent.shape, sent.dtype)
-    out = tape.empty("index_select", sent.shape, sent.dtype)
+    out = _copy("index_select", raw)
     del raw
     return out
+
+
+def _copy(name: str, x: Tensor) -> Tensor:
+    """x in another order: a copy."""
+    x.tape.loads(x)
+    return x.tape.empty(name, x.shape, x.dtype)
 
 
 def _ring(qkv: tuple[Tensor, ...], ranks: int) -> tuple[list[Tensor], Tensor]:
@@ -134,14 +157,24 @@ def _ring(qkv: tuple[Tensor, ...], ranks: int) -> tuple[list[Tensor], Tensor]:
     query, key, value = qkv
     tape = query.tape
     wide = (product(key.shape) + product(value.shape),)
+    tape.loads(key, value)
     held = [tape.empty("cat", wide, key.dtype)]
     steps: list[Tensor] = []
     for step in range(ranks):
         if step < ranks - 1:
+            note_collective(tape, "send", bytes_of(wide, key.dtype), "cp", "forward/n")
+            tape.covered("empty_like")  # what the next step receives
             held.append(tape.empty("empty_like", wide, key.dtype))
+        tape.ran(_ran("forward", _shapes(qkv), 1, query.dtype))
         steps += [_like(query, value, "fused_attn_fwd"), *_extras(query)]
+    tape.loads(steps[1])
     total = tape.empty("clone", steps[1].shape, "fp32")
+    for i in range(4, len(steps), 3):
+        tape.in_place("flash_attn_fwd_softmax_lse_correction", total, steps[i])
+    tape.loads(steps[0], steps[1], total)
     out = _like(query, value, "flash_attn_fwd_out_correction_init")
+    for i in range(3, len(steps), 3):
+        tape.in_place("flash_attn_fwd_out_correction", out, steps[i])
     return [query, held[-1], out, total, *steps[2::3]], out
 
 
@@ -151,14 +184,14 @@ _FORWARD = {"none": _alone, "ulysses": _ulysses, "ring": _ring}
 def _attention_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
-    (method, ranks), flops = node.meta
-    count_flops(gradient.tape, "dgrad", flops)
+    method, ranks = node.meta
     return _BACKWARD[method](node, gradient, ranks)
 
 
 def _alone_backward(node: Node, gradient: Tensor, ranks: int) -> Grads:
     (query, dtype), (key, _), (value, _) = node.inputs
     tape = gradient.tape
+    tape.ran(_ran("dgrad", (query, key, value), 1, dtype))
     assert node.saved is not None
     shared = [one.storage for _, one in node.saved[:3]]
     if shared[0] is shared[1] is shared[2]:  # q, k, v interleaved in one tensor: so are gradients
@@ -169,11 +202,13 @@ def _alone_backward(node: Node, gradient: Tensor, ranks: int) -> Grads:
 
 def _ulysses_backward(node: Node, gradient: Tensor, ranks: int) -> Grads:
     tape = gradient.tape
-    sent = tape.empty("movedim", gradient.shape, gradient.dtype)
+    sent = _copy("movedim", gradient)
     by_heads = _received(sent)
     del sent
+    shapes = tuple(shape for shape, _ in node.inputs)
+    tape.ran(_ran("dgrad", shapes, ranks, gradient.dtype))
     inner = [tape.empty("fused_attn_bwd", shape, dtype) for shape, dtype in node.inputs]
-    sent_back = [tape.empty("index_select", one.shape, one.dtype) for one in inner]
+    sent_back = [_copy("index_select", one) for one in inner]
     del inner
     result: Grads = [_received(one) for one in sent_back]
     del by_heads, sent_back
@@ -184,14 +219,29 @@ def _ring_backward(node: Node, gradient: Tensor, ranks: int) -> Grads:
     """Keys, values and their gradients travel in two pairs of buffers; one step's gradients beside."""
     (query, dtype), (key, _), (value, _) = node.inputs
     tape = gradient.tape
+    tape.covered("empty_like")
     total = tape.empty("empty_like", query, dtype)
     wide = (number(2), product(key) + product(value))
+    for _ in range(2 * ranks - 1):  # keys and values once less than their gradients
+        note_collective(tape, "send", bytes_of(wide[1:], dtype), "cp", "backward/2n")
     travelling = [tape.empty("empty", wide, dtype) for _ in range(2)]
+    ran = _ran("dgrad", (query, key, value), 1, dtype)
+    tape.ran(ran)
     step = [tape.empty("fused_attn_bwd", shape, dtype) for shape in (query, key, value)]
-    del step
+    for number_of in range(ranks):  # the other steps, in the memory of the first; all are added up
+        if number_of:
+            tape.ran(ran)
+        for made, summed in zip(step, (total, *_pair(travelling[0], key, value)), strict=True):
+            tape.in_place("add_", summed, made)
+    del made, summed, step
     both = travelling[0]
     del travelling
-    return [total, both.view_as(key, None, None), both.view_as(value, None, None)]
+    return [total, *_pair(both, key, value)]
+
+
+def _pair(both: Tensor, key: Shape, value: Shape) -> tuple[Tensor, Tensor]:
+    """Gradients of keys and values in the buffer that travels."""
+    return both.view_as(key, None, None), both.view_as(value, None, None)
 
 
 _BACKWARD = {"none": _alone_backward, "ulysses": _ulysses_backward, "ring": _ring_backward}

@@ -11,26 +11,33 @@ Checked by: unit/test_megatron_ops.py, unit/test_megatron_saved.py.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from memcalc.engine.aten.collective import gathered, scattered
-from memcalc.engine.aten.matmul import count_flops, dispatched
+from memcalc.engine.aten.collective import gathered, scattered, summed
+from memcalc.engine.aten.matmul import dispatched
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import product
+from memcalc.engine.kernel_log import gemm as product_of
+from memcalc.engine.kernel_log import gemm_shape, grouped
+from memcalc.engine.sizes import Size, product
 from memcalc.engine.tensors import Shape, Tensor
+
+#: Dims of a weight of experts.
+_EXPERTS: Final = ("e", "o", "i")
 
 
 class How(NamedTuple):
     """How a linear is divided, and where its weight's gradient goes.
 
     gathers: column-parallel under sequence parallelism, rows: (s, b) after the gather. scatters:
-    row-parallel under sequence parallelism, rows: (s_t, b) after the scatter.
+    row-parallel under sequence parallelism, rows: (s_t, b) after the scatter. sums: what tp ranks sum
+    without it, output (row-parallel) or gradient (the input's, column-parallel).
     """
 
     gathers: bool = False
     scatters: bool = False
     rows: Shape = ()
     adds_in_place: bool = True
+    sums: str = ""
 
 
 class Weights(NamedTuple):
@@ -44,20 +51,37 @@ class _Kept(NamedTuple):
     """What a backward rule needs beside its tensors."""
 
     how: How
-    flops: Any
+    rows: Size  # that the product reads, gathered ones included
     weights: Weights
 
 
-def gemm(x: Tensor, weight: Tensor, rows: Shape, dtype: str | None = None) -> tuple[Tensor, Any]:
-    """The product of rows of x and the weight: (rows, o) in a dtype (x's own), and its FLOPs."""
-    shape = (*rows, weight.shape[0])
-    flops = product(shape) * x.shape[-1] * 2
-    (out,) = dispatched(x.tape, "gemm", [(shape, dtype or x.dtype)], flops)
+def gemm(x: Tensor, weight: Tensor, rows: Shape, dtype: str | None = None) -> Tensor:
+    """The product of rows of x and the weight: (rows, o) in a dtype (x's own)."""
+    shape, dims = (*rows, weight.shape[0]), (product(rows), weight.shape[0], x.shape[-1])
+    ran = product_of("gemm", "forward", gemm_shape(*dims), x.dtype, dtype or x.dtype)
+    (out,) = dispatched(x.tape, ran, [(shape, dtype or x.dtype)])
     record = x.tape.record
     if record is not None:
         record.input_shape, record.output_shape = (*rows, x.shape[-1]), shape
-        record.gemms.append((product(rows), weight.shape[0], x.shape[-1]))
-    return out, flops
+        record.gemms.append(dims)
+    return out
+
+
+def input_product(gradient: Tensor, weight: Shape, rows: Size, name: str = "gemm") -> None:
+    """Note the product of a gradient and a weight (o, i): the input's gradient (rows, i)."""
+    shape = gemm_shape(rows, weight[1], weight[0])
+    gradient.tape.ran(product_of(name, "dgrad", shape, gradient.dtype))
+
+
+def weight_product(
+    gradient: Tensor, weight: Shape, rows: Size, adds: bool = False, name: str = "gemm"
+) -> None:
+    """Note the product of a gradient and an input: a weight's gradient (o, i).
+
+    adds: to the fp32 buffer of gradients.
+    """
+    shape, out = gemm_shape(weight[0], weight[1], rows), "fp32" if adds else ""
+    gradient.tape.ran(product_of(name, "wgrad", shape, gradient.dtype, out, adds))
 
 
 def drop_saved(node: Node, saved: list[Any], index: int) -> None:
@@ -70,7 +94,12 @@ def drop_saved(node: Node, saved: list[Any], index: int) -> None:
 def parameter_gradients(gradient: Tensor, params: tuple[Tensor, ...], kept: _Kept) -> Grads:
     """Gradients of weight and bias: the weight's added in place, or a tensor of its own."""
     tape, (weight, *biases) = gradient.tape, params
-    count_flops(tape, "wgrad", kept.flops)
+    if len(weight.shape) == len(_EXPERTS):
+        adds = "fp32" if kept.how.adds_in_place else ""
+        groups, o, i = weight.shape
+        tape.ran(grouped("gemm", "wgrad", (groups, kept.rows, o, i), gradient.dtype, adds))
+    else:
+        weight_product(gradient, weight.shape, kept.rows, kept.how.adds_in_place)
     if kept.how.adds_in_place:
         own = tape.external(weight.shape, weight.dtype).detach()
     else:
@@ -82,13 +111,16 @@ def linear(x: Tensor, params: tuple[Tensor, ...], how: How = How()) -> Tensor:  
     """te.Linear: keeps its input; with how.scatters the output is one rank's rows of the sum."""
     node = node_for(_linear_backward, x, *params)
     total = gathered(x, (*how.rows, x.shape[-1])) if how.gathers else x
-    out, flops = gemm(total, params[0], total.shape[:-1])
+    out = gemm(total, params[0], total.shape[:-1])
+    rows = product(total.shape[:-1])
     del total
     result = scattered(out, (*how.rows, params[0].shape[0])) if how.scatters else out
+    if how.sums == "output":
+        summed(out)
     if node is None:
         return result
     node.save(x, "wgrad")
-    node.meta = _Kept(how, flops, Weights(params))
+    node.meta = _Kept(how, rows, Weights(params))
     return node.output(result)
 
 
@@ -99,15 +131,24 @@ def _linear_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     tape, how, x = incoming.tape, kept.how, saved[0]
     full = (*x.shape[:-1], incoming.shape[-1])
     gradient = gathered(incoming, full) if how.scatters else incoming
-    total = gathered(x, (*how.rows, x.shape[-1])) if how.gathers else x
+    total = gathered(x, (*how.rows, x.shape[-1]), "dgrad") if how.gathers else x
     result: Tensor | None = None
     if node.needs[0]:
-        count_flops(tape, "dgrad", kept.flops)
+        input_product(incoming, node.inputs[1][0], kept.rows)
         made = tape.empty("gemm", total.shape, incoming.dtype)
-        result = scattered(made, x.shape) if how.gathers else made
+        result = _over_ranks(made, x.shape, how)
     others = parameter_gradients(gradient, kept.weights.linear, kept)
     del gradient, total
     return [result, *others]
+
+
+def _over_ranks(made: Tensor, shape: Shape, how: How) -> Tensor:
+    """The gradient of a linear's input over the ranks, beside the product of the weight's gradient."""
+    if how.gathers:
+        return scattered(made, shape, "wgrad")
+    if how.sums == "gradient":
+        summed(made, "wgrad")
+    return made
 
 
 def norm_linear(x: Tensor, weights: Weights, how: How = How()) -> Tensor:  # noqa: B008
@@ -118,7 +159,8 @@ def norm_linear(x: Tensor, weights: Weights, how: How = How()) -> Tensor:  # noq
     node = node_for(_norm_linear_backward, x, *weights.norm, *weights.linear)
     normed, statistics = _normed(x, weights.norm)
     total = gathered(normed, (*how.rows, x.shape[-1])) if how.gathers else normed
-    out, flops = gemm(total, weights.linear[0], total.shape[:-1])
+    out = gemm(total, weights.linear[0], total.shape[:-1])
+    rows = product(total.shape[:-1])
     del total
     if node is None:
         return out
@@ -126,13 +168,14 @@ def norm_linear(x: Tensor, weights: Weights, how: How = How()) -> Tensor:  # noq
     node.save(normed, "wgrad")
     for one in statistics:
         node.save(one, "dgrad")
-    node.meta = _Kept(how, flops, weights)
+    node.meta = _Kept(how, rows, weights)
     return node.output(out)
 
 
 def _normed(x: Tensor, norm: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
     """The normed rows, and the fp32 statistics: mean and inverse deviation, or the latter (RMS)."""
     name = "layernorm_fwd" if len(norm) > 1 else "rmsnorm_fwd"
+    x.tape.loads(x, *norm)
     normed = x.tape.empty(name, x.shape, x.dtype)
     rows = (product(x.shape[:-1]),)
     return normed, [x.tape.empty(name, rows, "fp32") for _ in norm]
@@ -143,13 +186,14 @@ def _norm_linear_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     assert gradient is not None
     kept: _Kept = node.meta
     tape, how, x = gradient.tape, kept.how, saved[0]
-    total = gathered(x, (*how.rows, x.shape[-1])) if how.gathers else saved[1]
-    count_flops(tape, "dgrad", kept.flops)
+    total = gathered(x, (*how.rows, x.shape[-1]), "dgrad") if how.gathers else saved[1]
+    input_product(gradient, kept.weights.linear[0].shape, kept.rows)
     made = tape.empty("gemm", total.shape, gradient.dtype)  # held to the end
-    inner = scattered(made, x.shape) if how.gathers else made
+    inner = _over_ranks(made, x.shape, how)
     others = parameter_gradients(gradient, kept.weights.linear, kept)
     del total
     drop_saved(node, saved, 1)
+    tape.loads(inner, x)
     result, *norms = norm_gradients(x, kept.weights.norm)
     del inner, made
     return [result, *norms, *others]
@@ -183,13 +227,13 @@ def _norm_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
 def grouped_linear(x: Tensor, weight: Tensor, adds_in_place: bool = True) -> Tensor:
     """te.GroupedLinear: rows of x (R, i), sorted by expert, times weight (e, o, i); keeps x."""
     node = node_for(_grouped_backward, x, weight)
-    shape = (x.shape[0], weight.shape[1])
-    flops = product(shape) * x.shape[-1] * 2
-    (out,) = dispatched(x.tape, "grouped_gemm", [(shape, x.dtype)], flops)
+    (groups, o, i), rows = weight.shape, x.shape[0]
+    ran = grouped("grouped_gemm", "forward", (groups, rows, o, i), x.dtype)
+    (out,) = dispatched(x.tape, ran, [((rows, o), x.dtype)])
     if node is None:
         return out
     node.save(x, "wgrad")
-    node.meta = _Kept(How(adds_in_place=adds_in_place), flops, Weights((weight,)))
+    node.meta = _Kept(How(adds_in_place=adds_in_place), rows, Weights((weight,)))
     return node.output(out)
 
 
@@ -197,6 +241,8 @@ def _grouped_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
     kept: _Kept = node.meta
-    count_flops(gradient.tape, "dgrad", kept.flops)
+    groups, o, i = kept.weights.linear[0].shape
+    shape = (groups, kept.rows, i, o)
+    gradient.tape.ran(grouped("grouped_gemm", "dgrad", shape, gradient.dtype))
     result = gradient.tape.empty("grouped_gemm", saved[0].shape, gradient.dtype)
     return [result, *parameter_gradients(gradient, kept.weights.linear, kept)]

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcalc.engine.aten.matmul import count_flops
-from memcalc.engine.aten.te_linear import gemm
+from memcalc.engine.aten.shape import filled
+from memcalc.engine.aten.te_linear import gemm, input_product, weight_product
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.sizes import Size
-from memcalc.engine.tensors import Shape, Tape, Tensor
+from memcalc.engine.kernel_log import read_bytes
+from memcalc.engine.sizes import Size, product
+from memcalc.engine.tensors import Shape, Tape, Tensor, bytes_of
 
 
 def gate(x: Tensor, weight: Tensor, dtype: str | None = None) -> Tensor:
@@ -25,11 +26,10 @@ def gate(x: Tensor, weight: Tensor, dtype: str | None = None) -> Tensor:
     In fp32 the product reads 16-bit operands; backward makes fp32 copies of weight and x.
     """
     node = node_for(_gate_backward, x, weight)
-    out, flops = gemm(x, weight, x.shape[:-1], dtype)
+    out = gemm(x, weight, x.shape[:-1], dtype)
     if node is None:
         return out
     node.save(x, "wgrad")
-    node.meta = flops
     return node.output(out)
 
 
@@ -38,16 +38,21 @@ def _gate_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     assert gradient is not None
     tape, wide, x = gradient.tape, gradient.dtype, saved[0]
     (_, narrow), weight = node.inputs
-    count_flops(tape, "dgrad", node.meta)
+    rows = product(x.shape[:-1])
+    tape.loads_bytes(bytes_of(*weight))
     copy = None if wide == weight[1] else tape.empty("_to_copy", weight[0], wide)
+    input_product(gradient, weight[0], rows)
     grad_input = tape.empty("gemm", x.shape, wide)
     del copy
+    tape.loads(x)
     copy = None if wide == narrow else tape.empty("_to_copy", x.shape, wide)
-    count_flops(tape, "wgrad", node.meta)
+    weight_product(gradient, weight[0], rows)
     grad_weight = tape.empty("gemm", weight[0], wide)
     del copy
     if wide != narrow:
+        tape.loads(grad_input)
         grad_input = tape.empty("_to_copy", x.shape, narrow)
+        tape.loads(grad_weight)
         grad_weight = tape.empty("_to_copy", *weight)
     return [grad_input, grad_weight]
 
@@ -60,7 +65,9 @@ def permute(tokens: Tensor, probs: Tensor, rows: Size) -> tuple[Tensor, Tensor, 
     node = node_for(_permute_backward, tokens, probs)
     tape = tokens.tape
     width = probs.shape[-1] * 2 + 1
+    tape.loads(probs)
     places = tape.empty("make_row_id_map", (tokens.shape[0], width), "int32")
+    tape.loads_bytes(bytes_of((rows, tokens.shape[1]), tokens.dtype) + read_bytes(places))
     out = tape.empty("permute", (rows, tokens.shape[1]), tokens.dtype)
     chances = tape.empty("permute", (rows,), probs.dtype)
     if node is None:
@@ -72,7 +79,8 @@ def permute(tokens: Tensor, probs: Tensor, rows: Size) -> tuple[Tensor, Tensor, 
 def _permute_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     """autograd hands the function zeros for its third result, the map, too."""
     places = saved[0]
-    unused = places.tape.empty("zeros", places.shape, places.dtype)
+    unused = filled(places.tape, "zeros", places.shape, places.dtype)
+    places.tape.loads(*grads[:2], places)
     made: Grads = [places.tape.empty("unpermute", shape, dtype) for shape, dtype in node.inputs]
     del unused
     return made
@@ -97,7 +105,8 @@ def sort_chunks(*parts: Tensor) -> tuple[Tensor, ...]:
     """Chunks of rows, and of what travels beside them, in another order: keeps an int32 a row."""
     node = node_for(_sort_backward, *parts)
     tape = parts[0].tape
-    order = tape.empty("make_chunk_sort_map", (parts[0].shape[0],), "int32")
+    order = filled(tape, "make_chunk_sort_map", (parts[0].shape[0],), "int32")
+    tape.loads(*parts, order)
     made = tuple(tape.empty("sort_chunks", one.shape, one.dtype) for one in parts)
     if node is None:
         return made
@@ -161,7 +170,8 @@ def scattered(values: Tensor, places: Tensor, shape: Shape) -> Tensor:
     """Probabilities (T, t) put into zeros (T, E): keeps the places; the gradient is gathered by them."""
     node = node_for(_scatter_backward, values)
     tape = values.tape
-    zeros = tape.empty("zeros_like", shape, values.dtype)
+    zeros = filled(tape, "zeros_like", shape, values.dtype)
+    tape.loads(zeros, values, places)
     out = tape.empty("scatter", shape, values.dtype)
     del zeros
     if node is None:
@@ -172,11 +182,14 @@ def scattered(values: Tensor, places: Tensor, shape: Shape) -> Tensor:
 
 def marked(tape: Tape, logits: Tensor) -> Tensor:
     """The map (T, E) of one byte an entry: zeros as logits, as int32, with ones, as booleans."""
-    zeros = tape.empty("zeros_like", logits.shape, logits.dtype)
+    zeros = filled(tape, "zeros_like", logits.shape, logits.dtype)
+    tape.loads(zeros)
     counted = tape.empty("_to_copy", logits.shape, "int32")
     del zeros
+    tape.loads(counted)
     ones = tape.empty("scatter", logits.shape, "int32")
     del counted
+    tape.loads(ones)
     chosen = tape.empty("_to_copy", logits.shape, "bool")
     del ones
     return chosen
@@ -196,13 +209,18 @@ def beyond_capacity(
     """
     node = node_for(_capacity_backward, probs)
     tape, picked = probs.tape, (capacity, probs.shape[1])
+    tape.loads(probs)
     best = [tape.empty("topk", picked, dtype) for dtype in (probs.dtype, "int64")]
-    zeros = tape.empty("zeros_like", probs.shape, probs.dtype)
+    zeros = filled(tape, "zeros_like", probs.shape, probs.dtype)
+    tape.loads(zeros)
     marked = tape.empty("scatter", probs.shape, probs.dtype)
     del zeros
+    tape.loads(marked)
     mask = tape.empty("_to_copy", probs.shape, "bool")
     del marked
+    tape.loads(mask, chosen)
     final = mask if pads else tape.empty("logical_and", chosen.shape, "bool")
+    tape.loads(probs, final)
     out = tape.empty("mul.Tensor", probs.shape, probs.dtype)
     del best
     if node is None:

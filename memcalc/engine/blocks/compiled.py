@@ -19,7 +19,6 @@ from memcalc.engine.blocks.compiled_recompute import with_recomputation
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.build import Build
 from memcalc.engine.ledger import Kept
-from memcalc.engine.sizes import ZERO
 from memcalc.engine.tensors import Tape, Tensor
 
 Block = Callable[[Build, Tensor, Context], Tensor]
@@ -136,14 +135,11 @@ def _play(
     for step in steps:
         value = region.graph[step.value]
         tape.at(value.op)
-        read = ZERO
-        for index in step.reads:
-            read = read + region.graph[index].size
         if step.over >= 0:
             del tensors[step.over]
-        for kind, flops in value.flops:
-            tape.add_flops("recompute" if tape.recomputing else kind, flops)
-        tape.pending = read
+        for ran in (*value.ran, *step.ran):
+            tape.ran(ran, value.recomputed)
+        tape.covered(value.name)
         tensors[step.value] = tape.empty(value.name, value.shape, value.dtype, value.order)
         for index in step.ends:
             del tensors[index]

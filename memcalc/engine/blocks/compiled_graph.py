@@ -15,7 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from memcalc.engine.sizes import ONE, ZERO, Size, product
+from memcalc.engine.kernel_log import Ran
+from memcalc.engine.sizes import ONE, ZERO, product
 from memcalc.engine.tensors import Shape, Storage, Tape, Tensor, bytes_of
 
 _KERNELS: Final = frozenset({"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"})
@@ -42,13 +43,13 @@ Operands = dict[int, bool]
 class Value:
     """One tensor of the graph. reads: value -> whether element i of this one needs only its element i.
 
-    users counts the values of its own direction that read this one; flops are those of the kernel
-    that makes it.
+    users counts the values of its own direction that read this one; ran: the kernels that make it, of a
+    matrix product or attention.
     """
 
     __slots__ = (
-        "backward", "dtype", "flops", "index", "kind", "name", "op", "order", "reads", "shape",
-        "recomputed", "size", "users",
+        "backward", "dtype", "index", "kind", "name", "op", "order", "reads", "shape",
+        "ran", "recomputed", "size", "users",
     )  # fmt: skip
 
     def __init__(self, index: int, kind: str, name: str, shape: Shape, dtype: str) -> None:
@@ -60,7 +61,7 @@ class Value:
         self.backward = self.recomputed = False
         self.reads: dict[int, bool] = {}
         self.users = 0
-        self.flops: list[tuple[str, Size]] = []
+        self.ran: list[Ran] = []
 
 
 class RegionTape(Tape):
@@ -74,7 +75,7 @@ class RegionTape(Tape):
         self.graph: list[Value] = []
         self.entered: dict[int, Tensor] = {}  # value -> the outer tensor it is
         self._reading: list[Tensor] = []
-        self._flops: list[tuple[str, Size]] = []
+        self._ran: list[Ran] = []
         self._seeds: Tensor | None = None
         self._positive: dict[int, Tensor] = {}  # result of a relu -> its mask
         self._statistics = 0  # those the primitive at work has made
@@ -110,8 +111,8 @@ class RegionTape(Tape):
         """Note the value a primitive makes; equal casts and statistics of one value are made once."""
         if bytes_of(shape, dtype) is ZERO:
             return super().empty(name, shape, dtype, order)
-        if self.record is not None:
-            self.record.note_traffic(self.phase, ZERO, shape)
+        if self.record is not None and self.phase != "backward":
+            self.record.note_result(shape)
         if name == "_softmax":
             return self._softmax(shape, dtype, order)
         if name == "_softmax_backward_data" and self.long_rows:
@@ -143,7 +144,7 @@ class RegionTape(Tape):
             value.reads[index] = in_place and value.reads.get(index, True)
         for index in value.reads:
             self.graph[index].users += self.graph[index].backward == value.backward
-        value.flops, self._flops = self._flops, []
+        value.ran, self._ran = self._ran, []
         return Tensor(Storage(None, value.index), self, shape, dtype, order)
 
     def _softmax(self, shape: Shape, dtype: str, order: tuple[int, ...] | None) -> Tensor:
@@ -206,9 +207,10 @@ class RegionTape(Tape):
         """Note what the next result alone reads, where a primitive makes several."""
         self.reads(tensors)
 
-    def add_flops(self, kind: str, flops: Size) -> None:
-        """FLOPs of the kernel whose result comes next."""
-        self._flops.append((kind, flops))
+    def ran(self, kernel: Ran, again: bool = False) -> None:
+        """Note the kernel whose result comes next; element-wise ones follow from the graph."""
+        if kernel.kind != "moved":
+            self._ran.append(kernel)
 
 
 def _is_mask(name: str, dtype: str) -> bool:

@@ -27,7 +27,9 @@ def compiled_cross_entropy(logits: Tensor, labels: Tensor, mean: bool = True) ->
         node.save(labels, "dgrad")
     tape, rows = logits.tape, (logits.shape[0], ONE)
     largest = tape.empty("amax", rows, "fp32")
+    tape.covered("log")  # made by the same kernel
     total = tape.empty("log", rows, "fp32")
+    tape.loads(labels)
     loss = tape.empty("nll_loss_forward", (ONE,), "fp32")
     weight = tape.empty("nll_loss_forward", (ONE,), "fp32") if mean else None
     if node is None:

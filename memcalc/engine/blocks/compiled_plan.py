@@ -15,7 +15,9 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from memcalc.engine.blocks.compiled_graph import Operands, Value, large_operands
+from memcalc.engine.blocks.compiled_kernels import fused_kernels
 from memcalc.engine.blocks.compiled_recompute import beside_their_partners
+from memcalc.engine.kernel_log import Ran
 
 #: A pointwise result read by several kernels is stored if it reads more stored values than this.
 _READS_TO_STORE: Final = 4
@@ -25,13 +27,15 @@ Group = list[Value]  # stored values that one kernel makes
 class Step(NamedTuple):
     """One stored value comes into being. over: the value whose memory it takes, or -1.
 
-    reads: stored values its kernel reads. ends: values nobody needs after it.
+    reads: stored values its kernel reads. ends: values nobody needs after it. ran: the element-wise
+    kernel that makes it, where it is the first that this kernel makes.
     """
 
     value: int
     over: int
     reads: tuple[int, ...]
     ends: tuple[int, ...]
+    ran: tuple[Ran, ...] = ()
 
 
 class Program(NamedTuple):
@@ -105,7 +109,7 @@ def _ordered(graph: list[Value], stored: list[Value]) -> list[Value]:
 
 def _product(value: Value) -> str:
     """`dgrad` or `wgrad` for a linear layer's gradients."""
-    return value.flops[0][0] if len(value.flops) == 1 else ""
+    return value.ran[0].part if len(value.ran) == 1 else ""
 
 
 def _fused(graph: list[Value], reads: dict[int, Operands], stored: list[Value]) -> list[Group]:
@@ -138,6 +142,7 @@ def _schedule(
         for value in group:
             last.update(dict.fromkeys((value.index, *reads[value.index]), number))
     steps: list[Step] = []
+    launched = fused_kernels(graph, reads, [value for group in groups for value in group])
     for number, group in enumerate(groups):
         ending = {
             i
@@ -148,7 +153,10 @@ def _schedule(
         for value in group:
             over = _taken(graph, reads, group, ending, value)
             ending.discard(over)
-            steps.append(Step(value.index, over, tuple(reads[value.index]), ()))
+            ran = launched.get(value.index)
+            steps.append(
+                Step(value.index, over, tuple(reads[value.index]), (), (ran,) if ran else ())
+            )
         steps[-1] = steps[-1]._replace(ends=tuple(sorted(ending)))
     return tuple(steps)
 

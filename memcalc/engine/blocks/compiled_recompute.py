@@ -75,7 +75,7 @@ def _copied(graph: list[Value], value: Value, reads: dict[int, bool]) -> Value:
     copy = Value(len(graph), value.kind, value.name, value.shape, value.dtype)
     copy.order, copy.op, copy.backward = value.order, value.op, True
     copy.size, copy.reads, copy.recomputed = value.size, reads, True
-    copy.flops = [("recompute", flops) for _, flops in value.flops]
+    copy.ran = list(value.ran)
     graph.append(copy)
     return copy
 

@@ -103,6 +103,7 @@ def _put(build: Build, rows: Tensor, order: Tensor) -> Tensor:
     if node:
         node.save(order, "dgrad")
     out = build.tape.empty("new_empty", rows.shape, rows.dtype)
+    build.tape.in_place("index_put_", rows)  # its rows, written into the new tensor
     return node.output(out) if node else out
 
 

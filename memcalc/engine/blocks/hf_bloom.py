@@ -69,17 +69,23 @@ def bloom_gelu(build: Build, x: Tensor) -> Tensor:
     half = out_like("mul.Tensor", x)
     inner = _tanh_of_cubic(x)
     inner = out_like("add.Tensor", inner)
-    out = out_like("mul.Tensor", x)
+    out = _of_two("mul.Tensor", half, inner)
     del half, inner
     return node.output(out) if node else out
+
+
+def _of_two(name: str, x: Tensor, y: Tensor) -> Tensor:
+    """The result of an element-wise operator on tensors of one shape."""
+    x.tape.loads(x, y)
+    return out_like(name, x)
 
 
 def _tanh_of_cubic(x: Tensor) -> Tensor:
     scaled = out_like("mul.Tensor", x)
     cubic = out_like("mul.Tensor", x)
-    cubic = out_like("mul.Tensor", cubic)
+    cubic = _of_two("mul.Tensor", cubic, x)
     cubic = out_like("add.Tensor", cubic)
-    product = out_like("mul.Tensor", x)
+    product = _of_two("mul.Tensor", scaled, cubic)
     del scaled, cubic
     return out_like("tanh", product)
 
@@ -88,19 +94,19 @@ def _gelu_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     x = saved[0]
     tanh_out = _tanh_of_cubic(x)
     half = out_like("mul.Tensor", x)
-    slope = out_like("mul.Tensor", x)
+    slope = _of_two("mul.Tensor", tanh_out, tanh_out)
     slope = out_like("rsub.Scalar", slope)
     poly = out_like("mul.Tensor", x)
-    poly = out_like("mul.Tensor", poly)
+    poly = _of_two("mul.Tensor", poly, x)
     poly = out_like("add.Tensor", poly)
-    product = out_like("mul.Tensor", x)
+    product = _of_two("mul.Tensor", slope, poly)
     del slope, poly
-    left = out_like("mul.Tensor", x)
+    left = _of_two("mul.Tensor", half, product)
     del half, product
-    right = out_like("add.Tensor", x)
+    right = out_like("add.Tensor", tanh_out)
     right = out_like("mul.Tensor", right)
-    both = out_like("add.Tensor", x)
+    both = _of_two("add.Tensor", left, right)
     del left, right
-    out = out_like("mul.Tensor", x)
+    out = _of_two("mul.Tensor", both, x)
     del tanh_out, both
     return [out]

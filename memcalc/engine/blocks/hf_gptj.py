@@ -6,16 +6,15 @@ Source: transformers 5.23, models/gptj/modeling_gptj.py. Checked by: oracle/test
 
 from __future__ import annotations
 
+from memcalc.engine.aten.latent import flatten_pairs, stack_last
 from memcalc.engine.aten.matmul import matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, to
 from memcalc.engine.aten.shape import (
     cat,
     contiguous,
     every_second,
-    flatten_pairs,
     permute,
     reshape,
-    stack_last,
 )
 from memcalc.engine.blocks.attention import HEADS_FIRST
 from memcalc.engine.blocks.embedding import Context

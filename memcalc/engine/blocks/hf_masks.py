@@ -33,6 +33,7 @@ def _mask(build: Build, kind: str) -> Tensor:
     del batch, head, queries, keys
     zero = tape.empty("zeros", (ONE,), dtype)
     lowest = tape.empty("scalar_tensor", (ONE,), dtype)
+    tape.loads(allowed)
     out = tape.empty("where.self", (b, ONE, s, s), dtype)
     del zero, lowest, allowed
     return out
@@ -54,9 +55,11 @@ def _allowed(build: Build, kind: str) -> Tensor:
     first = tape.empty("sub.Tensor", square[:1], "int64")
     window = tape.empty("gt.Tensor", square, "bool")
     del first
+    tape.loads(window)
     inside = tape.empty("bitwise_and.Tensor", square, "bool")
     del true, window
     causal = tape.empty("le.Tensor", square, "bool")
+    tape.loads(inside, causal)
     out = tape.empty("bitwise_and.Tensor", square, "bool")
     del inside, causal
     return out
@@ -103,6 +106,7 @@ def falcon_alibi(
     build.at("causal_mask", "embedding")
     scaled = tape.empty("div.Tensor", (b, a, ONE, s), dtype)
     hidden = tape.empty("lt.Scalar", (b, ONE, s, s), "bool")
+    tape.loads(bias, hidden)
     merged = tape.empty("masked_fill", (b, a, s, s), dtype)
     del scaled, hidden, mask
     return bias.view_as((b, a, ONE, s), None, None), positions, ones, merged

@@ -114,12 +114,16 @@ def _expanded(build: Build, x: Tensor, op: str, to: tuple[Size, str, str]) -> Te
 def _rotated_in_place(x: Tensor) -> Tensor:
     """Queries turned in place, their gradient likewise."""
     node = node_for(_in_place, x)
+    x.tape.in_place("fused_mla_rope_q", x)
     out = x.view_as(x.shape, x.order, None)
     return node.output(out) if node else out
 
 
 def _in_place(node: Node, grads: Grads, saved: list[Any]) -> Grads:
-    return [grads[0]]
+    gradient = grads[0]
+    assert gradient is not None
+    gradient.tape.in_place("fused_mla_rope_q_bwd", gradient)
+    return [gradient]
 
 
 def _keys_and_values(build: Build, pairs: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,20 @@ Checked by: unit/test_megatron_model.py.
 
 from __future__ import annotations
 
-from memcalc.engine.aten.collective import reduce_scatter
+from memcalc.engine.aten.collective import reduce_scatter, summed
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.megatron_ops import cross_entropy, head, mean_loss, zero_rows
 from memcalc.engine.aten.pointwise import add, constant, dropout
 from memcalc.engine.aten.shape import contiguous, permute
 from memcalc.engine.aten.te_linear import norm
 from memcalc.engine.blocks.hf_model import RunBlock
-from memcalc.engine.blocks.megatron_parts import column, norm_parameters, options, own_rows
+from memcalc.engine.blocks.megatron_parts import (
+    column,
+    norm_parameters,
+    note_vocabulary_sums,
+    options,
+    own_rows,
+)
 from memcalc.engine.build import Build
 from memcalc.engine.kernels import BlockKind
 from memcalc.engine.tensors import Tensor
@@ -70,7 +76,10 @@ def _looked_up(build: Build, ids: Tensor) -> Tensor:
         return embedding(weight, ids)
     mask = constant(build.tape, "bitwise_or", ids.shape, "bool")
     own = constant(build.tape, "masked_input", ids.shape, "int64")
-    return zero_rows(embedding(weight, own), mask)
+    out = zero_rows(embedding(weight, own), mask)
+    if not options(build).sequence:
+        summed(out)
+    return out
 
 
 def final_norm(build: Build, x: Tensor) -> Tensor:
@@ -89,4 +98,6 @@ def logits_and_loss(build: Build, x: Tensor) -> Tensor:
     logits = head(x, weight, column(build))
     build.tape.phase = "loss"
     build.at("loss", "loss")
-    return mean_loss(cross_entropy(logits, build.kernels.loss == "fused"))
+    fused = build.kernels.loss == "fused"
+    note_vocabulary_sums(build, logits, fused)
+    return mean_loss(cross_entropy(logits, fused))

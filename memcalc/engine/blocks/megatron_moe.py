@@ -42,8 +42,9 @@ from memcalc.engine.blocks.megatron_router import routed
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import checkpoint_reentrant
 from memcalc.engine.checkpoint_discard import Discarded
+from memcalc.engine.ledger import note_collective
 from memcalc.engine.sizes import ONE, product
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.tensors import Tensor, bytes_of
 
 
 def mixture(build: Build, x: Tensor) -> WithBias:
@@ -85,6 +86,8 @@ def _exchanged(build: Build, rows: Tensor, chances: Tensor) -> tuple[Tensor, Ten
     if not options(build).experts_apart:
         return rows, chances
     before = letter(build, "R_p", "R")
+    counts = bytes_of((build["E"],), "int64")  # how many rows each rank has for each expert
+    note_collective(build.tape, "all_gather", counts, "ep")
     return all_to_all(rows, (before, build["h"])), all_to_all(chances, (before,))
 
 
@@ -92,8 +95,8 @@ def _experts(build: Build, rows: Tensor, chances: Tensor) -> Tensor:
     """Rows (R_p, h) gathered over an expert's ranks, sorted by expert, through the experts, and back."""
     chosen, h = options(build), build["h"]
     if chosen.experts_split:
-        rows = all_gather(rows, (build["R"], h))
-        chances = all_gather(chances, (build["R"],))
+        rows = all_gather(rows, (build["R"], h), "etp")
+        chances = all_gather(chances, (build["R"],), "etp")
     if _sorts(build):
         rows, chances = _by_chunk(build, rows, chances)
     made = _products(build, rows, chances)
@@ -104,7 +107,8 @@ def _experts(build: Build, rows: Tensor, chances: Tensor) -> Tensor:
     if not chosen.experts_split:
         return out
     received = (letter(build, "R_p", "R"), h)
-    out = to(reduce_scatter(to(out, chances.dtype), received), made.dtype)  # as probabilities are
+    # in the dtype of the probabilities
+    out = to(reduce_scatter(to(out, chances.dtype), received, "etp"), made.dtype)
     return out  # noqa: RET504  # what it is made of lives until it is there
 
 

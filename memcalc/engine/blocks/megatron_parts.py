@@ -12,8 +12,10 @@ from __future__ import annotations
 from memcalc.engine.aten.te_linear import How, norm
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint_discard import Discarded
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.kernels import Megatron
-from memcalc.engine.sizes import Size
+from memcalc.engine.ledger import note_collective
+from memcalc.engine.sizes import Size, product
 from memcalc.engine.tensors import Shape, Tensor
 
 
@@ -49,22 +51,37 @@ def own_rows(build: Build) -> Shape:
 def column(build: Build) -> How:
     """A linear divided by output columns."""
     chosen = options(build)
+    sums = "gradient" if chosen.split and not chosen.sequence else ""
     return How(
-        gathers=chosen.sequence, rows=all_rows(build), adds_in_place=chosen.adds_in_place
+        gathers=chosen.sequence, rows=all_rows(build), adds_in_place=chosen.adds_in_place, sums=sums
     )  # fmt: skip
 
 
 def row(build: Build) -> How:
     """A linear divided by input rows."""
     chosen = options(build)
+    sums = "output" if chosen.split and not chosen.sequence else ""
     return How(
-        scatters=chosen.sequence, rows=own_rows(build), adds_in_place=chosen.adds_in_place
+        scatters=chosen.sequence, rows=own_rows(build), adds_in_place=chosen.adds_in_place, sums=sums
     )  # fmt: skip
 
 
 def alone(build: Build) -> How:
     """A linear every rank has in full."""
     return How(adds_in_place=options(build).adds_in_place)
+
+
+def note_vocabulary_sums(build: Build, logits: Tensor, at_once: bool = False) -> None:
+    """What tp ranks exchange for the loss of their parts of the vocabulary: three fp32 a position.
+
+    The largest logit, the label's and the sum of exponentials, one after the other; at_once: in one
+    exchange, Transformer Engine's all-gather, which is entered as a sum.
+    """
+    if not options(build).split:
+        return
+    rows = product(logits.shape[:-1]) * ITEMSIZE["fp32"]
+    for _ in range(1 if at_once else 3):
+        note_collective(build.tape, "all_reduce", rows * (3 if at_once else 1), "tp")
 
 
 def parameters(build: Build, name: str, shape: tuple[Size, Size], bias: bool) -> tuple[Tensor, ...]:

@@ -179,8 +179,9 @@ def _counts(build: Build, rows: Size) -> tuple[Tensor, Tensor]:
 
 def _inverse(build: Build, rows: Size) -> Tensor:
     """The permutation back to token order, filled in place from a temporary arange."""
-    inverse = constant(build.tape, "empty_like", (rows,), "int64")
-    constant(build.tape, "arange", (rows,), "int64")
+    build.tape.covered("empty_like")
+    inverse = build.tape.empty("empty_like", (rows,), "int64")
+    build.tape.in_place("index_put_", constant(build.tape, "arange", (rows,), "int64"))
     return inverse
 
 

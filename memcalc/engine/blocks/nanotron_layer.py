@@ -12,6 +12,7 @@ Checked by: unit/test_nanotron_saved.py.
 from __future__ import annotations
 
 from memcalc.engine.aten import matmul
+from memcalc.engine.aten.collective import summed
 from memcalc.engine.aten.nanotron_ops import (
     Divided,
     flash_varlen,
@@ -25,8 +26,9 @@ from memcalc.engine.aten.te_linear import norm
 from memcalc.engine.blocks.megatron_parts import all_rows, norm_parameters, options, own_rows
 from memcalc.engine.blocks.mlp import activate
 from memcalc.engine.build import Build
+from memcalc.engine.ledger import note_for_backward
 from memcalc.engine.sizes import ONE, Size, number
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.tensors import Tensor, bytes_of
 
 SEQUENCE_FIRST = (1, 0, 2)
 _QKV_OUTSIDE = (2, 1, 0, 3, 4)  # (s, b, 3, a, d) to (3, b, s, a, d)
@@ -56,6 +58,7 @@ def column(build: Build, x: Tensor, name: str, features: tuple[Size, Size]) -> T
     weight = build.param(f"{name}.weight", (o, i))
     chosen = options(build)
     if chosen.split and not chosen.sequence:
+        note_for_backward(build.tape, "all_reduce", bytes_of(x.shape, x.dtype), "tp")
         return matmul.linear(x, weight)
     return linear(x, weight, Divided(gathers=chosen.sequence, rows=all_rows(build)))
 
@@ -66,7 +69,9 @@ def row(build: Build, x: Tensor, name: str, features: tuple[Size, Size]) -> Tens
     weight = build.param(f"{name}.weight", (o, i))
     chosen = options(build)
     if chosen.split and not chosen.sequence:
-        return matmul.linear(x, weight)
+        out = matmul.linear(x, weight)
+        summed(out)
+        return out
     return linear(x, weight, Divided(scatters=chosen.sequence, rows=own_rows(build)))
 
 

@@ -11,18 +11,25 @@ Checked by: unit/test_nanotron_saved.py.
 from __future__ import annotations
 
 from memcalc.engine.aten import matmul
-from memcalc.engine.aten.collective import reduce_scatter
+from memcalc.engine.aten.collective import reduce_scatter, summed
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.megatron_ops import mean_loss
 from memcalc.engine.aten.nanotron_ops import Divided, linear, passed_on, sharded_cross_entropy
 from memcalc.engine.aten.pointwise import constant, mul, to
 from memcalc.engine.aten.te_linear import norm
 from memcalc.engine.blocks.hf_model import RunBlock
-from memcalc.engine.blocks.megatron_parts import all_rows, norm_parameters, options, own_rows
+from memcalc.engine.blocks.megatron_parts import (
+    all_rows,
+    norm_parameters,
+    note_vocabulary_sums,
+    options,
+    own_rows,
+)
 from memcalc.engine.build import Build
 from memcalc.engine.kernels import BlockKind
+from memcalc.engine.ledger import note_for_backward
 from memcalc.engine.sizes import ONE
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.tensors import Tensor, bytes_of
 
 
 def nanotron_model(build: Build, given: Tensor, layers: list[BlockKind], run: RunBlock) -> Tensor:
@@ -55,7 +62,8 @@ def embed(build: Build, ids: Tensor) -> Tensor:
     out = mul(out, kept)
     del others, masked
     if options(build).sequence:
-        out = reduce_scatter(out, (*own_rows(build), build["h"]))
+        return reduce_scatter(out, (*own_rows(build), build["h"]))
+    summed(out)
     return out
 
 
@@ -70,6 +78,8 @@ def logits_of(build: Build, x: Tensor) -> Tensor:
         weight = build.param("lm_head.weight", (build["V"], build["h"]))
     chosen = options(build)
     if chosen.split and not chosen.sequence:
+        size = bytes_of(hidden.shape, hidden.dtype)
+        note_for_backward(build.tape, "all_reduce", size, "tp")
         narrow = matmul.linear(hidden, weight)
     else:
         narrow = linear(hidden, weight, Divided(gathers=chosen.sequence, rows=all_rows(build)))
@@ -82,4 +92,5 @@ def loss_of(build: Build, logits: Tensor) -> Tensor:
     """The masked mean of the losses."""
     build.tape.phase = "loss"
     build.at("loss", "loss")
+    note_vocabulary_sums(build, logits)
     return mean_loss(sharded_cross_entropy(logits))

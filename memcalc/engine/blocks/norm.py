@@ -107,6 +107,7 @@ def _decomposed(x: Tensor, weight: Tensor) -> Tensor:
     wide = to(x, "fp32")
     squared = square(wide)
     mean = mean_last(squared)
+    x.tape.in_place("add_.Scalar", mean)
     inverse = rsqrt(mean)
     del squared, mean
     normed = mul(mul(wide, inverse), weight)

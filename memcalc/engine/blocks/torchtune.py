@@ -10,17 +10,15 @@ Checked by: oracle/test_own_layers.py, event for event; compiled: oracle/test_ow
 
 from __future__ import annotations
 
-from memcalc.engine.aten.latent import subtract
+from memcalc.engine.aten.latent import flatten_pairs, stack_last, subtract
 from memcalc.engine.aten.pointwise import add, mul, to
 from memcalc.engine.aten.shape import (
     contiguous,
     expand,
-    flatten_pairs,
     merge_groups,
     permute,
     reshape,
     select,
-    stack_last,
     unsqueeze,
 )
 from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core

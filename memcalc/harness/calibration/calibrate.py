@@ -25,16 +25,19 @@ from memcalc.harness.calibration import (
     microbench_fixed,
     microbench_gemm,
     microbench_memory,
+    microbench_primitives,
     microbench_step,
     microbench_training,
 )
+from memcalc.harness.calibration.calibration_residual import residuals
 from memcalc.harness.calibration.calibration_summary import CLASSES
-from memcalc.harness.calibration.calibrations import SCHEMA, profile_name
 from memcalc.harness.calibration.microbench import CPU, CUDA, SMALL, Point, Scale, Task
 from memcalc.harness.calibration.timing import Bench
 from memcalc.harness.device import device_facts, empty_cache, synchronize
 from memcalc.harness.failures import first_line, is_out_of_memory
+from memcalc.harness.malloc import kept
 from memcalc.harness.ranks.layout import world
+from memcalc.inputs.calibrations import SCHEMA, profile_name
 
 #: What is being measured, points done, points in all.
 Progress = Callable[[str, int, int], None]
@@ -61,7 +64,10 @@ def run(
     start, date = time.monotonic(), datetime.now(UTC)
     device = microbench_collectives.local_device(device)
     scale = scale_for(device, small)
-    with _on(device), _threads(threads), _process_group(device), torch.enable_grad():
+    with (
+        _on(device), _threads(threads), _process_group(device), torch.enable_grad(),
+        kept(device.type == "cpu"),
+    ):  # fmt: skip
         points, skipped = _measure(device, scale, _Clock(start, deadline_s), progress)
         facts = device_facts(device)
     profile = {
@@ -75,12 +81,25 @@ def run(
         "ranks": world().size,
         "device": facts,
         "protocol": scale.protocol._asdict(),
-        "summary": _fitted(points, skipped),
+        "summary": _fitted([undisturbed(p, device.type) for p in points], skipped),
         "points": points,
         "skipped": skipped,
     }
     plain: dict[str, Any] = _without_none({"name": profile_name(profile), **profile})
+    with _threads(threads):
+        _add_residuals(plain, device)
     return plain
+
+
+def _add_residuals(profile: dict[str, Any], device: torch.device) -> None:
+    """The two-depth residual; where it cannot be had, why not."""
+    try:
+        rows = residuals(profile, device)
+    except Exception as error:
+        profile["skipped"].append({"point": "residual of two depths", "reason": _reason(error)})
+        return
+    if rows:
+        profile["summary"]["residual"] = rows
 
 
 def scale_for(device: torch.device, small: bool) -> Scale:
@@ -103,12 +122,14 @@ def tasks_of(scale: Scale) -> list[Task]:
         *gemm.products(scale, first, scale.linears),
         *microbench_fixed.fixed_costs(scale),
         *microbench_attention.attention(wide, kernels),
+        *microbench_step.launches(scale),
         *microbench_step.steps(scale, scale.steps[:1]),
         *training.losses(scale),
         *training.optimizers(scale),
         *training.clipping(scale),
         *memory.norms(scale),
         *memory.pointwise(scale, scale.pointwise[:1]),
+        *microbench_primitives.primitives(scale),
         *microbench_collectives.collectives(scale),
         *gemm.sustained(scale),
         *training.embedding(scale),
@@ -183,6 +204,16 @@ def _attempt(task: Task, bench: Bench) -> tuple[Point | None, str]:
     with suppress(RuntimeError):  # a device that is broken; `_broken` says so
         empty_cache(bench.device)
     return found, reason
+
+
+def undisturbed(point: Point, device: str) -> Point:
+    """A point as it is fitted: a GPU's median; of a CPU, which others use too, the tenth percentile,
+    for what they do only ever adds."""
+    if device != "cpu":
+        return point
+    seconds = point["p10_s"]
+    rates = {f"{n}_per_s": point[n] / seconds for n in ("flops", "bytes") if n in point}
+    return {**point, "median_s": seconds, **rates}
 
 
 def _fitted(points: list[Point], skipped: list[dict[str, str]]) -> dict[str, Any]:

@@ -57,8 +57,14 @@ class Work(NamedTuple):
     seconds: float
 
 
-def linear(terms: Sequence[Sequence[float]], seconds: Sequence[float], known_s: float = 0.0) -> Fit:
+def linear(
+    terms: Sequence[Sequence[float]],
+    seconds: Sequence[float],
+    known_s: float | Sequence[float] = 0.0,
+) -> Fit:
     """Coefficients c >= 0 with known_s + sum_j c_j terms[i][j] close to seconds[i], in relative error.
+
+    known_s: of all points, or of each.
 
     A column of zeros gets the coefficient 0. Raises ValueError without points.
     """
@@ -68,7 +74,7 @@ def linear(terms: Sequence[Sequence[float]], seconds: Sequence[float], known_s: 
         raise ValueError("no points to fit")
     times = np.asarray(seconds, float)
     rows = np.asarray(terms, float) / times[:, None]
-    target = 1.0 - known_s / times
+    target = 1.0 - np.asarray(known_s, float) / times
     scales = np.abs(rows).max(axis=0)
     scales[scales == 0] = 1.0
     rows /= scales

@@ -43,15 +43,18 @@ class Step(NamedTuple):
     micro_batch_size: int
     precision: str
     attention: str
-    optimizer_impl: str
+    optimizer_impl: str | None
     stack: str = "torch"
+    optimizer: str = "adamw"
 
 
 class Scale(NamedTuple):
     """The sizes of every task on one class of device."""
 
     protocol: Protocol
-    dtypes: tuple[str, ...]  # of the full set of products
+    dtypes: tuple[
+        str, ...
+    ]  # of the full set of products, of attention, losses, element-wise kernels
     few_dtypes: tuple[str, ...]  # of one shape's three products
     square: int  # m = n = k of the ceiling
     sustained_s: float
@@ -66,10 +69,13 @@ class Scale(NamedTuple):
     head_dims: tuple[int, ...]
     copies_bytes: tuple[int, ...]
     pointwise: tuple[tuple[int, int], ...]  # (T, width)
+    alone: bool  # primitives one by one: those of a CPU compute for longer than they move
     vocabulary: tuple[int, int, int]  # (T, V, h)
     optimizer_params: tuple[int, ...]
     matrix: int  # optimizer states are matrices (matrix, matrix)
+    small_matrices: tuple[int, int]  # (number, side) of a step that is all overhead
     steps: tuple[Step, ...]
+    launches: tuple[Step, ...]  # of a decoder so small that its launches are what it takes
     messages_bytes: tuple[int, ...]
 
 
@@ -94,15 +100,18 @@ CUDA = Scale(
     head_dims=(128, 64),
     copies_bytes=(GIB, 128 * MIB),
     pointwise=((16384, 4096), (16384, 14336), (2048, 4096)),
+    alone=False,
     vocabulary=(8192, 128256, 4096),
     optimizer_params=(10**9, 125_000_000),
     matrix=4096,
+    small_matrices=(256, 64),
     steps=(
         Step("llama-3.1-8b", 8192, 1, "bf16-mixed", "flash", "fused"),
         Step("llama-3.1-8b", 8192, 1, "bf16", "cudnn", "fused"),
         Step("llama-3.2-1b", 2048, 8, "bf16-mixed", "flash", "foreach"),
         Step("llama-3.1-8b", 8192, 1, "bf16-mixed", "flash", "fused", "torch-compile"),
     ),
+    launches=(Step("minute", 8, 1, "bf16-mixed", "flash", None, optimizer="none"),),
     messages_bytes=(256, MIB, 32 * MIB, 512 * MIB),
 )  # fmt: skip
 
@@ -112,22 +121,26 @@ CPU = Scale(
     few_dtypes=(),
     square=768,
     sustained_s=1.0,
-    tokens=(512, 256),
+    tokens=(512, 64),
     linears=((768, 512), (512, 512), (2816, 512), (512, 1408), (4096, 512)),
-    small_linears=((384, 256), (256, 704)),
+    small_linears=((384, 256), (256, 704), (128, 128), (2048, 128)),
     fp8=((256, 512, 512),),
     skinny=(8, 1024, 1024),
     attention_tokens=512,
-    sequences=(512, 256, 128),
+    sequences=(512, 256, 128, 64),
     heads=(8, 2),
     head_dims=(128, 64),
     copies_bytes=(64 * MIB, 16 * MIB),
     pointwise=((2048, 1024), (512, 512), (16, 512)),
+    alone=True,
     vocabulary=(256, 8192, 512),
     optimizer_params=(8_000_000, 2_000_000),
     matrix=1000,
+    small_matrices=(64, 32),
     steps=(Step("tiny", 128, 2, "fp32", "flash", "fused"),
-           Step("tiny", 128, 2, "bf16", "flash", "foreach")),
+           Step("tiny", 128, 2, "bf16-mixed", "flash", "foreach")),
+    launches=(Step("minute", 8, 1, "fp32", "flash", None, optimizer="none"),
+              Step("minute", 8, 1, "bf16-mixed", "flash", None, optimizer="none")),
     messages_bytes=(256, MIB, 8 * MIB),
 )  # fmt: skip
 
@@ -137,7 +150,7 @@ SMALL = CPU._replace(
     linears=((96, 64), (64, 64)), small_linears=((48, 32),), fp8=((64, 64, 64),),
     skinny=(4, 128, 128), attention_tokens=128, sequences=(128, 64), heads=(4, 2), head_dims=(32,),
     copies_bytes=(MIB,), pointwise=((64, 64), (256, 64)), vocabulary=(64, 512, 64),
-    optimizer_params=(40_000, 10_000), matrix=50,
+    optimizer_params=(40_000, 10_000), matrix=50, small_matrices=(8, 8),
     steps=(Step("tiny", 16, 1, "fp32", "flash", "fused"),), messages_bytes=(256, 64 << 10),
 )  # fmt: skip
 

@@ -14,22 +14,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from memcalc.harness.calibration.microbench import Point, Scale, Task, point
+from memcalc.harness.calibration.microbench import DTYPES, Point, Scale, Task, point
 from memcalc.harness.calibration.timing import Bench, Timed
 from memcalc.harness.model.attention_core import Core, fused
 
 DIRECTIONS = ("forward", "backward")
-_DTYPE = torch.bfloat16
 
 
 class Shape(NamedTuple):
-    """One call: sequences, query and key/value heads, length, width of a head."""
+    """One call: sequences, query and key/value heads, length, width of a head, dtype."""
 
     b: int
     a: int
     k: int
     s: int
     d: int
+    dtype: str = "bf16"
 
     @property
     def forward_flops(self) -> int:
@@ -44,7 +44,7 @@ class Shape(NamedTuple):
         """q, k, v read and out written; backward reads these and out's gradient, writes three."""
         wide, narrow = self.a * self.d, self.k * self.d
         elements = 2 * wide + 2 * narrow if direction == "forward" else 4 * wide + 4 * narrow
-        return self.b * self.s * elements * _DTYPE.itemsize
+        return self.b * self.s * elements * DTYPES[self.dtype].itemsize
 
 
 def attention(scale: Scale, kernels: tuple[str, ...]) -> list[Task]:
@@ -54,13 +54,14 @@ def attention(scale: Scale, kernels: tuple[str, ...]) -> list[Task]:
         for d in scale.head_dims
         for s in scale.sequences
         for kernel in kernels
+        for dtype in scale.dtypes
         for direction in DIRECTIONS
-        if (shape := Shape(scale.attention_tokens // s, *scale.heads, s, d))
+        if (shape := Shape(scale.attention_tokens // s, *scale.heads, s, d, dtype))
     ]
 
 
 def _task(kernel: str, shape: Shape, direction: str) -> Task:
-    label = f"attention {kernel} {direction} s={shape.s} d={shape.d} b={shape.b}"
+    label = f"attention {kernel} {shape.dtype} {direction} s={shape.s} d={shape.d} b={shape.b}"
 
     def run(bench: Bench) -> Point:
         if bench.device.type == "cpu" and kernel != "flash":
@@ -70,7 +71,7 @@ def _task(kernel: str, shape: Shape, direction: str) -> Task:
         what = {
             "kernel": kernel, "direction": direction, "seq_len": shape.s, "head_dim": shape.d,
             "heads": shape.a, "kv_heads": shape.k, "batch": shape.b, "causal": True,
-            "dtype": "bf16",
+            "dtype": shape.dtype,
         }  # fmt: skip
         timed = time(bench, core, shape)
         return point("attention", what, timed, shape.flops(direction), shape.bytes(direction))
@@ -80,7 +81,8 @@ def _task(kernel: str, shape: Shape, direction: str) -> Task:
 
 def _operands(bench: Bench, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
     def one(heads: int) -> Tensor:
-        return bench.randn(shape.b, shape.s, heads, shape.d, dtype=_DTYPE).transpose(1, 2)
+        dtype = DTYPES[shape.dtype]
+        return bench.randn(shape.b, shape.s, heads, shape.d, dtype=dtype).transpose(1, 2)
 
     return one(shape.a), one(shape.k), one(shape.k)
 

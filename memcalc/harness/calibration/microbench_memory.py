@@ -95,21 +95,28 @@ def _norm_task(rows: int, width: int, dtype: str, direction: str) -> Task:
 
 def pointwise(scale: Scale, shapes: tuple[tuple[int, int], ...]) -> list[Task]:
     """Residual sum, SwiGLU forward and backward, rotation, cast: as an eager block runs them."""
-    return [_pointwise_task(op, rows, width) for rows, width in shapes for op in OPERATIONS]
+    return [
+        _pointwise_task(op, rows, width, dtype)
+        for rows, width in shapes
+        for dtype in scale.dtypes
+        for op in OPERATIONS
+        if dtype == "bf16" or not op.name.startswith("cast")
+    ]
 
 
-def _pointwise_task(op: Pointwise, rows: int, width: int) -> Task:
-    moved = op.passes * rows * width * _BF16.itemsize
+def _pointwise_task(op: Pointwise, rows: int, width: int, dtype: str) -> Task:
+    kind = DTYPES[dtype]
+    moved = op.passes * rows * width * kind.itemsize
 
     def run(bench: Bench) -> Point:
         def make() -> Callable[[], object]:
-            return op.make([bench.randn(rows, width, dtype=_BF16) for _ in range(op.inputs)])
+            return op.make([bench.randn(rows, width, dtype=kind) for _ in range(op.inputs)])
 
-        what = {"what": op.name, "dtype": "bf16", "rows": rows, "width": width,
+        what = {"what": op.name, "dtype": dtype, "rows": rows, "width": width,
                 "kernels": op.kernels}  # fmt: skip
         return point("elementwise", what, bench.time(_rotating(bench, make, moved)), moved=moved)
 
-    return Task(f"{op.name} {rows}x{width}", run)
+    return Task(f"{op.name} {dtype} {rows}x{width}", run)
 
 
 def _rotating(bench: Bench, make: Callable[[], Callable[[], object]], moved: float) -> Call:

@@ -11,8 +11,8 @@ Checked by: harness/test_calibrate.py.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from memcalc.engine.plan import Plan
 from memcalc.harness.calibration.microbench import Point, Scale, Step, Task, point
-from memcalc.harness.calibration.timing import Bench
+from memcalc.harness.calibration.timing import Bench, cpu_clock
 from memcalc.harness.device import synchronize
 from memcalc.harness.local import local_plan
 from memcalc.harness.step import PHASES, TrainingStep
@@ -40,6 +40,12 @@ _TINY = ModelConfig(
     num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=64,
     max_position_embeddings=2048,
 )  # fmt: skip
+#: A decoder whose kernels have next to nothing to do: its step is the launching of them.
+_MINUTE = replace(
+    _TINY, name="minute", vocab_size=256, hidden_size=64, intermediate_size=128,
+    num_attention_heads=1, num_key_value_heads=1,
+)  # fmt: skip
+_OWN = {"tiny": _TINY, "minute": _MINUTE}
 
 
 def steps(scale: Scale, setups: tuple[Step, ...]) -> list[Task]:
@@ -66,12 +72,13 @@ def _label(setup: Step, depth: int) -> str:
 
 def plan_for(setup: Step, depth: int, device: torch.device) -> Plan:
     """The plan of a setup at a depth, with the device's own kernels."""
-    config = _TINY if setup.model == "tiny" else load_model(setup.model)
+    config = _OWN.get(setup.model) or load_model(setup.model)
     stated = TrainingSetup(
         seq_len=setup.seq_len,
         micro_batch_size=setup.micro_batch_size,
         precision=setup.precision,
         attention=setup.attention,
+        optimizer=setup.optimizer,
         optimizer_impl=setup.optimizer_impl,
         stack=setup.stack,
         num_layers=depth,
@@ -91,6 +98,29 @@ def _runner(setup: Step, depth: int) -> Callable[[Bench], Point]:
     return run
 
 
+def launches(scale: Scale) -> list[Task]:
+    """Two tasks: steps without optimizer of a decoder so small that its launches are what it takes."""
+    return [
+        Task(f"launches of {depth} minute layers, {setup.precision}", _launches(setup, depth))
+        for setup in scale.launches
+        for depth in DEPTHS
+    ]
+
+
+def _launches(setup: Step, depth: int) -> Callable[[Bench], Point]:
+    def run(bench: Bench) -> Point:
+        from memcalc.engine.works import works_of
+
+        plan = plan_for(setup, depth, bench.device)
+        step = TrainingStep(plan, bench.device)
+        timed = bench.time(lambda call: step.run())
+        kernels = sum(times * work.launches for work, times in works_of(plan))
+        what = {"precision": setup.precision, "layers": depth, "kernels": kernels}
+        return point("launch", what, timed)
+
+    return run
+
+
 def phase_times(step: TrainingStep) -> dict[str, float]:
     """Median seconds of each phase over a few steps, by name with `_s`."""
     rounds = [_one_round(step) for _ in range(_PHASE_STEPS)]
@@ -101,9 +131,10 @@ def _one_round(step: TrainingStep) -> dict[str, float]:
     """Seconds from each phase's begin to the next one's, by CUDA events or the clock."""
     marks: list[tuple[str, Any]] = []
     on_cuda = step.device.type == "cuda"
+    now = cpu_clock()
 
     def mark(name: str) -> None:
-        marks.append((name, _event() if on_cuda else time.perf_counter()))
+        marks.append((name, _event() if on_cuda else now()))
 
     step.run(mark)
     mark("end")

@@ -28,15 +28,16 @@ _HEAD_PRODUCTS = {"fp32": 3, "chunked": 4, "fused": 3}
 
 
 def losses(scale: Scale) -> list[Task]:
-    """Cross-entropy of bf16 logits alone, then head and loss together in three ways."""
+    """Cross-entropy alone, of logits in each dtype, then head and loss together in three ways."""
     rows, vocab, h = scale.vocabulary
     alone = [_loss_task(variant, rows, vocab) for variant in ("fp32", "plain")]
+    alone += [_loss_task("fp32", rows, vocab, dtype) for dtype in scale.dtypes if dtype != "bf16"]
     return alone + [_head_task(variant, rows, vocab, h) for variant in _HEAD_PRODUCTS]
 
 
-def _loss_task(variant: str, rows: int, vocab: int) -> Task:
+def _loss_task(variant: str, rows: int, vocab: int, dtype: str = "bf16") -> Task:
     def run(bench: Bench) -> Point:
-        logits = bench.randn(rows, vocab, dtype=_BF16).requires_grad_()
+        logits = bench.randn(rows, vocab, dtype=DTYPES[dtype]).requires_grad_()
         labels = bench.randint(vocab, rows)
 
         def call(_: int) -> object:
@@ -44,10 +45,10 @@ def _loss_task(variant: str, rows: int, vocab: int) -> Task:
             return torch.autograd.grad(loss, logits)
 
         what = {"what": variant, "with_head": False, "tokens": rows, "vocab_size": vocab,
-                "dtype": "bf16"}  # fmt: skip
+                "dtype": dtype}  # fmt: skip
         return point("loss", what, bench.time(call))
 
-    return Task(f"cross-entropy {variant} {rows}x{vocab}, forward and backward", run)
+    return Task(f"cross-entropy {variant} {dtype} {rows}x{vocab}, forward and backward", run)
 
 
 def _head_task(variant: str, rows: int, vocab: int, h: int) -> Task:
@@ -99,10 +100,13 @@ def embedding(scale: Scale) -> list[Task]:
 
 
 def optimizers(scale: Scale) -> list[Task]:
-    """AdamW: fused and foreach over fp32, fused over bf16, at each number of parameters."""
+    """AdamW: fused and foreach over fp32, fused over bf16, at each number of parameters, then over
+    many small ones."""
+    number, side = scale.small_matrices
+    sizes = [*((count, scale.matrix) for count in scale.optimizer_params), (number * side**2, side)]
     return [
-        _adamw_task(impl, dtype, count, scale.matrix)
-        for count in scale.optimizer_params
+        _adamw_task(impl, dtype, count, side)
+        for count, side in sizes
         for impl, dtype in (("fused", "fp32"), ("foreach", "fp32"), ("fused", "bf16"))
     ]
 

@@ -6,7 +6,8 @@ Why each step is taken:
   between two uses of a weight;
 - calls are timed in batches, by CUDA events around each batch, so that the kernels of a batch follow
   each other as in a step and the events' own microsecond is spread over many calls. Nothing waits for
-  the device between batches. A CPU is timed by `time.perf_counter`;
+  the device between batches. A CPU with one thread is timed by the process's own CPU time, which
+  another process on the machine does not lengthen; with several by `time.perf_counter`;
 - what comes first (lazy loading of kernels, choice of algorithms, clocks) is run and thrown away;
 - Python's garbage collector is off while the clock runs.
 Times are seconds of one call. Checked by: harness/test_timing.py.
@@ -98,6 +99,11 @@ def last_cache_bytes(device: torch.device) -> int:
     return size if 0 < size < 1 << 30 else 32 << 20
 
 
+def cpu_clock() -> Callable[[], float]:
+    """Seconds on a CPU: of this process alone where torch has one thread, else those of the wall."""
+    return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
 class Bench:
     """A device to time operations on, with its own random numbers."""
 
@@ -166,12 +172,12 @@ class Bench:
         """Seconds a call of each of `batches` batches of `size` calls."""
         if self.device.type == "cuda":
             return self._cuda_batches(call, batches, size)
-        taken = []
+        taken, now = [], cpu_clock()
         for batch in range(batches):
-            start = time.perf_counter()
+            start = now()
             for i in range(batch * size, (batch + 1) * size):
                 call(i)
-            taken.append(max(time.perf_counter() - start, 1e-9) / size)
+            taken.append(max(now() - start, 1e-9) / size)
         return taken
 
     def _cuda_batches(self, call: Call, batches: int, size: int) -> list[float]:

@@ -12,7 +12,10 @@ _SEQUENCE = 2
 
 def contiguous(x: Tensor) -> Tensor:
     """x.contiguous(): a copy unless x already is."""
-    return x if x.is_contiguous() else x.tape.empty("clone", x.shape, x.dtype)
+    if x.is_contiguous():
+        return x
+    x.tape.loads(x)
+    return x.tape.empty("clone", x.shape, x.dtype)
 
 
 def half(x: Tensor) -> Tensor:
@@ -28,12 +31,14 @@ def flat(x: Tensor) -> Tensor:
     """x.flatten(): a copy unless x is contiguous."""
     if x.is_contiguous():
         return x.view_as((x.numel,), None, None)
+    x.tape.loads(x)
     return x.tape.empty("clone", (x.numel,), x.dtype)
 
 
 def joined(key: Tensor, value: Tensor) -> Tensor:
     """torch.cat([key.flatten(), value.flatten()])."""
     parts = (flat(key), flat(value))
+    key.tape.loads(*parts)
     return key.tape.empty("cat", (parts[0].numel + parts[1].numel,), key.dtype)
 
 
@@ -45,20 +50,26 @@ def pieces(buffer: Tensor | None, key: Tensor, value: Tensor) -> tuple[Tensor, T
 
 def cast(x: Tensor, dtype: str) -> Tensor:
     """x.to(dtype), in x's layout; x itself where it has that dtype."""
-    return x if x.dtype == dtype else x.tape.empty("_to_copy", x.shape, dtype, x.order)
+    if x.dtype == dtype:
+        return x
+    x.tape.loads(x)
+    return x.tape.empty("_to_copy", x.shape, dtype, x.order)
 
 
 def wide(name: str, *operands: Tensor) -> Tensor:
     """The fp32 result of an element-wise operator, in the shape and layout of its last operand."""
     like = operands[-1]
+    like.tape.loads(*operands)
     return like.tape.empty(name, like.shape, "fp32", like.order)
 
 
 def accumulator(x: Tensor) -> Tensor:
     """torch.zeros_like(x, dtype=torch.float32)."""
+    x.tape.loads()
     return x.tape.empty("zeros_like", x.shape, "fp32", x.order)
 
 
 def updated(x: Tensor) -> Tensor:
     """torch.cat of a tensor's chunks, one of them replaced or added to."""
+    x.tape.loads(x)
     return x.tape.empty("cat", x.shape, x.dtype)

@@ -17,11 +17,10 @@ from typing import Any, NamedTuple
 
 from memcalc.engine.aten.fused import (
     attention_extras,
-    attention_flops,
     attention_gradients,
     attention_order,
+    attention_ran,
 )
-from memcalc.engine.aten.matmul import count_flops
 from memcalc.engine.aten.shape import raw_permute
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.kernels import Contexts
@@ -36,7 +35,6 @@ from memcalc.engine.parallel.context.context_pieces import (
     updated,
     wide,
 )
-from memcalc.engine.sizes import Size
 from memcalc.engine.tensors import Tensor, bytes_of
 
 AXIS = "cp"
@@ -47,7 +45,6 @@ class _Ring(NamedTuple):
 
     kernel: str
     context: Contexts
-    flops: Size
 
 
 def ring_attention(
@@ -56,26 +53,22 @@ def ring_attention(
     """softmax(q k^T) v of a rank's queries over the whole sequence: (b, a, s, d).
 
     Keeps q, k, v of the rank, the merged output and log-sum-exp, and the last step's RNG state. FLOPs
-    are the rank's share of the full square, c times its s x s.
+    are the rank's share of the full square, c times its s x s: each step counts as one s x s, of which
+    it runs half (a causal square, or a whole one of half the keys or queries).
     """
     tape, name = query.tape, f"_scaled_dot_product_{kernel}_attention"
     node = node_for(_ring_backward, query, key, value)
     if node:
         for tensor in (query, key, value):
             node.save(tensor, "dgrad")
-    flops = attention_flops(query, key, value) * context.ranks
 
     def compute() -> tuple[Tensor, ...]:
-        count_flops(tape, "forward", flops)
         return _forward((query, key, value), kernel, context)
 
     out, *rest = tape.dispatch[-1].outputs(name, compute) if tape.dispatch else compute()
     if node is None:
         return out
-    b, a, s, d = query.shape
-    node.meta = _Ring(
-        kernel, context, b * a * s * s * context.ranks * (d * 3 + out.shape[3] * 2) * 2
-    )
+    node.meta = _Ring(kernel, context)
     for tensor in (out, *rest):
         node.save(tensor, "dgrad")
     return node.output(out)
@@ -86,13 +79,14 @@ def _forward(qkv: tuple[Tensor, ...], kernel: str, context: Contexts) -> tuple[T
     query, key, value = qkv
     key, value = contiguous(key), contiguous(value)
     merged, gathered = _Merged(query.dtype), None
+    ran = attention_ran(kernel, "forward", *qkv)
     for i in range(context.ranks):
         if i:
             key, value = pieces(gathered, key, value)
         if i < context.ranks - 1:
             next_kv: Tensor | None = joined(key, value)
             if gathered is None:
-                gathered = _gathered(next_kv, context.ranks)
+                gathered = _gathered(next_kv, context.ranks, "forward/n")
             next_kv = None
         if i == 0:
             q, kv = query, (key, value)
@@ -100,16 +94,17 @@ def _forward(qkv: tuple[Tensor, ...], kernel: str, context: Contexts) -> tuple[T
             q, kv = query, (half(key), half(value))
         else:
             q, kv = half(query), (key, value)
+        query.tape.ran(ran)
         out, lse, *rest = _block(q, kv[1], kernel)
         merged.step(out, lse, i > context.rank)
     return (*merged.results(), *rest)
 
 
-def _gathered(sent: Tensor | None, ranks: int) -> Tensor:
-    """Every rank's flat keys and values, one after the other."""
+def _gathered(sent: Tensor | None, ranks: int, beside: str) -> Tensor:
+    """Every rank's flat keys and values, one after the other, beside the first of n steps."""
     assert sent is not None
     shape = (sent.shape[0] * ranks,)
-    note_collective(sent.tape, "all_gather", bytes_of(shape, sent.dtype), AXIS)
+    note_collective(sent.tape, "all_gather", bytes_of(shape, sent.dtype), AXIS, beside)
     return sent.tape.empty("all_gather_into_tensor", shape, sent.dtype)
 
 
@@ -169,7 +164,6 @@ def _ring_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     ring: _Ring = node.meta
     grad_out = grads[0]
     assert grad_out is not None
-    count_flops(grad_out.tape, "dgrad", ring.flops)
     query, key, value = saved[:3]
     return _backward((query, key, value), saved[4], ring.kernel, ring.context)
 
@@ -179,6 +173,7 @@ def _backward(qkv: tuple[Tensor, ...], logsumexp: Tensor, kernel: str, context: 
     grad_query, grad_key, grad_value = (accumulator(x) for x in qkv)
     key, value = contiguous(key), contiguous(value)
     gathered = travelling = None
+    ran = attention_ran(kernel, "dgrad", *qkv)
     alive: dict[str, Any] = {}  # variables that PyTorch's code has until it sets them anew
     for i in range(context.ranks):
         if i:
@@ -186,13 +181,14 @@ def _backward(qkv: tuple[Tensor, ...], logsumexp: Tensor, kernel: str, context: 
         if i < context.ranks - 1:
             alive["next_kv"] = joined(key, value)
             if gathered is None:
-                gathered = _gathered(alive["next_kv"], context.ranks)
+                gathered = _gathered(alive["next_kv"], context.ranks, "backward/n")
         if i == 0:
             operands = (query, key, value, logsumexp)
         elif i <= context.rank:
             operands = (query, half(key), half(value), logsumexp)
         else:
             operands = (half(query), key, value, contiguous(half(logsumexp)))
+        query.tape.ran(ran)
         alive["made"] = attention_gradients(kernel, operands[:3])
         if i:
             alive["next_grad_kv"] = travelling
@@ -212,5 +208,5 @@ def _backward(qkv: tuple[Tensor, ...], logsumexp: Tensor, kernel: str, context: 
 
 def _sent_on(sent: Tensor) -> Tensor:
     """What the rank before sends, while this rank sends its own to the one after."""
-    note_collective(sent.tape, "send", bytes_of(sent.shape, sent.dtype), AXIS)
+    note_collective(sent.tape, "send", bytes_of(sent.shape, sent.dtype), AXIS, "backward/n")
     return sent.tape.empty("all_to_all_single", sent.shape, sent.dtype)

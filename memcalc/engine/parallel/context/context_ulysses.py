@@ -92,6 +92,7 @@ def _joined(x: Tensor, dims: tuple[int, ...], dim: int, total: Size) -> Tensor:
     shape, steps = (*x.shape[:dim], total, *x.shape[dim + 2 :]), x.strides
     inner = x.shape[dim + 1]
     if inner is not ONE and steps[dim] is not steps[dim + 1] * inner:
+        x.tape.loads(x)
         return x.tape.empty("clone", shape, x.dtype)
     step = steps[dim] if inner is ONE else steps[dim + 1]
     strides = (*steps[:dim], step, *steps[dim + 2 :])

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcalc.engine.aten.fused import attention_flops
-from memcalc.engine.aten.matmul import count_flops
+from memcalc.engine.aten.fused import attention_ran
 from memcalc.engine.aten.pointwise import out_like
 from memcalc.engine.autograd import Grads, Node, node_for
-from memcalc.engine.tensors import Tensor
+from memcalc.engine.ledger import note_collective
+from memcalc.engine.tensors import Tensor, bytes_of
 
 _NAME = "_scaled_dot_product_flash_attention"
 _RING = "_scaled_dot_product_ring"
@@ -30,18 +30,18 @@ def compiled_ring(query: Tensor, key: Tensor, value: Tensor, ranks: int) -> Tens
     if node:
         for tensor in (query, key, value):
             node.save(tensor, "dgrad")
-    flops = attention_flops(query, key, value) * ranks
-    half = query.numel * key.shape[2] * ranks * 2  # one product; backward has five of them
     pair = key.numel + value.numel
+    note_collective(tape, "all_gather", bytes_of((pair * ranks,), query.dtype), "cp", "forward/n")
     gathered = tape.empty(f"{_RING}_gathered", (pair * ranks,), query.dtype)
     merged = tape.empty(f"{_RING}_merged", (query.numel * 2,), "fp32")
     tape.using((query, key, value, gathered, merged))
-    count_flops(tape, "forward", flops)
+    for _ in range(ranks):
+        tape.ran(attention_ran("flash", "forward", query, key, value))
     out = out_like(_NAME, query)
     lse = tape.empty(_NAME, query.shape[:3], "fp32")
     if node is None:
         return out
-    node.meta = (half * 5, ranks)
+    node.meta = ranks
     node.save(out, "dgrad")
     node.save(lse, "dgrad")
     return node.output(out)
@@ -51,10 +51,14 @@ def _ring_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     gradient = grads[0]
     assert gradient is not None
     query, key, value = saved[:3]
-    tape, (flops, ranks) = query.tape, node.meta
-    count_flops(tape, "dgrad", flops)
+    tape, ranks = query.tape, node.meta
     pair = key.numel + value.numel
+    note_collective(tape, "all_gather", bytes_of((pair * ranks,), query.dtype), "cp", "backward/n")
+    for _ in range(ranks):
+        note_collective(tape, "send", bytes_of((pair,), "fp32"), "cp", "backward/n")
     gathered = tape.empty(f"{_RING}_gathered", (pair * ranks,), query.dtype)
     wide = tape.empty(f"{_RING}_gradients", (query.numel + pair * 3,), "fp32")
     tape.using((gradient, *saved, gathered, wide))
+    for _ in range(ranks):
+        tape.ran(attention_ran("flash", "dgrad", query, key, value))
     return [out_like(f"{_NAME}_backward", tensor) for tensor in (query, key, value)]

@@ -76,7 +76,8 @@ class Fsdp2(Strategy):
 
     def optimized(self, leaves: list[Tensor]) -> list[Tensor]:
         """The parts."""
-        parts = {id(leaf): self.parameter(leaf) for leaf in leaves}
+        own = {id(leaf): leaf for leaf in leaves}  # equal layers share their leaves
+        parts = {name: self.parameter(leaf) for name, leaf in own.items()}
         return [parts[id(leaf)] for leaf in leaves]
 
 

@@ -97,12 +97,14 @@ def all_gather_sequence(x: Tensor, shape: Shape) -> Tensor:
     flat = all_gather_rows(x, shape)
     if shape[0] is ONE:
         return flat
+    x.tape.loads(flat)
     return x.tape.empty("cat", shape, x.dtype)
 
 
 def reduce_scatter_sequence(x: Tensor, shape: Shape) -> Tensor:
     """This rank's part (b, s_t, h) of the ranks' sum of (b, s, h)."""
     x = _dense(x)
+    x.tape.loads(x)
     rows = x.tape.empty("cat", x.shape, x.dtype)
     note_collective(x.tape, "reduce_scatter", bytes_of(x.shape, x.dtype), AXIS)
     out = x.tape.empty("reduce_scatter_tensor", shape, x.dtype)
@@ -112,8 +114,12 @@ def reduce_scatter_sequence(x: Tensor, shape: Shape) -> Tensor:
 
 def own_rows(x: Tensor, shape: Shape) -> Tensor:
     """A copy of this rank's rows of what it has whole."""
+    x.tape.loads_bytes(bytes_of(shape, x.dtype))
     return x.tape.empty("clone", shape, x.dtype)
 
 
 def _dense(x: Tensor) -> Tensor:
-    return x if x.is_contiguous() else x.tape.empty("clone", x.shape, x.dtype)
+    if x.is_contiguous():
+        return x
+    x.tape.loads(x)
+    return x.tape.empty("clone", x.shape, x.dtype)

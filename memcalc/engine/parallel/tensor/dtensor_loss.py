@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from memcalc.engine.aten.fused import looked_up
 from memcalc.engine.aten.pointwise import out_like
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.ledger import note_collective
@@ -40,9 +41,9 @@ def embedding(weight: Tensor, ids: Tensor, ranks: Size) -> Tensor:
         node.inputs = [((weight.shape[0] * ranks, weight.shape[1]), weight.dtype)]
     tape = weight.tape
     mask, own = masked_ids(tape, ids.shape)
-    if tape.record is not None:  # reads one row a token, not the table
+    if tape.record is not None:
         tape.record.input_shape = ids.shape
-        tape.reads((ids,))
+    looked_up(weight, ids)
     out = tape.empty("embedding", (*ids.shape, weight.shape[1]), weight.dtype)
     del own, mask
     return node.output(out) if node else out
@@ -50,6 +51,7 @@ def embedding(weight: Tensor, ids: Tensor, ranks: Size) -> Tensor:
 
 def _embedding_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     shape, dtype = node.inputs[0]
+    saved[0].tape.loads(grads[0], grads[0], saved[0])
     return [saved[0].tape.empty("embedding_dense_backward", shape, dtype)]
 
 
@@ -66,9 +68,11 @@ def log_softmax(x: Tensor) -> Tensor:
 def _shifted_log(wide: Tensor, dtype: str) -> Tensor:
     """x - max - log(sum(exp(x - max))), maximum and sum those of all ranks."""
     tape, column = wide.tape, (*wide.shape[:-1], ONE)
+    tape.loads(wide)
     largest = _reduced(tape.empty("amax", column, "fp32"))
     shifted = out_like("sub.Tensor", wide)
     powers = out_like("exp", wide)
+    tape.loads(powers)
     total = tape.empty("sum.dim_IntList", column, "fp32")
     del powers
     total = _reduced(total)
@@ -143,6 +147,7 @@ def _nll_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     tape, dtype, tokens = log_probs.tape, log_probs.dtype, labels.shape
     scaled = tape.empty("div.Tensor", (ONE,), dtype) if node.meta else None
     safe = _where_counted(tape, tokens, "int64")
+    tape.loads()
     hot = out_like("zeros_like", log_probs)
     mask, own = masked_ids(tape, tokens)
     counted = tape.empty("_to_copy", tokens, dtype)
@@ -152,6 +157,7 @@ def _nll_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     factor = _where_counted(tape, tokens, dtype)
     del scaled
     powers = out_like("exp", log_probs)
+    tape.loads(powers, hot)
     total = out_like("add.Tensor", log_probs)
     del powers
     out = out_like("mul.Tensor", log_probs)

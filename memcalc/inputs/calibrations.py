@@ -3,7 +3,7 @@
 The user's own are in `calibrations` of the config directory, the package's among its profiles; the
 user's wins where both have a name. A file is checked when it is read, because it may have been
 written by hand or by another version: one line says what is wrong with it. No torch.
-Checked by: harness/test_calibrations.py.
+Checked by: unit/test_calibrations.py.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ from memcalc.userdirs import config_dir
 
 #: Version of the layout; files with another are refused.
 SCHEMA = 1
+#: Kinds of files among the calibrations: measured on a device, or constants of an architecture.
+MEASURED, DEFAULT = "calibration", "default-calibration"
+#: How the names of those files begin.
+DEFAULT_PREFIX = "default-"
 MAX_BYTES = 8 << 20
 #: No figure of a device is near it; NaN and infinities are not below it.
 _LARGEST = 1e30
@@ -37,10 +41,12 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "bandwidth": ("what", "tensor_bytes", "bytes"),
     "norm": ("what", "direction", "dtype", "bytes"),
     "elementwise": ("what", "kernels", "bytes"),
+    "kernel": ("what", "dtype", "bytes"),
     "loss": ("what", "with_head", "tokens", "vocab_size"),
     "optimizer": ("what", "dtype", "parameters", "bytes"),
     "embedding_backward": ("tokens", "vocab_size", "hidden_size", "bytes"),
     "collective": ("what", "ranks", "backend", "message_bytes", "bus_bytes"),
+    "launch": ("precision", "layers", "kernels"),
     "step": ("model", "layers", "seq_len", "micro_batch_size", "precision", "phases"),
 }
 
@@ -75,6 +81,11 @@ def entries() -> list[Entry]:
     return [found[name] for name in sorted(found)]
 
 
+def measured_entries() -> list[Entry]:
+    """Those that `memcalc calibrate` made: the names of the others begin with `default-`."""
+    return [entry for entry in entries() if not entry.name.startswith(DEFAULT_PREFIX)]
+
+
 def find(name: str) -> Path:
     """The file of a calibration: its name in any usual spelling, or a path ending in .toml.
 
@@ -93,18 +104,27 @@ def find(name: str) -> Path:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The profile in a file. Raises ConfigError, in one line, unless it is a valid one."""
+    """The measured profile in a file. Raises ConfigError, in one line, unless it is a valid one."""
+    found = _parsed(path)
+    check(found, f"'{path}'")
+    return found
+
+
+def is_default(path: Path) -> bool:
+    """Whether a file holds constants of an architecture (inputs/rates.py), not a measured profile."""
+    return _parsed(path).get("kind") == DEFAULT
+
+
+def _parsed(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        found = tomllib.loads(read_limited(path, MAX_BYTES).decode("utf-8"))
+        return tomllib.loads(read_limited(path, MAX_BYTES).decode("utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
         if isinstance(error, ConfigError):
             raise ConfigError(str(error).replace("config:", "calibration:", 1)) from None
         detail = " ".join(str(error).split())[:120]
         raise ConfigError(f"calibration: '{path}' is not valid TOML ({detail})") from None
-    check(found, f"'{path}'")
-    return found
 
 
 def to_text(profile: Mapping[str, Any]) -> str:
@@ -136,7 +156,7 @@ def profile_name(profile: Mapping[str, Any]) -> str:
 def check(profile: Mapping[str, Any], where: str) -> None:
     """Raise ConfigError unless this is a calibration profile of this version."""
     schema = profile.get("schema")
-    if profile.get("kind") != "calibration" or type(schema) is not int:
+    if profile.get("kind") != MEASURED or type(schema) is not int:
         raise ConfigError(f"calibration: {where} is none; rule: a file of `memcalc calibrate`")
     if schema != SCHEMA:
         raise ConfigError(

@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memcalc.errors import ConfigError
-from memcalc.harness.calibration import calibrations
-from memcalc.inputs import profiles
+from memcalc.inputs import calibrations, profiles
 from memcalc.inputs.toml_text import to_toml
 from memcalc.output.calibrate_text import calibration_page, quiet_line
 from memcalc.output.console import render

@@ -1,0 +1,1 @@
+"""Fitting default calibrations to tables of measured kernels: python -m benchmarks.kernel_fit."""

@@ -1,0 +1,69 @@
+"""One row of the option table, and which commands share rows.
+
+The rows themselves are in `cli/options.py` and `cli/run_options.py`; kinds say how text is read
+(`cli/request.py: typed`), panels are the help's groups and a run file's tables.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+#: Commands that price one setup: memory, time, or what a run of it costs.
+PRICED: Final = ("estimate", "train-time", "mfu")
+SETUP: Final = (*PRICED, "explain", "measure", "verify")
+ESTIMATE: Final = ("estimate",)
+LAYOUT: Final = (*PRICED, "explain")
+RANKS: Final = (*PRICED, "explain", "measure", "verify")
+MEASURE: Final = ("measure", "verify")
+ON_DEVICE: Final = ("measure", "verify", "calibrate")
+ACCURACY: Final = ("accuracy",)
+EVERY: Final = (
+    "estimate", "explain", "measure", "verify", "calibrate", "accuracy", "list", "show", "doctor",
+    "diff", "train-time", "mfu",
+)  # fmt: skip
+PANELS: Final = (
+    "Model", "Training", "Parallelism", "Hardware", "Run", "Throughput", "Cost", "Measuring", "Rows",
+    "Output",
+)  # fmt: skip
+
+
+class Option(NamedTuple):
+    """One option.
+
+    kind: text, count (k = 1024), decimal (k = 1000), number, memory, recompute, name, names, file,
+    flag or many.
+    """
+
+    name: str
+    kind: str
+    panel: str
+    help: str
+    default: str = ""
+    field: str = ""  # of TrainingSetup
+    parallel: str = ""  # of ParallelPlan
+    commands: tuple[str, ...] = SETUP
+    choices: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()  # beside --name
+    later: bool = False
+    harmless: tuple[str, ...] = ()  # of a later option: values that change nothing
+
+    @property
+    def flag(self) -> str:
+        """The long spelling."""
+        return f"--{self.name}"
+
+    @property
+    def takes_value(self) -> bool:
+        return self.kind != "flag"
+
+    @property
+    def metavar(self) -> str:
+        """What stands for the value in the help."""
+        return _METAVARS.get(self.kind, "NAME" if self.choices else "TEXT")
+
+
+_METAVARS: Final = {
+    "count": "N", "decimal": "N", "number": "X", "memory": "SIZE", "name": "NAME", "file": "FILE",
+    "recompute": "NAME", "many": "FIELD=VALUE", "counts": "N,N,...", "reshard": "WHETHER",
+    "names": "NAME,...",
+}  # fmt: skip

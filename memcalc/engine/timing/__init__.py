@@ -1,0 +1,1 @@
+"""Time of a step: kernels, exchanges, schedules and what of them shows."""

@@ -1,0 +1,81 @@
+"""Seconds of attention kernels, over whole sequences (training, prefill) and over a cache (decode).
+
+shape: (b, a, kv_heads, s_q, s_kv, d_qk, d_v), sequences and heads of one call. A fused kernel gives a
+tile of 128 queries of one head to a multiprocessor (SM), which runs over all its keys:
+
+    seconds = t0 + FLOPs (1 + ramp / s_kv) / (P width(d)) + row FLOPs of one tile SMs / P + bytes / W
+
+the third term being the last tiles, which nothing hides, as long backward as forward. Forward runs two
+products over the scores, backward five (3 over d_qk, 2 over d_v) at `backward` of the forward's ceiling;
+a causal mask leaves half of them and the diagonal. width: P is the ceiling at d = 128; `narrow` and
+`wide` are ceilings at 64 and 256 relative to it, between them and beyond by powers of d.
+Source of the products: Dao 2023, FlashAttention-2 (arXiv:2307.08691). Constants and errors:
+docs/kernels.md. Checked by: unit/test_kernel_times.py.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from memcalc.engine.timing.arith import Num, log2, maximum, minimum
+from memcalc.errors import unknown
+from memcalc.inputs.rates import AttentionRate, DecodeRate, Rates
+
+#: Products over the scores that a pass runs: (over d_qk, over d_v).
+PRODUCTS: Final = {"forward": (1, 1), "recompute": (1, 1), "backward": (3, 2)}
+#: Passes over queries, keys, values and results of 2 bytes an element: backward reads five, writes three.
+PASSES: Final = {"forward": 1, "recompute": 1, "backward": 2}
+QUERY_TILE: Final = 128
+WIDTH: Final = 128
+
+
+def attention_s(
+    rates: Rates, kernel: str, direction: str, shape: tuple[Num, ...], causal: bool = True
+) -> Num:
+    """Seconds of one attention call; kernel flash | efficient | cudnn | eager.
+
+    direction: forward | backward | recompute. causal: the last query sees all keys.
+    """
+    rate = rates.attention.get(kernel)
+    if rate is None:
+        raise unknown("attention kernel", kernel, rates.attention)
+    if direction not in PRODUCTS:
+        raise unknown("direction of attention", direction, PRODUCTS)
+    return fused_s(rate, direction, shape, causal)
+
+
+def fused_s(rate: AttentionRate, direction: str, shape: tuple[Num, ...], causal: bool) -> Num:
+    """Seconds of one call at one kernel's rate."""
+    b, a, kv_heads, s_q, s_kv, d_qk, d_v = shape
+    over_qk, over_v = PRODUCTS[direction]
+    ceiling = rate.forward_flops_per_s * _width(rate, d_qk, d_v)
+    last = 2 * (d_qk + d_v) * s_kv * QUERY_TILE * rate.row * rate.multiprocessors / ceiling
+    if direction == "backward":
+        ceiling = ceiling * rate.backward
+    seen = 1 - (s_q - 1) / (2 * s_kv) if causal else 1.0
+    scores = b * a * s_q * s_kv * seen * (1 + rate.ramp / s_kv)
+    products = 2 * (over_qk * d_qk + over_v * d_v) * scores / ceiling
+    moved = 2 * PASSES[direction] * b * (a * s_q + kv_heads * s_kv) * (d_qk + d_v)
+    return rate.t0_s + products + last + moved / rate.bytes_per_s
+
+
+def _width(rate: AttentionRate, d_qk: Num, d_v: Num) -> Num:
+    """The ceiling at this head width relative to that at 128."""
+    octaves = log2((d_qk + d_v) / (2 * WIDTH))
+    return rate.wide ** maximum(octaves, 0) * rate.narrow ** (-minimum(octaves, 0))
+
+
+def decode_attention_s(rates: Rates, shape: tuple[Num, ...], cache_bytes: Num = 2) -> Num:
+    """Seconds of one decode step's attention: s_q new positions over a cache of s_kv each.
+
+    cache_bytes: of one element of the cache.
+    """
+    return cached_s(rates.decode, shape, cache_bytes)
+
+
+def cached_s(rate: DecodeRate, shape: tuple[Num, ...], cache_bytes: Num = 2) -> Num:
+    """t0 + cache / W + FLOPs / P: the cache is read once for all query heads of a key head."""
+    b, a, kv_heads, s_q, s_kv, d_qk, d_v = shape
+    moved = b * (cache_bytes * kv_heads * s_kv + 2 * a * s_q) * (d_qk + d_v)
+    flops = 2 * b * a * s_q * s_kv * (d_qk + d_v)
+    return rate.t0_s + moved / rate.bytes_per_s + flops / rate.flops_per_s

@@ -1,0 +1,211 @@
+"""Rates of a device from a calibration measured on one: the summary of `memcalc calibrate`.
+
+The time formulas take the constants as they were fitted: a product is t0 + max(flops / P, bytes / W) or,
+where that fitted better, their sum; attention has rates for each kernel, dtype and pass. Tiles, droop
+and the like are in the fitted constants already and left out. What a calibration lacks (a dtype the
+device was not asked about, links of a run on one GPU) is filled from the default of the device's
+architecture, scaled by what both have, and listed.
+
+On a CPU the thread that launches a kernel also runs it: seconds of a launch are added to every kernel.
+Checked by: unit/test_measured_rates.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, NamedTuple
+
+from memcalc.inputs.hardware import Gpu
+from memcalc.inputs.rate_figures import AttentionRate, GemmRate, MemoryRate, Rates, StepRate
+from memcalc.inputs.rates import rates_of
+
+Row = Mapping[str, Any]
+#: Exponents of the norm that joins compute and memory: a sum, and next to a maximum.
+_EXPONENT: Final = {"sum": 1.0, "max": 16.0}
+#: A rate that costs nothing: what it stands for is in another constant.
+_FREE: Final = 1e24
+#: Width of a head the ceilings of attention are for; `narrow` is the ceiling at half of it.
+_WIDTH: Final = 128
+
+
+class Measured(NamedTuple):
+    """Rates of a calibration; filled: what is not in it, in words."""
+
+    rates: Rates
+    filled: tuple[str, ...]
+
+
+def measured_rates(profile: Mapping[str, Any], gpu: Gpu) -> Measured:
+    """The rates in a calibration profile, for a device."""
+    base = rates_of(gpu)
+    summary: Mapping[str, Sequence[Row]] = profile["summary"]
+    launch_s, eager_s = _launch(summary, base)
+    serial = profile["device"]["type"] == "cpu"
+    beside_s = launch_s if serial else 0.0
+    filled: list[str] = [] if "launch" in summary else ["launches"]
+    gemm = _gemms(summary.get("gemm", ()), base, (beside_s, eager_s), filled)
+    memory = _memory(summary, base, (beside_s, eager_s), filled)
+    found = replace(
+        base,
+        name=profile["name"],
+        basis=f"measured on {profile['device']['name']}, torch {profile['torch']}, {profile['date']}",
+        verified=True,
+        gemm=gemm,
+        attention=_attention(summary.get("attention", ()), base, beside_s, filled),
+        memory=memory,
+        launch_s=0.0 if serial else launch_s,
+        optimizer=_optimizers(summary.get("optimizer", ())),
+        kernels={
+            f"{row['what']} {row['dtype']}": row["bytes_per_s"] for row in summary.get("kernel", ())
+        },
+        sum_residual=_residual(summary.get("residual", ())),
+    )
+    return Measured(found, tuple(filled))
+
+
+def _launch(summary: Mapping[str, Sequence[Row]], base: Rates) -> tuple[float, float]:
+    """Seconds of one kernel's launch in an eager step, and of a bare tiny operation."""
+    tiny = [row["seconds"] for row in summary.get("fixed", ())
+            if row["what"] == "addition" and row["how"] == "eager"]  # fmt: skip
+    launches = [row["seconds"] for row in summary.get("launch", ()) if row["seconds"] > 0]
+    bare = tiny[0] if tiny else base.launch_s
+    return (sum(launches) / len(launches) if launches else max(bare, base.launch_s)), bare
+
+
+def _gemms(
+    rows: Sequence[Row], base: Rates, launch: tuple[float, float], filled: list[str]
+) -> dict[str, GemmRate]:
+    """Rates by dtype; launch: seconds beside every kernel, and those of them a bare call has."""
+    whole = {row["dtype"]: row for row in rows if row["part"] == "all" and row.get("flops_per_s")}
+    found = {}
+    scale = _scale(whole, base)
+    for dtype, default in base.gemm.items():
+        row = whole.get(dtype)
+        if row is None:
+            filled.append(f"products in {dtype}")
+            found[dtype] = default._replace(flops_per_s=scale * default.flops_per_s)
+            continue
+        parts: dict[str, float] = {one["part"]: one["flops_per_s"] for one in rows
+                                   if one["dtype"] == dtype and one.get("flops_per_s")}  # fmt: skip
+        forward = parts.get("forward", float(row["flops_per_s"]))
+        found[dtype] = GemmRate(
+            flops_per_s=forward,
+            bytes_per_s=row.get("bytes_per_s", _FREE),
+            t0_s=_beside(row.get("t0_s", 0.0), launch),
+            prologue_k=0.0,
+            split_k=0.0,
+            spread=1.0,
+            padding=0.0,
+            small_tile=1.0,
+            droop=0.0,
+            droop_s=1.0,
+            exponent=_EXPONENT[row.get("form", "max")],
+            cached_bytes=0.0,
+            dgrad=forward / parts.get("dgrad", forward),
+            wgrad=forward / parts.get("wgrad", forward),
+            multiprocessors=1.0,
+            operand_bytes=default.operand_bytes,
+            result_bytes=default.result_bytes,
+        )
+    return found
+
+
+def _beside(own_s: float, launch: tuple[float, float]) -> float:
+    """A kernel's fixed cost with its launch, where those are paid one after the other."""
+    launch_s, bare_s = launch
+    return own_s if not launch_s else launch_s + max(0.0, own_s - bare_s)
+
+
+def _scale(whole: Mapping[str, Row], base: Rates) -> float:
+    """Measured over default of the products both have, one dtype: bf16 before others."""
+    for dtype in ("bf16", *whole):
+        if dtype in whole and dtype in base.gemm:
+            return float(whole[dtype]["flops_per_s"]) / base.gemm[dtype].flops_per_s
+    return 1.0
+
+
+def _memory(
+    summary: Mapping[str, Sequence[Row]],
+    base: Rates,
+    launch: tuple[float, float],
+    filled: list[str],
+) -> MemoryRate:
+    rows = [row for row in summary.get("elementwise", ()) if row.get("bytes_per_s")]
+    if not rows:
+        filled.append("element-wise kernels")
+        return base.memory._replace(t0_s=_beside(base.memory.t0_s, launch))
+    return MemoryRate(rows[0]["bytes_per_s"], _beside(rows[0]["t0_s"], launch))
+
+
+def _attention(
+    rows: Sequence[Row], base: Rates, beside_s: float, filled: list[str]
+) -> dict[str, AttentionRate]:
+    """Rates by kernel, for both passes and of 16-bit operands, and by "kernel dtype pass"."""
+    found: dict[str, AttentionRate] = {}
+    scales = []
+    keys = dict.fromkeys(
+        (row["kernel"], row.get("dtype", "bf16"), row["direction"]) for row in rows
+    )
+    for kernel, dtype, direction in keys:
+        mine = [row for row in rows if row.get("flops_per_s") and
+                (row["kernel"], row.get("dtype", "bf16"), row["direction"])
+                == (kernel, dtype, direction)]  # fmt: skip
+        if mine:
+            found[f"{kernel} {dtype} {direction}"] = _one_pass(mine, beside_s)
+        for row in mine:
+            alone = _one_pass([row], beside_s)
+            found[f"{kernel} {dtype} {direction} {row['head_dim']}"] = alone._replace(
+                narrow=1.0, wide=1.0
+            )
+    for kernel, default in base.attention.items():
+        forward = found.get(f"{kernel} bf16 forward")
+        if forward is None:
+            continue
+        scales.append(forward.forward_flops_per_s / default.forward_flops_per_s)
+        back = found.get(f"{kernel} bf16 backward", forward)
+        ratio = back.forward_flops_per_s / forward.forward_flops_per_s
+        found[kernel] = forward._replace(backward=ratio)
+    for kernel, default in base.attention.items():
+        if kernel not in found:
+            filled.append(f"attention {kernel}")
+            scale = scales[0] if scales else 1.0
+            faster = default.forward_flops_per_s * scale
+            found[kernel] = default._replace(forward_flops_per_s=faster)
+    return found
+
+
+def _one_pass(rows: Iterable[Row], beside_s: float) -> AttentionRate:
+    """One pass of a kernel from its rows by head width: P (1 + ramp / s), bytes in P."""
+    by_width = {int(row["head_dim"]): row for row in rows}
+    nearest = min(by_width, key=lambda width: abs(width - _WIDTH))
+    row = by_width[nearest]
+    half = by_width.get(_WIDTH // 2) if nearest == _WIDTH else None
+    narrow = half["flops_per_s"] / row["flops_per_s"] if half else 1.0
+    return AttentionRate(
+        forward_flops_per_s=row["flops_per_s"],
+        bytes_per_s=_FREE,
+        t0_s=beside_s,
+        narrow=narrow,
+        wide=1.0,
+        ramp=row.get("half_seq_len", 0.0),
+        row=0.0,
+        backward=1.0,
+        multiprocessors=1.0,
+    )
+
+
+def _optimizers(rows: Sequence[Row]) -> dict[str, StepRate]:
+    """By "adamw fused fp32" or "clip fp32"."""
+    return {
+        " ".join(str(row[key]) for key in ("what", "impl", "dtype") if key in row): StepRate(
+            row["s_per_parameter"], row.get("s_per_tensor", 0.0)
+        )
+        for row in rows
+    }
+
+
+def _residual(rows: Sequence[Row]) -> float:
+    """Measured over predicted of whole steps, the mean of those it was found for; 1 without any."""
+    known = [row["step"] for row in rows if row.get("step", 0) > 0]
+    return sum(known) / len(known) if known else 1.0

@@ -1,0 +1,129 @@
+"""Kernels of a block and the bytes they move, against what PyTorch's dispatcher shows of it.
+
+A model of three blocks less one of two is one block, so that what surrounds the blocks drops out; of
+transformers' models two blocks are compared, for some families have two kinds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+from memcalc.engine.dims import dim_values
+from memcalc.engine.tensors import Tape
+from memcalc.inputs.hf import model_from_config
+from tests.oracle.support import engine, hf
+from tests.oracle.support.compare import RECOMPUTES, random_config, random_extras, said
+from tests.oracle.support.kernels import KernelCounter, engine_kernels
+from tests.oracle.support.reference import RefConfig, build, plan_of
+from tests.oracle.support.tiny import TINY, attention_of
+
+#: One operator of two kernels: the gradient of x, and that of weight and bias, which reads both again.
+_TWICE = "native_layer_norm_backward"
+#: CUDA's own kernels; what stands for them on tensors without data makes memory only.
+_STAND_INS = ("_fused_rms_norm", "_fused_rms_norm_backward")
+#: Its statistics are padded to 32 queries, which is memory and no traffic.
+_PADDED = "_scaled_dot_product_efficient_attention"
+
+
+def dispatched(cfg: RefConfig) -> tuple[Counter[str], Counter[str]]:
+    """Operators and bytes moved by each in one forward and backward."""
+    model = build(cfg, "meta")
+    ids = torch.zeros(cfg.b, cfg.s, dtype=torch.long, device="meta")
+    with KernelCounter() as counter:
+        model(ids, ids).backward()
+    return counter.launches, counter.moved
+
+
+def of_a_block(three: Counter[str], two: Counter[str]) -> dict[str, int]:
+    """What the third block adds, stand-ins left out."""
+    names = [name for name in three if name not in _STAND_INS]
+    return {name: three[name] - two[name] for name in names if three[name] != two[name]}
+
+
+@pytest.mark.parametrize("attention", ["flash", "efficient", "cudnn", "eager"])
+@pytest.mark.parametrize("recompute", [kind for kind in RECOMPUTES if kind != "full:N"])
+def test_a_block_launches_and_moves_what_the_dispatcher_shows(
+    recompute: str, attention: str
+) -> None:
+    """Three models an item, 72 in all: every operator as often, with the same bytes."""
+    rng = random.Random(f"works {recompute} {attention}")
+    for _ in range(3):
+        cfg = random_config(rng, recompute=recompute, attention=attention)
+        cfg = replace(cfg, **random_extras(rng, cfg))
+        shown = [dispatched(replace(cfg, L=layers)) for layers in (3, 2)]
+        counted = [engine_kernels(plan_of(replace(cfg, L=layers))) for layers in (3, 2)]
+        theirs, ours = (of_a_block(x[0][0], x[1][0]) for x in (shown, counted))
+        assert ours == theirs, said(cfg)
+        theirs, ours = (of_a_block(x[0][1], x[1][1]) for x in (shown, counted))
+        for name in (_PADDED, f"{_PADDED}_backward"):
+            if name in theirs:
+                padded = theirs.pop(name)
+                assert 0.9 * padded < ours.pop(name) <= padded, said(cfg)
+        if _TWICE in theirs:  # x and the result's gradient, of each of two norms
+            width = {"bf16": 2, "mixed": 4, "fp32": 4}[cfg.precision]
+            again = 2 * 2 * cfg.b * cfg.s * cfg.h * width
+            assert ours.pop(_TWICE) == theirs.pop(_TWICE) + again, said(cfg)
+        assert ours == theirs, said(cfg)
+
+
+class _Tracker(hf.StorageTracker):
+    """The tracker of a run of transformers' code, with a counter of kernels inside."""
+
+    counters: list[KernelCounter]
+
+    def __enter__(self) -> Any:
+        self.counters.append(KernelCounter())
+        self.counters[-1].__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.counters[-1].__exit__(*error)
+
+
+def of_transformers(config: dict[str, Any], checkpoint: bool) -> tuple[int, int]:
+    """Kernels and bytes moved in one forward and backward of a model of transformers."""
+    _Tracker.counters = []
+    with mock.patch.object(hf, "StorageTracker", _Tracker):
+        hf.run_hf(config, 2, 64, checkpoint, attention_of(config["model_type"]))
+    counters = _Tracker.counters
+    return sum(c.launches.total() for c in counters), sum(c.moved.total() for c in counters)
+
+
+def of_the_engine(config: dict[str, Any], checkpoint: bool) -> tuple[int, int]:
+    """The same of the engine's own trace."""
+    tapes: list[Tape] = []
+
+    def noted(*args: Any, **options: Any) -> Tape:
+        tapes.append(Tape(*args, **options))
+        return tapes[-1]
+
+    with mock.patch.object(engine, "Tape", noted):
+        engine.trace_hf(config, 2, 64, checkpoint, attention_of(config["model_type"]))
+    values = dim_values(model_from_config(config, config["model_type"]), 2, 64)
+    moved = sum(kernel.ran.moved.value(values) for kernel in tapes[-1].kernels)
+    return len(tapes[-1].kernels), moved
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize(
+    "family",
+    ["llama", "phi3", "gemma2", "gpt2", "gpt_neox", "bloom", "falcon", "mixtral", "deepseek_v3"],
+)
+def test_two_blocks_of_transformers_launch_and_move_as_much(family: str, checkpoint: bool) -> None:
+    """Operators within 1 %; bytes within 4 %: norms read twice, zeros that take no template."""
+    key = next(k for k in ("num_hidden_layers", "n_layer") if k in TINY[family])
+    both = []
+    for run in (of_transformers, of_the_engine):
+        deep, shallow = (run({**TINY[family], key: layers}, checkpoint) for layers in (4, 2))
+        both.append((deep[0] - shallow[0], deep[1] - shallow[1]))
+    (launches, moved), ours = both
+    assert ours[0] == pytest.approx(launches, rel=0.01)
+    assert ours[1] == pytest.approx(moved, rel=0.04)
