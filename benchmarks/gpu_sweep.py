@@ -4,10 +4,11 @@
     python -m benchmarks.gpu_sweep --tiny --device cpu --out DIR      the whole programme, tiny
 
 Stages: the open questions about PyTorch's memory; a memory sweep of 142 setups, each held against
-this project's estimate; the calibration; MFU runs against transformers; the two-depth residual. About
-three calls of nine minutes: give each the earlier ones' folders as --have, and it goes on where they
-stopped. Records are kept as they come, so a call that is cut off loses the job it was at.
-In DIR, at most eight files of at most 16 MiB: records.jsonl, questions.jsonl, mfu.jsonl,
+this project's estimate; the calibration; step times, phases and operators of some 36 of the setups; MFU
+runs against transformers; the two-depth residual. About four calls of nine minutes: give each the earlier
+ones' folders as --have, and it goes on where they stopped. Records are kept as they come, so a call that
+is cut off loses the job it was at.
+In DIR, at most eight files of at most 16 MiB: records.jsonl, questions.jsonl, timing.jsonl, mfu.jsonl,
 calibration.toml, trace.json.gz, summary.json, log.txt.
 Needs torch, numpy, rich, typer, pandas, matplotlib; transformers for the rival. The parent process
 never touches the GPU. Not yet run on a GPU. Checked by: tests/harness/test_gpu_sweep.py.
@@ -24,7 +25,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.sweep import report, stages, time_stages
+from benchmarks.sweep import report, stages, time_stages, timing_stage
 from benchmarks.sweep.children import Clock, Log
 from benchmarks.sweep.kept import Kept
 from benchmarks.sweep.program import run_command
@@ -35,6 +36,7 @@ STAGES: dict[str, Callable[[Sweep], None]] = {
     "questions": stages.questions,
     "memory": stages.memory,
     "calibration": time_stages.calibration,
+    "timing": timing_stage.timing,
     "mfu": time_stages.mfu,
     "residual": time_stages.residual,
 }
@@ -77,6 +79,7 @@ def finish(sweep: Sweep, interrupted: bool) -> dict[str, Any]:
         "schema": 1, "device": sweep.facts, "tiny": sweep.tiny, "interrupted": interrupted,
         "seconds": sweep.clock.spent_s(), "stages": sweep.counts,
         "records_dropped": sweep.kept.dropped, "errors": report.summary(rows),
+        "times": report.times(sweep.kept.of("timing", sweep.name)),
         "over_2_pct": report.large(rows), "controls": report.controls(rows),
     }  # fmt: skip
     path = sweep.out / "summary.json"
@@ -96,6 +99,9 @@ def show(sweep: Sweep, found: dict[str, Any]) -> None:
         from benchmarks.harness_mfu import table
 
         console.print(table(runs))
+    if (taken := found["times"]) is not None:
+        said = f"median |error| {taken['median']:.1%}, bias {taken['bias']:+.1%}"
+        console.print(f"step times by default rates: {taken['n']} setups, {said}", highlight=False)
     for stage, tally in sweep.counts.items():
         said = ", ".join(f"{count} {what}" for what, count in tally.items())
         console.print(f"{stage}: {said}", highlight=False)

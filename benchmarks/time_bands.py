@@ -2,10 +2,11 @@
 
     python -m benchmarks.time_bands
 
-A class is a stack on an architecture, an architecture, or everything; the factor on a predicted step is
+A class is a stack on an architecture, or an architecture; the factor on a predicted step is
 1 + error of the run, its band the tenth and the ninetieth percentile over the setups of the class. Runs that
 differ in the number of micro-batches alone are one setup. A class needs SETUPS of them. A source that a
-constant was fitted to widens no band and narrows none: it counts only where nothing else is known.
+constant was fitted to counts only where nothing else is known. Runs that their own table contradicts and
+cards sold otherwise (a capped power) do not count.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from memcalc.accuracy.groups import is_fitted
 from memcalc.accuracy.pricing import THROUGHPUT, Pair, price
 from memcalc.accuracy.rows import published_rows, read_rows
 from memcalc.accuracy.scores import setup_key
+from memcalc.accuracy.setups import SAME_CHIP
 from memcalc.inputs.hardware import load_gpu
 
 #: Fewer setups give no percentiles.
@@ -32,17 +34,26 @@ HEAD = """\
 def main() -> None:
     """Price the runs and write the file."""
     rows = [row for row in read_rows(published_rows()).rows if row.text("confidence") != "low"]
-    pairs = [pair for pair in price(rows, what=(THROUGHPUT,)).pairs if pair.gpu]
+    pairs = [
+        pair
+        for pair in price(rows, what=(THROUGHPUT,)).pairs
+        if pair.gpu and pair.scored and pair.row.text("gpu") not in SAME_CHIP
+    ]
     classes: dict[tuple[str, str], list[Pair]] = {}
     for pair in pairs:
         architecture = load_gpu(pair.gpu or "")[0].architecture
-        for key in ((_stack(pair), architecture), ("", architecture), ("", "")):
+        for key in ((_stack(pair), architecture), ("", architecture)):
             classes.setdefault(key, []).append(pair)
-    tables = [HEAD]
-    for key in sorted(classes, key=lambda key: (not key[0], not key[1], key)):
+    tables, ends = [HEAD], []
+    for key in sorted(classes, key=lambda key: (not key[0], key)):
         factors = _factors(classes[key])
         if len(factors) >= SETUPS:
-            tables.append(_table(*key, factors))
+            low, high = _band(factors)
+            ends += [low, high]
+            fresh = sum(not is_fitted(pair.row) for pair in classes[key])
+            tables.append(_table(key, low, high, _reason(key, len(factors), fresh < SETUPS)))
+    said = "no published run on this architecture: from the lowest to the highest of all classes"
+    tables.append(_table(("", ""), min(ends), max(ends), said))
     FILE.write_text("\n".join(tables), encoding="utf-8")
 
 
@@ -61,16 +72,23 @@ def _factors(pairs: Iterable[Pair]) -> list[float]:
     return [statistics.median(found) for found in setups.values()]
 
 
-def _table(stack: str, architecture: str, factors: list[float]) -> str:
+def _band(factors: list[float]) -> tuple[float, float]:
+    """The tenth and the ninetieth percentile, the prediction between them."""
     tenths = statistics.quantiles(factors, n=10, method="inclusive")
-    of = f" of stack {stack}" if stack else ""
-    on = f" on {architecture}" if architecture else ""
+    return min(1.0, tenths[0]), max(1.0, tenths[-1])
+
+
+def _reason(key: tuple[str, str], setups: int, fitted: bool) -> str:
+    of = f" of stack {key[0]}" if key[0] else ""
+    aside = ", most of which a residual was fitted to" if fitted else ""
+    return f"eight of ten of {setups} published setups{of} on {key[1]}{aside}"
+
+
+def _table(key: tuple[str, str], low: float, high: float, reason: str) -> str:
     lines = ["[[band]]"]
-    lines += [f'stacks = ["{stack}"]'] if stack else []
-    lines += [f'architectures = ["{architecture}"]'] if architecture else []
-    lines += [f"low = {min(1.0, tenths[0]):.3f}", f"high = {max(1.0, tenths[-1]):.3f}"]
-    lines += [f"setups = {len(factors)}"]
-    lines += [f'reason = "eight of ten of {len(factors)} published setups{of}{on}"']
+    lines += [f'stacks = ["{key[0]}"]'] if key[0] else []
+    lines += [f'architectures = ["{key[1]}"]'] if key[1] else []
+    lines += [f"low = {low:.3f}", f"high = {high:.3f}", f'reason = "{reason}"']
     return "\n".join(lines) + "\n"
 
 

@@ -13,11 +13,14 @@ import torch
 
 from benchmarks.sweep import questions
 from benchmarks.sweep.setups import Spec
+from memcalc.harness.calibration.microbench_step import phase_times
 from memcalc.harness.device import device_facts
 from memcalc.harness.failures import first_line
 from memcalc.harness.local import local_kernels
 from memcalc.harness.measure import MeasureOptions, clean, measure
 from memcalc.harness.record_head import new_record
+from memcalc.harness.step import TrainingStep
+from memcalc.harness.watch.op_times import op_times
 from memcalc.inputs.training import TrainingSetup
 
 
@@ -64,14 +67,44 @@ def measure_setup(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
     plan = spec.plan(local_kernels(spec.config, setup, spec.kernels, device.type))
     start = time.perf_counter()
     options = MeasureOptions(
-        device=str(device), steps=job["steps"], warmup=job["warmup"], ceiling=False
-    )
+        device=str(device), steps=job["steps"], warmup=job["warmup"], ceiling=False,
+        tracked=job.get("tracked", True),
+    )  # fmt: skip
     record = measure(plan, options)
     record["sweep"] = {
         "key": spec.key, "label": spec.label(), "seconds": time.perf_counter() - start,
         "held_before": before, "held_after": held_bytes(device),
     }  # fmt: skip
     return {"status": record["status"], "record": record}
+
+
+def time_setup(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """One setup's record with many steps, its phases, and the seconds of each operator.
+
+    Phases and operators are of a model built anew after the timed run; where they cannot be had a note
+    says why, and the steps stay.
+    """
+    found = measure_setup({**job, "tracked": False}, device)
+    record = found.get("record")
+    if record is None:
+        return found
+    record["kind"] = "timing"
+    if record["status"] != "ok":
+        return found
+    try:
+        spec = Spec(job["model"], job["training"], job["kernels"])
+        kernels = local_kernels(
+            spec.config, TrainingSetup(**spec.training), spec.kernels, device.type
+        )
+        step = TrainingStep(spec.plan(kernels), device)
+        step.run()
+        record["time"]["phases"] = phase_times(step)
+        record["ops"] = [one._asdict() for one in op_times(step)]
+        del step
+    except RuntimeError as error:
+        record["notes"].append(f"after the timed steps: {first_line(error)}")
+    record["sweep"]["held_after"] = held_bytes(device)
+    return found
 
 
 def calibrate_device(job: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from memcalc.harness import records
 #: kind of record -> its file. Beside them: calibration.toml, trace.json.gz, log.txt, summary.json.
 FILES = {
     "measure": "records.jsonl", "question": "questions.jsonl", "calibration-run": "questions.jsonl",
-    "mfu": "mfu.jsonl", "residual": "mfu.jsonl",
+    "mfu": "mfu.jsonl", "residual": "mfu.jsonl", "timing": "timing.jsonl",
 }  # fmt: skip
 MOST_BYTES = 15 << 20
 _FINAL = ("ok", "oom", "refused")
@@ -70,6 +70,11 @@ class Kept:
             for record in self.of("measure", device)
             if record.get("status") in _FINAL and "sweep" in record
         }
+
+    def timed(self, device: str) -> set[str]:
+        """Keys of the setups whose steps were timed on the device."""
+        final = [r for r in self.of("timing", device) if r.get("status") in _FINAL]
+        return {record["sweep"]["key"] for record in final}
 
     def answered(self, device: str) -> set[str]:
         """Ids of questions with an answer, or that the device cannot be asked."""

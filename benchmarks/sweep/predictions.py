@@ -20,6 +20,10 @@ KEPT = (
     "low_bytes", "high_bytes", "peak_at", "phases", "states", "saved_for_backward_bytes",
     "context_bytes",
 )  # fmt: skip
+TIMES = (
+    "step_s", "low_s", "high_s", "forward_s", "backward_s", "recompute_s", "launch_s", "optimizer_s",
+    "calibration",
+)  # fmt: skip
 #: FLOP/s a step may be expected to reach at the least, by precision, on an H100 or H200.
 _RATES = {"fp32": 25e12, "tf32": 100e12, "fp8-mixed": 120e12}
 _RATE = 180e12
@@ -39,7 +43,7 @@ def device_for(facts: Mapping[str, Any]) -> Device:
 
 
 def predict(spec: Spec, device: Device, kind: str) -> dict[str, Any]:
-    """{"memory", "fits", "executed_flops"} of a setup on a device of a kind, or {"error"}."""
+    """{"memory", "time", "fits", "executed_flops"} of a setup on a device of a kind, or {"error"}."""
     try:
         setup = TrainingSetup(**spec.training)
         kernels = local_kernels(spec.config, setup, spec.kernels, kind)
@@ -51,6 +55,7 @@ def predict(spec: Spec, device: Device, kind: str) -> dict[str, Any]:
         "memory": {name: memory[name] for name in KEPT},
         "fits": found.fits,
         "verdict": found.verdict,
+        "time": {name: getattr(found.time, name) for name in TIMES},
         "executed_flops": found.time.executed_flops * spec.training["grad_accum_steps"],
         "parameters": found.model.parameters,
         "layers": found.model.num_hidden_layers,

@@ -40,6 +40,30 @@ def errors(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def times(records: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Steps of the timing stage against the estimate: n, median and mean |error|, bias, each row.
+
+    An error is that of the seconds by default rates; None where nothing has both figures.
+    """
+    rows = []
+    for record in records:
+        told = ((record.get("estimate") or {}).get("time") or {}).get("step_s")
+        seen = (record.get("time") or {}).get("median_s")
+        if record.get("status") == "ok" and told and seen:
+            sweep = record["sweep"]
+            rows.append({
+                "key": sweep["key"], "label": sweep["label"], "predicted_s": told,
+                "measured_s": seen, "error": told / seen - 1,
+            })  # fmt: skip
+    if not rows:
+        return None
+    sizes = [abs(row["error"]) for row in rows]
+    return {
+        "n": len(rows), "median": statistics.median(sizes), "mean": statistics.fmean(sizes),
+        "bias": statistics.fmean(row["error"] for row in rows), "rows": rows,
+    }  # fmt: skip
+
+
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """By quantity: n, median and bias of the signed errors, the worst one, those within 2 %."""
     found = {}

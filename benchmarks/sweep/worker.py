@@ -24,6 +24,7 @@ HANDLERS = {
     "facts": "benchmarks.sweep.jobs:facts",
     "question": "benchmarks.sweep.jobs:question",
     "measure": "benchmarks.sweep.jobs:measure_setup",
+    "timing": "benchmarks.sweep.jobs:time_setup",
     "calibrate": "benchmarks.sweep.jobs:calibrate_device",
     "mfu": "benchmarks.harness_mfu:run_job",
     "residual": "benchmarks.harness_mfu:run_residual",

@@ -5,7 +5,7 @@ a primitive's results, with the bytes it reads and writes. Matrix products and a
 shape (`ran`), and their results then add nothing. What works in place, and so allocates nothing, is
 noted by `in_place`. Views launch nothing. Bytes are the least a kernel can move: each operand once.
 Symbols: m, n, k of a product (m, k) x (k, n); b, a, s, d of attention.
-Checked by: unit/test_works.py.
+Checked by: unit/test_works.py, oracle/test_works.py.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from memcalc.engine.tensors import Tensor
 
 #: Results that no kernel of the decoder makes: bare memory, exchanges between ranks, copies from the host.
-_NO_KERNEL: Final = frozenset(
+NO_KERNEL: Final = frozenset(
     {
         "empty", "new_empty", "resize_", "to", "recv",
         "all_gather", "reduce_scatter", "all_to_all", "all_reduce", "all_gather_into_tensor",
@@ -228,7 +228,7 @@ class KernelLog:
             return
         if self._loaded is not None:
             size, self._loaded = size + self._loaded, None
-        self._making, self._covered = name, bool(self.aside) or name in _NO_KERNEL
+        self._making, self._covered = name, bool(self.aside) or name in NO_KERNEL
         if not self._covered:
             phase = "recompute" if self.recomputing else self.phase
             ran = _moving(name, dtype, size, _LAUNCHES.get(name, 1))

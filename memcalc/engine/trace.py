@@ -77,7 +77,7 @@ def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Con
 def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> Tape:
     """Trace forward, loss and backward of a micro-batch; layers: each block's kind."""
     tape, megatron = build.tape, build.kernels.megatron
-    tape.sums_in = "fp32" if megatron and megatron.code in ("megatron", "nanotron") else ""
+    tape.sums_in = "fp32" if megatron and megatron.code == "megatron" else ""
     build.has_gradients = has_gradients
     build.hooks = [aside(tape, injector.start(build)) for injector in build.injectors]
     attach(build.hooks, build)

@@ -5,7 +5,7 @@ shape, and how many of the layers' kernels are like it. FLOPs over all rows are 
 executed, exactly. Not here: what ranks exchange, the optimizer, copies to and from the host, and what
 sharding (FSDP, ZeRO) launches around its collectives.
 Symbols: m, n, k of a product (m, k) x (k, n); b, a, s, d of attention.
-Checked by: unit/test_works.py, oracle/test_works_compiled.py.
+Checked by: unit/test_works.py, oracle/test_works.py, oracle/test_works_compiled.py.
 """
 
 from __future__ import annotations

@@ -16,12 +16,16 @@ import pytest
 import torch
 
 from memcalc.engine.dims import dim_values
+from memcalc.engine.plan import Plan, make_plan
 from memcalc.engine.tensors import Tape
 from memcalc.inputs.hf import model_from_config
-from tests.oracle.support import engine, hf
+from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.stacks import load_stack
+from memcalc.inputs.training import TrainingSetup, resolve
+from tests.oracle.support import engine, hf, own_layers
 from tests.oracle.support.compare import RECOMPUTES, random_config, random_extras, said
 from tests.oracle.support.kernels import KernelCounter, engine_kernels
-from tests.oracle.support.reference import RefConfig, build, plan_of
+from tests.oracle.support.reference import RefConfig, build, model_of, plan_of
 from tests.oracle.support.tiny import TINY, attention_of
 
 #: One operator of two kernels: the gradient of x, and that of weight and bias, which reads both again.
@@ -127,3 +131,41 @@ def test_two_blocks_of_transformers_launch_and_move_as_much(family: str, checkpo
     (launches, moved), ours = both
     assert ours[0] == pytest.approx(launches, rel=0.01)
     assert ours[1] == pytest.approx(moved, rel=0.04)
+
+
+def of_own_layers(
+    config: ModelConfig, stack: str, recompute: str
+) -> tuple[Counter[str], Counter[str]]:
+    """The layers of torchtune or torchtitan written out in PyTorch."""
+    how: dict[str, Any] = {"recompute": recompute}
+    how |= {"chunks": 0} if stack == "torchtune" else {}
+    _Tracker.counters = []
+    with mock.patch.object(own_layers, "StorageTracker", _Tracker):
+        own_layers.steps_of(config, stack, (2, 48), how)
+    return _Tracker.counters[0].launches, _Tracker.counters[0].moved
+
+
+def plan_of_own(config: ModelConfig, stack: str, recompute: str) -> Plan:
+    """The engine's plan of the same, as a tracker sees it."""
+    stated = TrainingSetup(
+        micro_batch_size=2, seq_len=48, precision="bf16", stack=stack, recompute=recompute
+    )
+    kernels = {"watched": True} | ({"packed": True} if stack == "torchtune" else {})
+    return make_plan(resolve(stated, config), load_stack(stack), kernels)
+
+
+@pytest.mark.parametrize(
+    ("stack", "recompute"),
+    [("torchtune", "none"), ("torchtune", "full"), ("torchtitan", "none"), ("torchtitan", "sac")],
+)
+def test_layers_of_other_codes_launch_what_theirs_do(stack: str, recompute: str) -> None:
+    """Every operator as often; bytes within 2 %: slices are written into zeros, tables read in part."""
+    both = []
+    for layers in (5, 4):
+        config = model_of(RefConfig(V=700, h=96, L=layers, a=6, k=2, d=16, f=208))
+        theirs = of_own_layers(config, stack, recompute)
+        both.append((theirs, engine_kernels(plan_of_own(config, stack, recompute))))
+    theirs, ours = (of_a_block(both[0][i][0], both[1][i][0]) for i in (0, 1))
+    assert ours == theirs
+    moved = [sum(of_a_block(both[0][i][1], both[1][i][1]).values()) for i in (0, 1)]
+    assert moved[1] == pytest.approx(moved[0], rel=0.02)

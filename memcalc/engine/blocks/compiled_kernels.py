@@ -16,7 +16,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from memcalc.engine.blocks.compiled_graph import Operands, Value
-from memcalc.engine.kernel_log import Ran
+from memcalc.engine.kernel_log import NO_KERNEL, Ran
 from memcalc.engine.sizes import ONE, ZERO, Size, product
 
 #: Element-wise results whose kernels sum along rows on their way.
@@ -73,13 +73,18 @@ def fused_kernels(
 
 def _space(graph: list[Value], reads: dict[int, Operands], value: Value) -> Space:
     """What a kernel runs over: its result's elements, of a sum those of its widest operand."""
-    own = product(value.shape)
+    own = product(_before_ranks(graph, value).shape)
     if value.kind != "reduction":
         return Space(own, "rows" if _sums_along_rows(graph, reads, value) else "")
     widest = max([own, *(product(graph[i].shape) for i in value.reads)], key=_magnitude)
     if widest is own:  # a dropout's mask
         return Space(own)
     return Space(widest, "rows" if value.shape[-1] is ONE else "columns")
+
+
+def _before_ranks(graph: list[Value], value: Value) -> Value:
+    """What the kernel makes of a value that ranks exchange: this rank's part."""
+    return graph[next(iter(value.reads))] if value.name in NO_KERNEL and value.reads else value
 
 
 def _sums_along_rows(graph: list[Value], reads: dict[int, Operands], value: Value) -> bool:
@@ -142,9 +147,10 @@ def _follows(node: _Node | None, earlier: _Node, maker: dict[int, _Node]) -> boo
 
 
 def _ran(graph: list[Value], node: _Node, space: Space) -> Ran:
-    moved = ZERO
+    made, moved = {value.index for value in node.values}, ZERO
     for index in sorted(node.touched):
-        moved = moved + graph[index].size
+        value = graph[index]
+        moved = moved + (_before_ranks(graph, value) if index in made else value).size
     first, launches = node.values[0], 1
     if space.order == "columns":
         launches += sum(value.kind == "reduction" for value in node.values)
