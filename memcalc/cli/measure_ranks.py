@@ -167,9 +167,11 @@ class _Finish:
 
         request, kernels = self.request, records[0]["setup"]["resolved"]["kernels"]
         chosen = {name: kernels[name] for name in ("device", "norm", "attention")}
+        rates = self.arguments.text("calibration") or "auto"
+        device = self.device._replace(calibration=rates)
         try:
             found = compared(
-                request.config, self.setup, {**request.kernels, **chosen}, records, self.device
+                request.config, self.setup, {**request.kernels, **chosen}, records, device
             )
         except ConfigError as error:
             return {"kind": "verify", "verified": None,

@@ -82,9 +82,7 @@ def _verified(arguments: Arguments, request: Request) -> tuple[Verified, Plan, s
     return verified, plan, keep(verified.record, path)
 
 
-def _estimate(
-    request: Request, plan: Plan, device: Any, arguments: Arguments
-) -> dict[str, Any]:
+def _estimate(request: Request, plan: Plan, device: Any, arguments: Arguments) -> dict[str, Any]:
     """The estimate of the same plan, for this device's own memory, profile and calibration."""
     from memcalc.engine.estimate import estimate
     from memcalc.harness.local import local_device, timed_on_cpu

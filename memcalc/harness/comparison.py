@@ -193,8 +193,8 @@ def _time_rows(estimate: Mapping[str, Any], record: Mapping[str, Any]) -> list[R
     rows.append(_timed("tokens/s", "tokens/s", told.get("tokens_per_s"), seen.get("tokens_per_s"),
                        _inverse(told.get("tokens_per_s"), step, (low, high))))  # fmt: skip
     phases, parts = seen.get("phases") or {}, phase_seconds(told)
-    for name, names in PHASE_SUMS.items():
-        taken = sum(phases[one] for one in names) if phases else None
+    for name, names in PHASE_SUMS.items() if phases else ():
+        taken = sum(phases[one] for one in names)
         if parts[name] or taken:
             wide = _widened(parts[name], step, (low, high))
             rows.append(_timed(name, "s", parts[name], taken, wide))

@@ -155,6 +155,10 @@ def differences(plan: Plan, record: Mapping[str, Any]) -> list[Difference]:
             ("asked for", "peak allocated", "peak reserved", "driver-used"),
             "CUDA graphs keep memory pools of their own, which are not estimated",
         ))  # fmt: skip
+    if plan.optimizer.in_backward:
+        found.append(Difference(
+            ("backward", "optimizer"), "the optimizer steps inside backward, whose time holds both"
+        ))  # fmt: skip
     if kernels.fp8_linear:
         found.append(Difference(("executed FLOPs",), "torch's counter does not know fp8 products"))
     if plan.config.moe is not None and setup.imbalance != 1.0:

@@ -17,7 +17,16 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from memcalc.inputs.hardware import Gpu
-from memcalc.inputs.rate_figures import AttentionRate, GemmRate, MemoryRate, Rates, StepRate
+from memcalc.inputs.rate_figures import (
+    AttentionRate,
+    Curve,
+    GemmRate,
+    LinkRate,
+    LinkRates,
+    MemoryRate,
+    Rates,
+    StepRate,
+)
 from memcalc.inputs.rates import rates_of
 
 Row = Mapping[str, Any]
@@ -56,9 +65,8 @@ def measured_rates(profile: Mapping[str, Any], gpu: Gpu) -> Measured:
         memory=memory,
         launch_s=0.0 if serial else launch_s,
         optimizer=_optimizers(summary.get("optimizer", ())),
-        kernels={
-            f"{row['what']} {row['dtype']}": row["bytes_per_s"] for row in summary.get("kernel", ())
-        },
+        kernels=_kernels(summary),
+        links=_links(summary.get("collective", ()), base, filled),
         sum_residual=_residual(summary.get("residual", ())),
     )
     return Measured(found, tuple(filled))
@@ -192,6 +200,51 @@ def _one_pass(rows: Iterable[Row], beside_s: float) -> AttentionRate:
         row=0.0,
         backward=1.0,
         multiprocessors=1.0,
+    )
+
+
+def _kernels(summary: Mapping[str, Sequence[Row]]) -> dict[str, float]:
+    """bytes/s by "primitive dtype" of kernels that take longer than their bytes."""
+    found = {
+        f"{row['what']} {row['dtype']}": float(row["bytes_per_s"])
+        for row in summary.get("kernel", ())
+    }
+    for row in summary.get("embedding_backward", ())[:1]:
+        for dtype in ("bf16", "fp32"):  # zeros written, rows added: bytes are what counts
+            found[f"embedding_dense_backward {dtype}"] = float(row["bytes_per_s"])
+    return found
+
+
+def _links(rows: Sequence[Row], base: Rates, filled: list[str]) -> LinkRates:
+    """The default's tiers with the curves of the collectives that were measured, NCCL's alone.
+
+    Of one host they are those of the link, or of PCIe where there is none; of several the network's.
+    """
+    links = base.links
+    mine = [row for row in rows if row["backend"] == "nccl" and row.get("bus_bytes_per_s")]
+    if not mine:
+        filled.append("links")
+        return links
+    near = "pcie" if links.link is None else "link"
+    for tier, hosts in ((near, {1}), ("network", {row.get("hosts", 1) for row in mine} - {1})):
+        rate: LinkRate | None = getattr(links, tier)
+        own = [row for row in mine if row.get("hosts", 1) in hosts]
+        if rate is not None and own:
+            links = links._replace(**{tier: _with_curves(rate, own)})
+    return links
+
+
+def _with_curves(rate: LinkRate, rows: Sequence[Row]) -> LinkRate:
+    """A tier whose collectives follow one line each: alpha and the bytes/s a rank sends."""
+    curves: dict[str, list[Curve]] = {}
+    for row in sorted(rows, key=lambda row: int(row["ranks"])):
+        alpha, bus = row["alpha_s"], row["bus_bytes_per_s"]
+        curves.setdefault(row["what"], []).append(Curve(row["ranks"], alpha, bus, alpha, bus))
+    gathered = curves.get("all_gather") or next(iter(curves.values()))
+    return rate._replace(
+        alpha_s=gathered[-1].large_s,
+        bus_bytes_per_s=gathered[-1].large_bytes_per_s,
+        **{kind: tuple(lines) for kind, lines in curves.items()},
     )
 
 

@@ -274,7 +274,7 @@ def test_the_whole_programme_runs_tiny_on_a_cpu(tiny_run):
     files = {path.name: path.stat().st_size for path in folder.iterdir()}
     assert set(files) == {
         "records.jsonl", "questions.jsonl", "mfu.jsonl", "calibration.toml", "trace.json.gz",
-        "summary.json", "log.txt",
+        "summary.json", "log.txt", "timing.jsonl",
     }  # fmt: skip
     assert max(files.values()) < 16 << 20
     said = json.loads((folder / "summary.json").read_text())
@@ -326,7 +326,7 @@ def test_a_second_call_has_nothing_left_to_do(tiny_run, tmp_path):
     said = json.loads((tmp_path / "summary.json").read_text())
     assert said["stages"] == {
         "memory": {"had before": 5}, "calibration": {"had before": 1}, "mfu": {"had before": 1},
-        "residual": {"had before": 1},
+        "residual": {"had before": 1}, "timing": {"had before": 2},
     }  # fmt: skip
     assert said["errors"]["requested"]["n"] == 4  # the table covers what was had
 

@@ -59,3 +59,18 @@ def test_less_is_explained_on_a_later_rank_alone() -> None:
     (first, rows), (second, later) = verdicts(record(0, -64), record(1, -64))
     assert not first and rows["peak in backward"] == "outside"
     assert second and later["peak in backward"] == "explained"
+
+
+def test_the_step_of_all_ranks_is_held_against_the_layouts_time() -> None:
+    device = device_of("h100-80gb")._replace(calibration="default")
+    [row] = [
+        row
+        for row in compared(LLAMA, SETUP, KERNELS, [record(0)], device)[0]["rows"]
+        if row["name"] == "step time"
+    ]
+    assert row["predicted"] > 0 and row["low"] < row["predicted"] < row["high"]
+    seen = record(0)
+    seen["time"] = {"median_s": row["predicted"], "tokens_per_s": 1.0}
+    rows = compared(LLAMA, SETUP, KERNELS, [seen], device)[0]["rows"]
+    found = {row["name"]: row["verdict"] for row in rows if row["group"] == "time"}
+    assert found == {"step time": "inside", "tokens/s": "outside"}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from memcalc.engine.timing.kernel_times import attention_s, gemm_s, moved_s
+from memcalc.engine.timing.kernel_times import attention_s, collective_s, gemm_s, moved_s
 from memcalc.inputs.hardware import load_gpu
 from memcalc.inputs.measured_rates import measured_rates
 from memcalc.inputs.rates import rates_of
@@ -91,7 +91,7 @@ def test_what_is_lacking_is_scaled_from_the_default_and_listed() -> None:
     )
     assert {"products in fp16", "products in fp8", "attention cudnn"} <= set(found.filled)
     assert not {"products in bf16", "attention flash", "launches"} & set(found.filled)
-    assert found.rates.links == base.links
+    assert found.rates.links == base.links and "links" in found.filled
     bare = measured_rates(_profile(launch=None, elementwise=None), GPU)
     assert {"launches", "element-wise kernels"} <= set(bare.filled)
     assert bare.rates.memory.bytes_per_s == base.memory.bytes_per_s
@@ -136,3 +136,28 @@ def test_optimizers_residual_and_where_it_is_from() -> None:
     assert rates.sum_residual == pytest.approx(1.05)
     assert _rates(residual=None).sum_residual == 1.0
     assert rates.verified and "NVIDIA H100" in rates.basis and rates.name == "it"
+
+
+def test_collectives_that_were_measured_are_followed() -> None:
+    rows = [{"what": kind, "ranks": ranks, "backend": "nccl", "hosts": 1, "alpha_s": 1e-6 * ranks,
+             "bus_bytes_per_s": 3e11, "n": 4}
+            for kind in ("all_reduce", "all_gather") for ranks in (8, 2)]  # fmt: skip
+    found = measured_rates(_profile(collective=rows), GPU)
+    assert "links" not in found.filled and found.rates.links.network == rates_of(GPU).links.network
+    link = found.rates.links.link
+    wire = 2 * 7 / 8 * 1e9
+    assert collective_s(link, "all_reduce", 1e9, 8) == pytest.approx(8e-6 + wire / 3e11)
+    assert collective_s(link, "all_gather", 1e9, 2) == pytest.approx(2e-6 + 0.5e9 / 3e11)
+    gloo = [{**row, "backend": "gloo"} for row in rows]
+    assert _rates(collective=gloo).links == rates_of(GPU).links
+    apart = [{**row, "hosts": 2} for row in rows]
+    far = _rates(collective=apart).links
+    assert far.link == rates_of(GPU).links.link
+    assert collective_s(far.network, "all_gather", 1e9, 8) == pytest.approx(8e-6 + 7e9 / 8 / 3e11)
+
+
+def test_an_embeddings_gradient_has_its_own_rate() -> None:
+    rows = [{"dtype": "bf16", "bytes_per_s": 5e11, "n": 1}]
+    rates = _rates(embedding_backward=rows)
+    told = moved_s(rates, 1e9, 2, "embedding_dense_backward fp32")
+    assert told == pytest.approx(6e-6 + 1e9 / 5e11)

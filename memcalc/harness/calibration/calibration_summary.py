@@ -154,25 +154,23 @@ def _embeddings(points: Sequence[Row]) -> list[Row]:
 
 def _collectives(points: Sequence[Row]) -> list[Row]:
     """alpha + bus_bytes / bus rate, by collective."""
+    names = ("what", "ranks", "backend", "hosts")
     found = []
-    for key, group in groups(of_kind(points, "collective"), "what", "ranks", "backend").items():
+    for key, group in groups(of_kind(points, "collective"), *names).items():
         fit = linear([(1, p["bus_bytes"]) for p in group], [p["median_s"] for p in group])
         alpha, byte_s = fit.coefficients
-        row = dict(zip(("what", "ranks", "backend"), key, strict=True))
+        row = {name: value for name, value in zip(names, key, strict=True) if value is not None}
         found.append({**row, "alpha_s": alpha, **rate("bus_bytes_per_s", byte_s), **fit.errors()})
     return found
 
 
 def _launches(points: Sequence[Row]) -> list[Row]:
-    """Seconds a kernel of two minute blocks takes in an eager step: next to nothing but its launch."""
+    """Seconds a kernel of a minute decoder's eager step takes: next to nothing but its launch."""
     found = []
     for (precision,), group in groups(of_kind(points, "launch"), "precision").items():
-        if len(group) != 2:
-            continue
-        shallow, deep = sorted(group, key=lambda p: int(p["layers"]))
-        kernels = deep["kernels"] - shallow["kernels"]
-        seconds = (deep["median_s"] - shallow["median_s"]) / kernels
-        row = {"precision": precision, "seconds": seconds, "kernels": kernels, "n": 2}
+        taken = sum(p["median_s"] * p["kernels"] for p in group)
+        seconds = taken / sum(p["kernels"] ** 2 for p in group)
+        row = {"precision": precision, "seconds": seconds, "n": len(group)}
         spread = max(single(p)["relative_spread"] for p in group)
         found.append({**row, "relative_spread": spread})
     return found

@@ -14,6 +14,7 @@ from memcalc.engine.device_side import Device
 from memcalc.engine.memory import StepMemory
 from memcalc.engine.plan import plan_of
 from memcalc.engine.rank_memory import rank_memory
+from memcalc.engine.timing.answer import time_estimate
 from memcalc.harness.comparison import Difference, compare
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
@@ -44,6 +45,8 @@ def compared(
 ) -> list[dict[str, Any]]:
     """The comparison of every rank's record, in their order. kernels: as the ranks ran them.
 
+    Steps are all ranks' own, so their time is the layout's; without a GPU none is predicted.
+
     Raises ConfigError when the layout has no estimate.
     """
     parallel = parallel_of(records[0]["world"])
@@ -56,10 +59,11 @@ def compared(
         )
         for stage in range(parallel.pp)
     ]
+    time = {**time_estimate(plain, device)[0].to_dict(), "executed_flops": None}
     found = []
     for record in records:
         memory, seen = stages[record["world"]["pp_rank"]]
-        estimate = {"memory": memory.to_dict(), "time": {"executed_flops": None}}
+        estimate = {"memory": memory.to_dict(), "time": time}
         peaks = {"phases": dict(seen.phases), "peak_requested_bytes": seen.peak_bytes}
         listed = [
             *_differences(record["world"]),
