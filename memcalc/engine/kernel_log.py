@@ -191,16 +191,16 @@ class KernelLog:
             phase = "recompute" if again or self.recomputing else self.phase
             self.kernels.append(Kernel(self.block, self.op, phase, kernel))
 
-    def in_place(self, name: str, target: Tensor, *others: Tensor, launches: int = 1) -> None:
+    def in_place(self, name: str, target: Tensor, *others: Tensor) -> None:
         """A kernel that reads and rewrites target and reads the others; it allocates nothing."""
         moved = read_bytes(target) * 2
         for other in others:
             moved = moved + read_bytes(other)
-        self.moves(name, target.dtype, moved, launches)
+        self.moves(name, target.dtype, moved)
 
-    def moves(self, name: str, dtype: str, moved: Size, launches: int = 1) -> None:
+    def moves(self, name: str, dtype: str, moved: Size) -> None:
         """A kernel that reads and writes so many bytes; it allocates nothing."""
-        self.ran(_moving(name, dtype, moved, launches))
+        self.ran(_moving(name, dtype, moved, 1))
         self._making = ""
 
     def gradient_made(self, gradient: Tensor, before: Tensor | None) -> None:

@@ -38,14 +38,17 @@ def choose_rates(gpu: Gpu, calibration: str = AUTO) -> tuple[Rates, str]:
         return rates_of(gpu), ""
     if word == AUTO:
         found = _measured_on(gpu)
-        return (rates_of(gpu), "") if found is None else _measured(gpu, *found)
+        return (rates_of(gpu), "") if found is None else _measured(gpu, found, *_stamp(found))
     path = Path(word).expanduser() if word.lower().endswith(".toml") else find(word)
-    if is_default(path):
+    if _is_default(path, *_stamp(path)):
         return rates_of(gpu, str(path)), ""
-    return _measured(gpu, path, read(path))
+    return _measured(gpu, path, *_stamp(path))
 
 
-def _measured(gpu: Gpu, path: Path, profile: Mapping[str, Any]) -> tuple[Rates, str]:
+@lru_cache(maxsize=64)
+def _measured(gpu: Gpu, path: Path, changed_ns: int, size: int) -> tuple[Rates, str]:
+    """The rates of a calibration file for a device, and the note; kept until the file changes."""
+    profile = _read(path, changed_ns, size)
     found = measured_rates(profile, gpu)
     said = [] if _is_of(gpu, profile) else [f"it was measured on {profile['device']['name']}"]
     if profile.get("small") is True:
@@ -55,10 +58,11 @@ def _measured(gpu: Gpu, path: Path, profile: Mapping[str, Any]) -> tuple[Rates, 
     return found.rates, f"calibration {path.stem}: {'; '.join(said)}" if said else ""
 
 
-def _measured_on(gpu: Gpu) -> tuple[Path, Mapping[str, Any]] | None:
+def _measured_on(gpu: Gpu) -> Path | None:
     """The newest full calibration of this device; None where there is none."""
     known = [one for one in _profiles() if _is_of(gpu, one[1]) and one[1].get("small") is not True]
-    return max(known, key=lambda one: _age(one[1]), default=None)
+    newest = max(known, key=lambda one: _age(one[1]), default=None)
+    return None if newest is None else newest[0]
 
 
 def _age(profile: Mapping[str, Any]) -> tuple[tuple[int, ...], str]:
@@ -85,21 +89,33 @@ def _profiles() -> Iterator[tuple[Path, Mapping[str, Any]]]:
     """Every measured calibration there is; what cannot be read is passed over."""
     for entry in measured_entries():
         try:
-            stamp = entry.path.stat()
-        except OSError:
+            yield entry.path, _loaded(entry.path)
+        except ConfigError:
             continue
-        profile = _read(entry.path, stamp.st_mtime_ns, stamp.st_size)
-        if profile is not None:
-            yield entry.path, profile
+
+
+def _loaded(path: Path) -> Mapping[str, Any]:
+    """A file's measured profile, kept until the file changes. Raises ConfigError."""
+    return _read(path, *_stamp(path))
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """(time of the last change, size) of a file; of none that is not there, as reading will say."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
 
 
 @lru_cache(maxsize=64)
-def _read(path: Path, changed_ns: int, size: int) -> Mapping[str, Any] | None:
-    """A file's profile, kept until the file changes; None where it is no valid one."""
-    try:
-        return read(path)
-    except ConfigError:
-        return None
+def _read(path: Path, changed_ns: int, size: int) -> Mapping[str, Any]:
+    return read(path)
+
+
+@lru_cache(maxsize=64)
+def _is_default(path: Path, changed_ns: int, size: int) -> bool:
+    return is_default(path)
 
 
 def cpu_device(name: str, threads: int, calibration: str = AUTO) -> tuple[Gpu, Path] | None:
@@ -119,7 +135,7 @@ def cpu_device(name: str, threads: int, calibration: str = AUTO) -> tuple[Gpu, P
         path, profile = found
     else:
         path = Path(word).expanduser() if word.lower().endswith(".toml") else find(word)
-        profile = read(path)
+        profile = _loaded(path)
     return as_device(profile), path
 
 

@@ -2,7 +2,8 @@
 
 The time formulas take the constants as they were fitted: a product is t0 + max(flops / P, bytes / W) or,
 where that fitted better, their sum; attention has rates for each kernel, dtype and pass. Tiles, droop
-and the like are in the fitted constants already and left out. What a calibration lacks (a dtype the
+and the like are in those constants and left out, unless the default's own formula, with its ceiling fitted
+to the device, came nearer to the points (`shaped`). What a calibration lacks (a dtype the
 device was not asked about, links of a run on one GPU) is filled from the default of the device's
 architecture, scaled by what both have, and listed.
 
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
+from memcalc.errors import ConfigError
 from memcalc.inputs.hardware import Gpu
 from memcalc.inputs.rate_figures import (
     AttentionRate,
@@ -46,7 +48,20 @@ class Measured(NamedTuple):
 
 
 def measured_rates(profile: Mapping[str, Any], gpu: Gpu) -> Measured:
-    """The rates in a calibration profile, for a device."""
+    """The rates in a calibration profile, for a device.
+
+    Raises ConfigError where the summary is not as `memcalc calibrate` writes it.
+    """
+    try:
+        return _measured(profile, gpu)
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, IndexError) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise ConfigError(
+            f"calibration: {profile['name']}: summary: {said[:80]}; rule: as memcalc calibrate writes it"
+        ) from None
+
+
+def _measured(profile: Mapping[str, Any], gpu: Gpu) -> Measured:
     base = rates_of(gpu)
     summary: Mapping[str, Sequence[Row]] = profile["summary"]
     launch_s, eager_s = _launch(summary, base)
@@ -67,7 +82,7 @@ def measured_rates(profile: Mapping[str, Any], gpu: Gpu) -> Measured:
         optimizer=_optimizers(summary.get("optimizer", ())),
         kernels=_kernels(summary),
         links=_links(summary.get("collective", ()), base, filled),
-        sum_residual=_residual(summary.get("residual", ())),
+        sum_residual=_residual(summary.get("residual", ()), base, filled),
     )
     return Measured(found, tuple(filled))
 
@@ -94,6 +109,12 @@ def _gemms(
             filled.append(f"products in {dtype}")
             found[dtype] = default._replace(flops_per_s=scale * default.flops_per_s)
             continue
+        if _shape_is_better(row, base):
+            own = row["shaped"]
+            found[dtype] = default._replace(
+                flops_per_s=own["flops_per_s"], dgrad=own["dgrad"], wgrad=own["wgrad"]
+            )
+            continue
         parts: dict[str, float] = {one["part"]: one["flops_per_s"] for one in rows
                                    if one["dtype"] == dtype and one.get("flops_per_s")}  # fmt: skip
         forward = parts.get("forward", float(row["flops_per_s"]))
@@ -117,6 +138,14 @@ def _gemms(
             result_bytes=default.result_bytes,
         )
     return found
+
+
+def _shape_is_better(row: Row, base: Rates) -> bool:
+    """Whether the default's formula, its ceiling fitted, is nearer to the points than t0, P and W."""
+    shaped = row.get("shaped")
+    if shaped is None or shaped["by"] != base.name:
+        return False
+    return bool(shaped["mean_relative_error"] < row.get("mean_relative_error", float("inf")))
 
 
 def _beside(own_s: float, launch: tuple[float, float]) -> float:
@@ -258,7 +287,10 @@ def _optimizers(rows: Sequence[Row]) -> dict[str, StepRate]:
     }
 
 
-def _residual(rows: Sequence[Row]) -> float:
-    """Measured over predicted of whole steps, the mean of those it was found for; 1 without any."""
+def _residual(rows: Sequence[Row], base: Rates, filled: list[str]) -> float:
+    """Measured over predicted of whole steps, the mean of those it was found for; else the default's."""
     known = [row["step"] for row in rows if row.get("step", 0) > 0]
-    return sum(known) / len(known) if known else 1.0
+    if not known:
+        filled.append("residual of whole steps")
+        return base.sum_residual
+    return float(sum(known) / len(known))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from memcalc.engine.timing.kernel_times import attention_s, collective_s, gemm_s, moved_s
+from memcalc.errors import ConfigError
 from memcalc.inputs.hardware import load_gpu
 from memcalc.inputs.measured_rates import measured_rates
 from memcalc.inputs.rates import rates_of
@@ -134,7 +135,9 @@ def test_optimizers_residual_and_where_it_is_from() -> None:
     assert rates.optimizer["adamw fused fp32"] == (1e-11, 1e-7)
     assert rates.optimizer["clip fp32"] == (5e-12, 0.0)
     assert rates.sum_residual == pytest.approx(1.05)
-    assert _rates(residual=None).sum_residual == 1.0
+    bare = measured_rates(_profile(residual=None), GPU)
+    assert bare.rates.sum_residual == rates_of(GPU).sum_residual
+    assert "residual of whole steps" in bare.filled
     assert rates.verified and "NVIDIA H100" in rates.basis and rates.name == "it"
 
 
@@ -161,3 +164,30 @@ def test_an_embeddings_gradient_has_its_own_rate() -> None:
     rates = _rates(embedding_backward=rows)
     told = moved_s(rates, 1e9, 2, "embedding_dense_backward fp32")
     assert told == pytest.approx(6e-6 + 1e9 / 5e11)
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [{"gemm": [{"part": "all", "flops_per_s": 1.0}]}, {"attention": [{"kernel": "flash"}]}, {"elementwise": [{"bytes_per_s": 1.0}]},
+     {"launch": [{"seconds": "long"}]}, {"optimizer": [{"what": "adamw"}]},
+     {"collective": [{"backend": "nccl", "bus_bytes_per_s": 1.0}]}],
+    ids=lambda summary: next(iter(summary)),
+)  # fmt: skip
+def test_a_summary_written_by_hand_is_refused_in_one_line(summary: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        measured_rates(_profile(**summary), GPU)
+    assert "\n" not in str(caught.value) and "calibration: it: summary" in str(caught.value)
+
+
+def test_an_earlier_calibration_without_the_newer_classes_is_read() -> None:
+    old = copy.deepcopy(SUMMARY)
+    for row in old["gemm"]:
+        del row["form"]
+    for row in old["attention"]:
+        del row["dtype"]
+    newer = dict.fromkeys(("launch", "kernel", "residual"))
+    rates = _rates(gemm=old["gemm"], attention=old["attention"], **newer)
+    assert gemm_s(rates, "bf16", 1, 8192, 8192, 8192) == pytest.approx(
+        gemm_s(_rates(), "bf16", 1, 8192, 8192, 8192)
+    )
+    assert set(rates.attention) == set(_rates().attention)

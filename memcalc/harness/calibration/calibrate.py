@@ -30,11 +30,13 @@ from memcalc.harness.calibration import (
     microbench_training,
 )
 from memcalc.harness.calibration.calibration_residual import residuals
+from memcalc.harness.calibration.calibration_shaped import add_shaped
 from memcalc.harness.calibration.calibration_summary import CLASSES
 from memcalc.harness.calibration.microbench import CPU, CUDA, SMALL, Point, Scale, Task
 from memcalc.harness.calibration.timing import Bench
 from memcalc.harness.device import device_facts, empty_cache, synchronize
 from memcalc.harness.failures import first_line, is_out_of_memory
+from memcalc.harness.local import local_device
 from memcalc.harness.malloc import kept
 from memcalc.harness.ranks.layout import world
 from memcalc.inputs.calibrations import SCHEMA, profile_name
@@ -92,8 +94,10 @@ def run(
 
 
 def _add_residuals(profile: dict[str, Any], device: torch.device) -> None:
-    """The two-depth residual; where it cannot be had, why not."""
+    """Products by the default's formula, then the two-depth residual; what cannot be had, and why."""
     try:
+        if (gpu := local_device(device).gpu if device.type == "cuda" else None) is not None:
+            add_shaped(profile, gpu)
         rows = residuals(profile, device)
     except Exception as error:
         profile["skipped"].append({"point": "residual of two depths", "reason": _reason(error)})

@@ -10,6 +10,7 @@ Checked by: harness/test_calibrate.py.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from memcalc.harness.calibration.summary_rows import Row
 from memcalc.harness.local import local_device
 from memcalc.inputs.choose_rates import as_device
 from memcalc.inputs.measured_rates import measured_rates
-from memcalc.inputs.rates import Rates
+from memcalc.inputs.rates import Rates, sustained
 
 
 def residuals(profile: Mapping[str, Any], device: torch.device) -> list[Row]:
@@ -34,9 +35,15 @@ def residuals(profile: Mapping[str, Any], device: torch.device) -> list[Row]:
 
 
 def rates_here(profile: Mapping[str, Any], device: torch.device) -> Rates | None:
-    """The calibration's rates for the device it was measured on; None for a GPU without a profile."""
+    """The calibration's rates for the device it was measured on, as estimates take them; None for a
+    GPU without a profile."""
     gpu = as_device(profile) if device.type == "cpu" else local_device(device).gpu
-    return None if gpu is None else measured_rates(profile, gpu).rates
+    return None if gpu is None else without_residual(measured_rates(profile, gpu).rates)
+
+
+def without_residual(rates: Rates) -> Rates:
+    """The rates as estimates take them, but for the residual that is looked for."""
+    return replace(sustained(rates), sum_residual=1.0)
 
 
 def _residual(row: Row, rates: Rates, device: torch.device) -> Row:
