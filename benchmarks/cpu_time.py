@@ -116,7 +116,7 @@ def progress() -> Iterator[Tell]:
 
 def command(
     decoders: Annotated[int, typer.Option(help="How many", min=1, max=1000)] = 20,
-    seed: Annotated[int, typer.Option(help="Of the draw")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the draw")] = 11,
     calibration: Annotated[
         Path | None, typer.Option(help="A calibration of this CPU, instead of making one")
     ] = None,

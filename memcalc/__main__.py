@@ -15,7 +15,7 @@ _HELP = frozenset({"--help", "-h", "--install-completion", "--show-completion"})
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command line and return its exit status. Checked by: cli/test_exit_status.py."""
+    """Run one command line and return its exit status. Checked by: cli/test_errors.py."""
     words = sys.argv[1:] if argv is None else list(argv)
     if argv is None:
         gc.disable()  # a short life: what is dropped late costs less than looking for it

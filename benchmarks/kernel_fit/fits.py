@@ -36,6 +36,8 @@ WIDTHS: Final = {"narrow": (64, Constant(0.7)), "wide": (256, Constant(1.0))}
 FEWEST_OF_WIDTH: Final = 40
 DECODE: Final = {
     "memory_share": Constant(0.85, True), "share": Constant(0.5, True), "t0_s": Constant(11e-6),
+    "exponent": Constant(1.5), "chain_s": Constant(3e-11), "spread": Constant(0.03, True),
+    "alone": Constant(0.1, True),
 }  # fmt: skip
 #: Nothing gets more of a datasheet's figure.
 HIGHEST_SHARE: Final = 0.98
@@ -74,7 +76,7 @@ def fit_tables(
     for name in found:
         if name in ("share", "memory_share"):
             found[name] = min(HIGHEST_SHARE, found[name] * scale)
-        elif name in ("t0_s", "droop_s"):
+        elif name in ("t0_s", "droop_s", "chain_s"):
             found[name] /= scale
     return _nested(path, {name: _rounded(value) for name, value in found.items()})
 

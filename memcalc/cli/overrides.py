@@ -45,7 +45,7 @@ class Overrides:
 
 
 def parse_overrides(assignments: list[str]) -> Overrides:
-    """Read `table.field=value` words. Raises ConfigError; checked by cli/test_overrides.py."""
+    """Read `table.field=value` words. Raises ConfigError; checked by cli/test_options.py."""
     found = Overrides()
     setup_types = {f.name: str(f.type) for f in fields(TrainingSetup)}
     for assignment in assignments:

@@ -117,7 +117,7 @@ class ModelConfig:
     """One decoder-only language model. Field names are those of Hugging Face config.json files.
 
     Raises ConfigError when a field is out of range or fields contradict each other.
-    Checked by: unit/test_model_config.py, oracle/test_parameters.py.
+    Checked by: unit/test_model_config.py, oracle/test_profile_parameters.py.
     """
 
     name: str

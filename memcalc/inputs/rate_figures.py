@@ -59,11 +59,20 @@ class AttentionRate(NamedTuple):
 
 
 class DecodeRate(NamedTuple):
-    """Attention of one new token a sequence over a cache."""
+    """Attention of one new token a sequence over a cache; see timing/attention_time.py.
+
+    exponent: how well the fixed seconds hide behind the reading. chain_s: of one key for one query head of
+    a key head, 128 wide, where nothing is spread; spread: share of a key head's work that another of
+    the call takes over. alone: how much longer reading takes for a key head with one query head.
+    """
 
     bytes_per_s: float
     flops_per_s: float
     t0_s: float
+    exponent: float
+    chain_s: float
+    spread: float
+    alone: float
 
 
 class MemoryRate(NamedTuple):

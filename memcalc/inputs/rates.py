@@ -56,7 +56,7 @@ PRODUCTS: Final[Mapping[str, tuple[int, int, tuple[str, ...]]]] = {
 }
 #: Figures of a calibration that may be 0; all others are above it.
 MAY_BE_ZERO: Final = frozenset((
-    "alpha_s", "cached_bytes", "droop", "launch_s", "overlap_slowdown", "padding", "prologue_k",
+    "alone", "alpha_s", "cached_bytes", "chain_s", "droop", "launch_s", "overlap_slowdown", "padding", "prologue_k",
     "ramp", "row", "small_s", "large_s", "split_k", "spread", "t0_s",
 ))  # fmt: skip
 #: Where a calibration states nothing of a dtype, it is as this one.
@@ -177,7 +177,7 @@ def _rates(reader: _Reader) -> Rates:
     raw, gpu = reader.raw, reader.gpu
     bandwidth = gpu.memory_bandwidth_bytes_per_s
     half = reader.peak(("bf16", "fp16", "fp32"))
-    share, flops_share, t0_s = reader.of("decode", "memory_share", "share", "t0_s")
+    share, flops_share, *rest = reader.of("decode", "memory_share", "share", *DecodeRate._fields[2:])
     memory_share, memory_t0_s = reader.of("memory", "share", "t0_s")
     fitted = gpu.slug in raw.get("fitted_on", ())
     basis = str(raw.get("basis", ""))
@@ -188,7 +188,7 @@ def _rates(reader: _Reader) -> Rates:
         verified=fitted and raw.get("verified") is True,
         gemm=_gemms(reader),
         attention=_attentions(reader, half),
-        decode=DecodeRate(share * bandwidth, flops_share * half, t0_s),
+        decode=DecodeRate(share * bandwidth, flops_share * half, *rest),
         memory=MemoryRate(memory_share * bandwidth, memory_t0_s),
         launch_s=reader.number(raw, "launch_s"),
         links=LinkRates(

@@ -15,7 +15,7 @@ from memcalc.errors import ConfigError
 def write_text(path: str, text: str) -> None:
     """Write a file atomically: a neighbour is written and renamed. Raises ConfigError.
 
-    What is not a regular file (/dev/stdout, a pipe) is written directly. Checked by: cli/test_output.py.
+    What is not a regular file (/dev/stdout, a pipe) is written directly. Checked by: cli/test_errors.py.
     """
     target = Path(path).expanduser()
     try:

@@ -168,7 +168,8 @@ def test_an_embeddings_gradient_has_its_own_rate() -> None:
 
 @pytest.mark.parametrize(
     "summary",
-    [{"gemm": [{"part": "all", "flops_per_s": 1.0}]}, {"attention": [{"kernel": "flash"}]}, {"elementwise": [{"bytes_per_s": 1.0}]},
+    [{"gemm": [{"part": "all", "flops_per_s": 1.0}]}, {"attention": [{"kernel": "flash"}]},
+     {"elementwise": [{"bytes_per_s": 1.0}]},
      {"launch": [{"seconds": "long"}]}, {"optimizer": [{"what": "adamw"}]},
      {"collective": [{"backend": "nccl", "bus_bytes_per_s": 1.0}]}],
     ids=lambda summary: next(iter(summary)),

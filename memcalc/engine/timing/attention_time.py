@@ -74,8 +74,17 @@ def decode_attention_s(rates: Rates, shape: tuple[Num, ...], cache_bytes: Num = 
 
 
 def cached_s(rate: DecodeRate, shape: tuple[Num, ...], cache_bytes: Num = 2) -> Num:
-    """t0 + cache / W + FLOPs / P: the cache is read once for all query heads of a key head."""
+    """Seconds of one call: (t0^e + (cache / W + FLOPs / P)^e)^(1 / e) + chain.
+
+    The cache is read once for all query heads of a key head, slower for a single one. chain: the keys that one multiprocessor
+    runs over for the query heads of a key head, fewer where a call has more key heads to spread.
+    """
     b, a, kv_heads, s_q, s_kv, d_qk, d_v = shape
-    moved = b * (cache_bytes * kv_heads * s_kv + 2 * a * s_q) * (d_qk + d_v)
+    reads = 1 + rate.alone * (kv_heads / a) ** 2
+    moved = b * (cache_bytes * reads * kv_heads * s_kv + 2 * a * s_q) * (d_qk + d_v)
     flops = 2 * b * a * s_q * s_kv * (d_qk + d_v)
-    return rate.t0_s + moved / rate.bytes_per_s + flops / rate.flops_per_s
+    streamed = moved / rate.bytes_per_s + flops / rate.flops_per_s
+    e = rate.exponent
+    together = (rate.t0_s**e + streamed**e) ** (1 / e)
+    wide = (d_qk + d_v) / (2 * WIDTH) * s_q * a / kv_heads
+    return together + rate.chain_s * wide * s_kv / (1 + rate.spread * b * kv_heads)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from memcalc.engine.plan import Plan
+from memcalc.harness.calibration import timing
 from memcalc.harness.calibration.microbench import Point, Scale, Step, Task, point
 from memcalc.harness.calibration.timing import Bench, cpu_clock
 from memcalc.harness.device import synchronize
@@ -29,8 +30,10 @@ from memcalc.inputs.models import load_model
 from memcalc.inputs.training import TrainingSetup
 
 DEPTHS = (2, 4)
-#: A step is timed this many times longer than a single operation: it is the figure that counts.
-_LONGER = 5
+#: A step is timed this many times longer than a single operation: it is the figure that counts. A CPU's
+#: points are shorter, and others use it too.
+_LONGER = {timing.CUDA: 5}
+_LONGER_ELSEWHERE = 20
 _PHASE_STEPS = 5
 #: What compiling a block may take.
 _COMPILE_S = 60.0
@@ -50,12 +53,16 @@ _OWN = {"tiny": _TINY, "minute": _MINUTE}
 
 def steps(scale: Scale, setups: tuple[Step, ...]) -> list[Task]:
     """Two tasks for each setup: the shallow decoder and the deep one."""
-    cost_s = (_LONGER + 2) * scale.protocol.least_s
+    cost_s = (_longer(scale.protocol) + 2) * scale.protocol.least_s
     return [
         Task(_label(setup, depth), _runner(setup, depth), cost_s + _COMPILE_S * _compiles(setup))
         for setup in setups
         for depth in DEPTHS
     ]
+
+
+def _longer(protocol: timing.Protocol) -> int:
+    return _LONGER.get(protocol, _LONGER_ELSEWHERE)
 
 
 def _compiles(setup: Step) -> bool:
@@ -89,7 +96,7 @@ def plan_for(setup: Step, depth: int, device: torch.device) -> Plan:
 def _runner(setup: Step, depth: int) -> Callable[[Bench], Point]:
     def run(bench: Bench) -> Point:
         step = TrainingStep(plan_for(setup, depth, bench.device), bench.device)
-        least_s = _LONGER * bench.protocol.least_s
+        least_s = _longer(bench.protocol) * bench.protocol.least_s
         timed = bench.time(lambda call: step.run(), calls=1, least_s=least_s)
         what = {**setup._asdict(), "layers": depth, "tokens": step.ids.numel()}
         what["parameters"] = sum(p.numel() for p in step.model.parameters())

@@ -4,7 +4,7 @@ Operators forward are ranges in the profile. A backward function is known by its
 its forward operator had; recomputation opens the forward's ranges again, inside backward. On CUDA the
 time of an operator is that of its kernels, on a CPU the self time of the operators of torch in it.
 Kernels of two streams may overlap, so operators can sum to more than the step.
-Checked by: harness/test_op_times.py.
+Checked by: harness/test_verify.py.
 """
 
 from __future__ import annotations
