@@ -56,8 +56,8 @@ PRODUCTS: Final[Mapping[str, tuple[int, int, tuple[str, ...]]]] = {
 }
 #: Figures of a calibration that may be 0; all others are above it.
 MAY_BE_ZERO: Final = frozenset((
-    "alone", "alpha_s", "cached_bytes", "chain_s", "droop", "launch_s", "overlap_slowdown", "padding", "prologue_k",
-    "ramp", "row", "small_s", "large_s", "split_k", "spread", "t0_s",
+    "alone", "alpha_s", "cached_bytes", "chain_s", "droop", "launch_s", "overlap_slowdown", "padding",
+    "prologue_k", "ramp", "row", "small_s", "large_s", "split_k", "spread", "t0_s",
 ))  # fmt: skip
 #: Where a calibration states nothing of a dtype, it is as this one.
 BASE_DTYPE: Final = "bf16"
@@ -177,7 +177,9 @@ def _rates(reader: _Reader) -> Rates:
     raw, gpu = reader.raw, reader.gpu
     bandwidth = gpu.memory_bandwidth_bytes_per_s
     half = reader.peak(("bf16", "fp16", "fp32"))
-    share, flops_share, *rest = reader.of("decode", "memory_share", "share", *DecodeRate._fields[2:])
+    share, flops_share, *rest = reader.of(
+        "decode", "memory_share", "share", *DecodeRate._fields[2:]
+    )
     memory_share, memory_t0_s = reader.of("memory", "share", "t0_s")
     fitted = gpu.slug in raw.get("fitted_on", ())
     basis = str(raw.get("basis", ""))

@@ -76,8 +76,8 @@ def decode_attention_s(rates: Rates, shape: tuple[Num, ...], cache_bytes: Num = 
 def cached_s(rate: DecodeRate, shape: tuple[Num, ...], cache_bytes: Num = 2) -> Num:
     """Seconds of one call: (t0^e + (cache / W + FLOPs / P)^e)^(1 / e) + chain.
 
-    The cache is read once for all query heads of a key head, slower for a single one. chain: the keys that one multiprocessor
-    runs over for the query heads of a key head, fewer where a call has more key heads to spread.
+    The cache is read once for all query heads of a key head, slower for a single one. chain: the keys that
+    one multiprocessor runs over for the query heads of a key head, fewer where a call has more key heads.
     """
     b, a, kv_heads, s_q, s_kv, d_qk, d_v = shape
     reads = 1 + rate.alone * (kv_heads / a) ** 2
