@@ -21,6 +21,7 @@ peft lora-rank lora-targets lora-dropout lora-dtype rlhf engine stack calibratio
 config save json csv quiet ops timeline chart out device steps fix top price debug
 warmup threads reference profile records no-record
 cp-method etp shard reshard stage-layers tp-layout offload-device pin-memory no-pin-memory
+overlap-grad-reduce overlap-param-gather
 recompute-modules capacity-factor pad-to-capacity
 rows source confidence priceable optimizer-in-backward
 tokens samples epochs sample-tokens packed hours mfu mfu-kind tokens-per-s tokens-per-s-per-gpu
