@@ -87,7 +87,7 @@ def calibration(measured: dict[str, Any], config: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("chosen", ["auto", "name", "file"])
+@pytest.mark.parametrize("chosen", ["auto", "file"])
 def test_time_is_predicted_by_this_cpus_calibration(
     memcalc: Any, small: Any, calibration: Path, chosen: str
 ) -> None:

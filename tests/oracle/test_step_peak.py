@@ -51,11 +51,11 @@ def test_peaks_of_llama_in_bf16(norm, recompute):
     _assert_equal(runs)
 
 
-@pytest.mark.parametrize("number", range(4))
+@pytest.mark.parametrize("number", range(2))
 @pytest.mark.parametrize("precision", ["bf16", "mixed", "fp32"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_peaks_with_everything_else_drawn(family, precision, number):
-    """Biases, dropout, norms of q and k, tied embeddings: 7 an item, 168 in all."""
+    """Biases, dropout, norms of q and k, tied embeddings: 7 an item, 84 in all."""
     rng = random.Random(f"other {family} {precision} {number}")
     runs = []
     for _ in range(7):
