@@ -151,6 +151,16 @@ def test_small_tensors_show_what_each_costs() -> None:
     assert row["s_per_parameter"] == pytest.approx(28 / 4e10)
 
 
+def test_a_step_that_only_its_tensors_explain_still_has_a_rate() -> None:
+    points = [
+        _point("optimizer", 3e-6 * tensors, what="adamw", impl="foreach", dtype="fp32",
+               parameters=parameters, tensors=tensors, bytes=28 * parameters)
+        for parameters, tensors in ((4096, 4), (8192, 4), (4096, 16))
+    ]  # fmt: skip
+    [row] = summarise(points)["optimizer"]
+    assert row["bytes_per_s"] > 0 and row["s_per_tensor"] == 0
+
+
 def test_products_whose_loads_are_not_hidden_are_a_sum() -> None:
     points = []
     for m, n, k in ((64, 128, 128), (512, 512, 64), (64, 2048, 512), (256, 64, 1024)):

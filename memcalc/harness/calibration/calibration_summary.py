@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from memcalc.harness.calibration.calibration_fit import linear, saturating
+from memcalc.harness.calibration.calibration_fit import Fit, linear, saturating
 from memcalc.harness.calibration.summary_gemm import gemms
 from memcalc.harness.calibration.summary_rows import (
     Row,
@@ -135,14 +135,23 @@ def _optimizers(points: Sequence[Row]) -> list[Row]:
     for key, group in groups(of_kind(points, "optimizer"), "what", "impl", "dtype").items():
         row = {k: v for k, v in zip(("what", "impl", "dtype"), key, strict=True) if v is not None}
         small = len({p["parameters"] / p["tensors"] for p in group}) > 1
-        terms = [(p["bytes"], p["tensors"] * small) for p in group]
-        fit = linear(terms, [p["median_s"] for p in group])
+        fit = _optimizer_fit(group, by_tensor=small)
         byte_s, tensor_s = fit.coefficients
         per_parameter = group[0]["bytes"] / group[0]["parameters"] * byte_s
         row |= {"bytes_per_s": 1 / byte_s, "s_per_parameter": per_parameter}
         row |= {"s_per_tensor": tensor_s} if small else {}
         found.append({**row, **(fit.errors() if len(group) > 1 else single(group[0]))})
     return found
+
+
+def _optimizer_fit(group: Sequence[Row], *, by_tensor: bool) -> Fit:
+    """Seconds a byte and a tensor. Where the tensors alone would explain the points (all of them
+    small, or a clock too coarse), the bytes must: a step without any byte's cost has no rate."""
+    seconds = [p["median_s"] for p in group]
+    fit = linear([(p["bytes"], p["tensors"] * by_tensor) for p in group], seconds)
+    if fit.coefficients[0] > 0:
+        return fit
+    return linear([(p["bytes"], 0) for p in group], seconds)
 
 
 def _embeddings(points: Sequence[Row]) -> list[Row]:
