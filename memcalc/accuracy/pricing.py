@@ -41,7 +41,7 @@ class Pair(NamedTuple):
 
     what: memory or throughput. kind: of memory its mem_kind, of throughput the column. scored: whether
     it counts; an unknown memory kind is shown only. gpu: the profile it was priced on. parts: seconds
-    of the predicted step by what they go to.
+    of the predicted step by what they go to. rate: predicted tokens/s of a GPU, whatever the kind.
     """
 
     row: Row
@@ -54,6 +54,7 @@ class Pair(NamedTuple):
     parameters: int | None = None
     gpu: str | None = None
     parts: Mapping[str, float] = {}  # noqa: RUF012  # never changed
+    rate: float | None = None
 
     @property
     def error(self) -> float:
@@ -166,7 +167,7 @@ def _throughput(row: Row, stated: Expressed, result: Estimate) -> Pair | None:
         return None
     return Pair(
         row, THROUGHPUT, kind, float(predicted), measured * KINDS[kind], True, tuple(stated.assumed),
-        result.model.parameters, stated.gpu, parts_of(result.time),
+        result.model.parameters, stated.gpu, parts_of(result.time), result.time.tokens_per_s_per_gpu,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from memcalc.accuracy import scores
-from memcalc.accuracy.groups import FITTED_SOURCES, outliers
+from memcalc.accuracy.groups import FITTED_SOURCES, is_fitted, outliers
 from memcalc.accuracy.pricing import BOTH, MEMORY, THROUGHPUT, Left, Pair, Priced
 from memcalc.accuracy.rows import Row
 from memcalc.engine.results import SCHEMA
@@ -127,6 +127,9 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "scored": pair.scored,
         "assumed": list(pair.assumed),
         "gpu": pair.gpu,
+        "gpus": pair.row.whole("n_gpus"),
+        "fitted": is_fitted(pair.row),
+        "tokens_per_s_per_gpu": pair.rate,
         "parts": dict(pair.parts),
     }
 

@@ -18,8 +18,9 @@ if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
 
 import typer
 
+from memcalc.cli.chart_options import KINDS
 from memcalc.cli.options import BY_FLAG, COMMANDS, LATER_COMMANDS, PANELS, Option, options_of
-from memcalc.cli.parse import Arguments, put
+from memcalc.cli.parse import Arguments, Value, put
 from memcalc.errors import ConfigError, nearest
 from memcalc.inputs.training import RECOMPUTE
 
@@ -31,6 +32,17 @@ _EXAMPLES = {
         "memcalc estimate gpt2 --timeline step.csv --save run.toml",
     ),
     "explain": ("memcalc explain llama-3.2-1b", "memcalc explain gpt2 --stack hf --json"),
+    "compare": (
+        "memcalc compare llama-3.1-8b,qwen2.5-7b --gpu h100,h200 --micro-batch 1,2,4",
+        "memcalc compare llama-3.1-8b --gpu h100 --gpus 8 --setup '--fsdp' --setup '--tp 8'",
+        "memcalc compare llama-3.2-1b --gpu 4090 --seq 1k..16k*2 --csv -o lengths.csv",
+    ),
+    "chart": (
+        "memcalc chart breakdown llama-3.1-8b --gpu h100 --fsdp --gpus 8 -o memory.png",
+        "memcalc chart sweep llama-3.2-1b --gpu h100 --micro-batch 1..16 --seq 1k..16k*2",
+        "memcalc chart timeline gpt2 -o step.svg",
+    ),
+    "report": ("memcalc report llama-3.1-8b --gpu h100 --gpus 8 --fsdp -o report.html",),
     "verify": (
         "memcalc verify llama-3.2-1b --layers 4",
         "memcalc verify gpt2 --device cpu --seq 128 --chart memory.png",
@@ -60,6 +72,8 @@ _EXAMPLES = {
         "memcalc diff 'gpt2' 'gpt2 --recompute full'",
     ),
 }
+_LISTS = "Lists: 1,2,4; ranges: 1..8, 1..8:2 (steps of 2), 1k..16k*2 (doubling); all are crossed."
+_LAST = {"compare": _LISTS, "chart": _LISTS}
 _TOP_EXAMPLES = ("memcalc estimate llama-3.1-8b --gpu h100", "memcalc estimate --help")
 
 
@@ -91,7 +105,7 @@ def build_app() -> typer.Typer:
         epilog=_epilog(_TOP_EXAMPLES, f"Later versions: {', '.join(LATER_COMMANDS)}."),
     )(_top)
     for command, (_, description) in COMMANDS.items():
-        epilog = _epilog(_EXAMPLES[command])
+        epilog = _epilog(_EXAMPLES[command], _LAST.get(command, ""))
         app.command(command, help=description, epilog=epilog)(
             _callback(command, _positionals(command), options_of(command))
         )
@@ -117,7 +131,15 @@ def parse_arguments(command: str, argv: list[str]) -> Arguments:
             raise
         raise _usage_error(command, error) from error
     assert isinstance(found, Arguments)
+    found.options = _as_given(found.options, argv)
     return found
+
+
+def _as_given(options: dict[str, Value], argv: list[str]) -> dict[str, Value]:
+    """The options in the order of the command line, which is the order of a comparison's columns."""
+    words = [BY_FLAG.get(word.partition("=")[0]) for word in argv]
+    order = {option.name: -at for at, option in enumerate(reversed(words)) if option is not None}
+    return dict(sorted(options.items(), key=lambda item: order.get(item[0], 0)))
 
 
 def _usage_error(command: str, error: Any) -> ConfigError:
@@ -180,8 +202,9 @@ def _callback(
 def _positionals(command: str) -> list[tuple[str, Any, Any]]:
     shown = {
         "MODEL": "Profile name, Hub id, config.json, its directory, or a .safetensors file",
-        "[MODEL]": "The same as of estimate; without one, ratios of stated figures",
+        "[MODEL]": "The same as of estimate",
         "[KIND]": "models, gpus, stacks, clusters or calibrations",
+        "KIND": ", ".join(KINDS),
         "NAME": "A name of `memcalc list`",
         "A": "Run file, JSON result, or a quoted command line",
         "B": "The same, to compare with A",
@@ -189,10 +212,11 @@ def _positionals(command: str) -> list[tuple[str, Any, Any]]:
     found = []
     for word in COMMANDS[command][0].split():
         name = word.strip("[]")
-        info = typer.Argument(metavar=name, help=shown[word], autocompletion=_COMPLETE.get(name))
+        complete = _COMPLETE.get(word, _COMPLETE.get(name))
+        info = typer.Argument(metavar=name, help=shown[word], autocompletion=complete)
         needed = not word.startswith("[") and name != "NAME"
         kind = Annotated[str, info] if needed else Annotated[str | None, info]
-        found.append((name.lower(), kind, inspect.Parameter.empty if needed else None))
+        found.append((f"{name.lower()}_word", kind, inspect.Parameter.empty if needed else None))
     return found
 
 
@@ -232,7 +256,8 @@ def _from_profiles(*kinds: str) -> Callable[..., list[str]]:
 _COMPLETE: dict[str, Callable[..., list[str]]] = {
     "MODEL": _from_profiles("models"),
     "NAME": _from_profiles("models", "gpus", "stacks", "clusters"),
-    "KIND": lambda incomplete="": [
+    "KIND": lambda incomplete="": [kind for kind in KINDS if kind.startswith(incomplete)],
+    "[KIND]": lambda incomplete="": [
         kind for kind in ("models", "gpus", "stacks", "clusters", "calibrations")
         if kind.startswith(incomplete)
     ],

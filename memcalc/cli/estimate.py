@@ -25,14 +25,15 @@ def run(arguments: Arguments) -> int:
     device = request.device(arguments)
     result = estimated(request, device)
     if (path := arguments.text("timeline")) is not None:
-        from memcalc.output.events import step_events, write_events
+        from memcalc.engine.events import step_events
+        from memcalc.output.events import write_events
 
         plan = _plan(request)
         if result.memory.stage is None:
             write_events(step_events(plan), path)
         else:
             from memcalc.engine.parallel.pipeline.pipeline import stage_of
-            from memcalc.output.stage_events import stage_events
+            from memcalc.engine.stage_events import stage_events
 
             write_events(stage_events(stage_of(plan, result.memory.stage.stage)), path)
     _deliver(arguments, request, result)
@@ -127,11 +128,11 @@ def _largest(request: Request, result: Estimate) -> list[tuple[str, int, int]]:
     """The largest at the peak, of the stage that needs most where there are stages."""
     plan, place = _plan(request), result.memory.stage
     if place is None:
-        from memcalc.output.events import contributors, step_events
+        from memcalc.engine.events import contributors, step_events
 
         return contributors(step_events(plan))
     from memcalc.engine.parallel.pipeline.pipeline import stage_of
-    from memcalc.output.stage_events import largest_of_stage
+    from memcalc.engine.stage_events import largest_of_stage
 
     return largest_of_stage(stage_of(plan, place.stage))
 

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-#: Commands that price one setup: memory, time, or what a run of it costs.
-PRICED: Final = ("estimate", "train-time", "mfu")
+#: Commands that price several setups, or draw one: every option of a setup may be a list there.
+SEVERAL: Final = ("compare", "chart", "report")
+#: Commands that price a setup: memory, time, or what a run of it costs.
+PRICED: Final = ("estimate", "train-time", "mfu", *SEVERAL)
 SETUP: Final = (*PRICED, "explain", "measure", "verify")
 ESTIMATE: Final = ("estimate",)
 LAYOUT: Final = (*PRICED, "explain")
 RANKS: Final = (*PRICED, "explain", "measure", "verify")
 MEASURE: Final = ("measure", "verify")
 ON_DEVICE: Final = ("measure", "verify", "calibrate")
-ACCURACY: Final = ("accuracy",)
+ACCURACY: Final = ("accuracy", "chart")
 EVERY: Final = (
     "estimate", "explain", "measure", "verify", "calibrate", "accuracy", "list", "show", "doctor",
-    "diff", "train-time", "mfu",
+    "diff", "train-time", "mfu", *SEVERAL,
 )  # fmt: skip
 PANELS: Final = (
-    "Model", "Training", "Parallelism", "Hardware", "Run", "Throughput", "Cost", "Measuring", "Rows",
-    "Output",
+    "Model", "Training", "Parallelism", "Hardware", "Comparison", "Chart", "Run", "Throughput", "Cost",
+    "Measuring", "Rows", "Output",
 )  # fmt: skip
 
 
@@ -59,6 +61,8 @@ class Option(NamedTuple):
     @property
     def metavar(self) -> str:
         """What stands for the value in the help."""
+        if self.name == "setup":
+            return "OPTIONS"
         return _METAVARS.get(self.kind, "NAME" if self.choices else "TEXT")
 
 

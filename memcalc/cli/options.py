@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from memcalc.cli.chart_options import CHART_OPTIONS
 from memcalc.cli.option import (
     ACCURACY,
     ESTIMATE,
@@ -119,8 +120,8 @@ _NOW: Final = (
     Option("config", "file", "Output", "Read options from a run file (TOML)"),
     Option("save", "file", "Output", "Write the options given to a run file"),
     Option("json", "flag", "Output", "One JSON object on stdout", commands=EVERY),
-    Option("csv", "flag", "Output", "CSV with a header: one row (accuracy: one a figure)",
-           commands=("estimate", "accuracy")),
+    Option("csv", "flag", "Output", "CSV with a header: a row a setup (accuracy: a row a figure)",
+           commands=("estimate", "accuracy", "compare", "chart")),
     Option("quiet", "flag", "Output", "One line, no notes", commands=EVERY, flags=("-q",)),
     Option("ops", "flag", "Output",
            "Add the ledger, an op a row (explain: what each op allocates and frees)",
@@ -130,8 +131,9 @@ _NOW: Final = (
     Option("chart", "file", "Output",
            "Draw memory over the step, predicted and measured (.png, .svg or .pdf)",
            commands=("verify",)),
-    Option("out", "file", "Output", "Write the result there: JSON if it ends in .json, else text",
-           commands=EVERY, flags=("-o",)),
+    Option("out", "file", "Output",
+           "Write the result there, as the ending says: .json; chart: .png .svg .pdf .csv; compare: "
+           ".csv .md; report: .html; else text", commands=EVERY, flags=("-o",)),
     Option("debug", "flag", "Output", "Show the traceback of an error", commands=EVERY),
 )  # fmt: skip
 
@@ -187,10 +189,10 @@ _LATER: Final = (
     *(_later(name, "Training") for name in (
         "peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "rlhf", "engine",
         "weights", "kv-cache", "batch", "context")),
-    *(_later(name, "Output") for name in ("fix", "top")),
+    _later("fix", "Output"),
 )  # fmt: skip
 
-OPTIONS: Final = (*_NOW, *_PARALLEL, *RUN_OPTIONS, *_LATER)
+OPTIONS: Final = (*_NOW, *_PARALLEL, *CHART_OPTIONS, *RUN_OPTIONS, *_LATER)
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *option.flags)}
 
@@ -198,6 +200,10 @@ BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *
 COMMANDS: Final = {
     "estimate": ("MODEL", "Memory of a training step: what it needs, where it peaks, if it fits"),
     "explain": ("MODEL", "The ledger behind an estimate, with every formula"),
+    "compare": ("[MODEL]", "Several models, GPUs and setups in a table: what fits, how fast, what cost"),
+    "chart": ("KIND [MODEL]", "A picture: breakdown, timeline, sweep, compare, roofline, pipeline, "
+              "scaling, accuracy"),
+    "report": ("MODEL", "One HTML file of a setup: verdict, charts, ledger, the command behind it"),
     "verify": ("MODEL", "Run real steps and hold the estimate against them"),
     "measure": ("MODEL", "Run real steps: memory, tokens/s, utilisation"),
     "calibrate": ("", "Micro-benchmarks of this device, into a calibration profile"),
@@ -208,16 +214,15 @@ COMMANDS: Final = {
     "show": ("[KIND] NAME", "Every figure of one model, GPU or stack, with its source"),
     "doctor": ("", "What is installed, which device"),
     "diff": ("A B", "What moved between two runs: run files, results, or quoted commands"),
-}
+}  # fmt: skip
 #: (fewest, most) positional arguments.
 POSITIONALS: Final = {
     "estimate": (1, 1), "explain": (1, 1), "verify": (1, 1), "measure": (1, 1),
     "train-time": (1, 1), "mfu": (0, 1), "calibrate": (0, 0), "accuracy": (0, 0), "list": (0, 1),
-    "show": (1, 2), "doctor": (0, 0), "diff": (2, 2),
+    "show": (1, 2), "doctor": (0, 0), "diff": (2, 2), "compare": (0, 1), "chart": (1, 2),
+    "report": (1, 1),
 }  # fmt: skip
-LATER_COMMANDS: Final = (
-    "infer", "solve", "search", "advise", "compare", "chart", "report", "export", "import",
-)  # fmt: skip
+LATER_COMMANDS: Final = ("infer", "solve", "search", "advise", "export", "import")
 
 
 def options_of(command: str) -> list[Option]:

@@ -50,7 +50,8 @@ def check_positionals(arguments: Arguments, given_elsewhere: int = 0) -> None:
 
 def put(options: dict[str, Value], option: Option, value: str | bool) -> None:
     """Enter one value; repeated options collect, others keep the last. Later ones are refused."""
-    if isinstance(value, str) and value.partition("=")[0] in BY_FLAG:
+    is_flag = isinstance(value, str) and value.partition("=")[0] in BY_FLAG
+    if is_flag and option.name != "setup":  # --setup --fsdp is a setup of one option
         raise ConfigError(f"{option.flag}: got no value; rule: {option.flag} {option.metavar}")
     if option.later:
         refuse(option, value)

@@ -36,24 +36,29 @@ class Request:
 
     def device(self, arguments: Arguments) -> Device:
         """The GPU side, from --gpu, --gpu-memory, --reserve and --cluster."""
-        from memcalc.engine.device_side import device_of
+        return device_stated(arguments)
 
-        memory, reserve = arguments.text("gpu-memory"), arguments.text("reserve")
-        name = arguments.text("gpu")
-        stated = None if memory is None else parse_memory(memory, "--gpu-memory")
-        kept = 0 if reserve is None else parse_memory(reserve, "--reserve")
-        if stated == 0:
-            raise ConfigError(f"--gpu-memory: got {memory!r}; rule: above 0")
-        gpu: Gpu | str | None = name
-        if name == "local":
-            gpu, total = _local_gpu()
-            stated = total if stated is None else stated
-        cluster = arguments.text("cluster")
-        device = device_of(gpu, stated, kept, cluster, calibration_of(arguments))
-        if device.usable_bytes is not None and device.usable_bytes <= 0:
-            whole = device.usable_bytes + kept
-            raise ConfigError(f"--reserve: got {reserve}; rule: below the GPU's {whole} bytes")
-        return device
+
+def device_stated(arguments: Arguments) -> Device:
+    """The GPU side, from --gpu, --gpu-memory, --reserve, --cluster and --calibration."""
+    from memcalc.engine.device_side import device_of
+
+    memory, reserve = arguments.text("gpu-memory"), arguments.text("reserve")
+    name = arguments.text("gpu")
+    stated = None if memory is None else parse_memory(memory, "--gpu-memory")
+    kept = 0 if reserve is None else parse_memory(reserve, "--reserve")
+    if stated == 0:
+        raise ConfigError(f"--gpu-memory: got {memory!r}; rule: above 0")
+    gpu: Gpu | str | None = name
+    if name == "local":
+        gpu, total = _local_gpu()
+        stated = total if stated is None else stated
+    cluster = arguments.text("cluster")
+    device = device_of(gpu, stated, kept, cluster, calibration_of(arguments))
+    if device.usable_bytes is not None and device.usable_bytes <= 0:
+        whole = device.usable_bytes + kept
+        raise ConfigError(f"--reserve: got {reserve}; rule: below the GPU's {whole} bytes")
+    return device
 
 
 def calibration_of(arguments: Arguments) -> str:
@@ -95,7 +100,7 @@ def request_of(arguments: Arguments) -> Request:
     check_positionals(arguments)
     stated = arguments.options.get("set")
     overrides = parse_overrides(stated if isinstance(stated, list) else [])
-    setup = TrainingSetup(**{**_setup_fields(arguments), **overrides.training})
+    setup = TrainingSetup(**{**setup_fields(arguments), **overrides.training})
     name = arguments.positionals[0]
     config = overrides.apply_to_model(load_model(name))
     if (path := arguments.text("save")) is not None:
@@ -103,11 +108,12 @@ def request_of(arguments: Arguments) -> Request:
 
         save_run_file(arguments, path)
     return Request(
-        name, config, setup, overrides.kernels, plain(overrides), _parallel_plan(arguments)
+        name, config, setup, overrides.kernels, plain(overrides), layout_stated(arguments)
     )
 
 
-def _setup_fields(arguments: Arguments) -> dict[str, Any]:
+def setup_fields(arguments: Arguments) -> dict[str, Any]:
+    """Fields of TrainingSetup that options state."""
     found: dict[str, Any] = {}
     for option in OPTIONS:
         if option.field and option.name in arguments.options:
@@ -119,7 +125,7 @@ def _setup_fields(arguments: Arguments) -> dict[str, Any]:
     return found
 
 
-def _parallel_plan(arguments: Arguments) -> ParallelPlan:
+def layout_stated(arguments: Arguments) -> ParallelPlan:
     """The layout stated; `measure` and `verify` take theirs from torchrun."""
     found: dict[str, Any] = {}
     for option in OPTIONS:

@@ -10,6 +10,9 @@ from memcalc.cli.app import parse_arguments
 _MODULES = {
     "estimate": "memcalc.cli.estimate",
     "explain": "memcalc.cli.explain",
+    "compare": "memcalc.cli.compare",
+    "chart": "memcalc.cli.chart",
+    "report": "memcalc.cli.report",
     "measure": "memcalc.cli.measure",
     "verify": "memcalc.cli.verify",
     "calibrate": "memcalc.cli.calibrate",

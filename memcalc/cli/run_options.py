@@ -1,10 +1,10 @@
-"""Rows of the option table that only `train-time` and `mfu` take: the run, its pace, what it costs."""
+"""Rows of the option table for `train-time` and `mfu`: the run, its pace, what it costs."""
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from memcalc.cli.option import Option
+from memcalc.cli.option import SEVERAL, Option
 
 #: What a stated utilisation is a share of: model FLOPs with the full or half the attention square, or
 #: the FLOPs executed, recomputation included.
@@ -25,8 +25,8 @@ def _pace(name: str, kind: str, said: str, default: str = "", **more: Any) -> Op
     return Option(name, kind, "Throughput", said, default, commands=commands, **more)
 
 
-def _cost(name: str, said: str, default: str) -> Option:
-    return Option(name, "number", "Cost", said, default, commands=_TIME)
+def _cost(name: str, said: str, default: str, commands: tuple[str, ...] = _TIME) -> Option:
+    return Option(name, "number", "Cost", said, default, commands=commands)
 
 
 RUN_OPTIONS: Final = (
@@ -48,7 +48,7 @@ RUN_OPTIONS: Final = (
     _pace("tflops", "number", "Measured TFLOP/s of one GPU", commands=_MFU),
     _pace("reference-per-gpu", "number", "Tokens/s of one GPU of a run to compare with",
           commands=_MFU),
-    _cost("price", "USD an hour of one GPU", "the GPU's dated range"),
+    _cost("price", "USD an hour of one GPU", "the GPU's dated range", (*_TIME, *SEVERAL)),
     _cost("power-fraction", "Mean power of a GPU over its TDP", "1"),
     _cost("pue", "Power of the building over that of the GPUs", "1.1"),
     _cost("availability", "Share of the time that trains, above 0 to 1", "1, or from failures"),

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from memcalc.cli.option import SEVERAL
 from memcalc.cli.options import BY_NAME, OPTIONS, PANELS, Option
 from memcalc.cli.overrides import number
 from memcalc.cli.parse import Arguments, Value, put, refuse
@@ -93,21 +94,30 @@ def _enter(options: dict[str, Value], option: Option, value: Any) -> None:
 
 
 def save_run_file(arguments: Arguments, path: str) -> None:
-    """Write the model and the options given, counts as plain numbers. Raises ConfigError."""
+    """Write the model and the options given, counts as plain numbers, lists as they were written.
+
+    Raises ConfigError.
+    """
     from memcalc import __version__
     from memcalc.output.files import write_text
 
+    listed = arguments.command in SEVERAL
     tables: dict[str, Any] = {"memcalc": __version__}
     for table, panel in _TABLES.items():
-        entries = {"name": arguments.positionals[0]} if table == "model" else {}
+        named = table == "model" and arguments.positionals
+        entries: dict[str, Any] = {"name": arguments.positionals[0]} if named else {}
         entries |= {
-            name: _plain(BY_NAME[name], value)
+            name: value if listed and _is_list(value) else _plain(BY_NAME[name], value)
             for name, value in arguments.options.items()
             if BY_NAME[name].panel == panel
         }
         if entries:
             tables[table] = entries
     write_text(path, to_toml(tables))
+
+
+def _is_list(value: Value) -> bool:
+    return isinstance(value, str) and ("," in value or ".." in value)
 
 
 def _plain(option: Option, value: Value) -> Any:

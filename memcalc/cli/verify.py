@@ -24,8 +24,6 @@ from memcalc.errors import ConfigError, MemcalcError
 
 if TYPE_CHECKING:
     from memcalc.engine.plan import Plan
-    from memcalc.harness.verify import Verified
-
 _PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -49,12 +47,11 @@ def run(arguments: Arguments) -> int:
         return run_ranks(arguments)
     request = request_of(arguments)
     refuse_alone(arguments)
-    verified, plan, said = _verified(arguments, request)
-    record = verified.record
+    record, said = _verified(arguments, request)
     if record["status"] == "refused":
         raise MemcalcError(record["error"]["message"])
-    if picture is not None and verified.timeline:
-        _draw(plan, verified, picture)
+    if picture is not None and record.get("timeline"):
+        _draw(record, picture)
     deliver_record(arguments, request, record, said, verify_page, quiet_line(record))
     put_trouble(record)
     if record["status"] != "ok":
@@ -63,8 +60,8 @@ def run(arguments: Arguments) -> int:
     return 0 if fell and record["comparison"]["verified"] else OUTSIDE
 
 
-def _verified(arguments: Arguments, request: Request) -> tuple[Verified, Plan, str | None]:
-    """The verification of one run on this device, its plan, and where its record was kept."""
+def _verified(arguments: Arguments, request: Request) -> tuple[dict[str, Any], str | None]:
+    """The record of one verified run on this device, and where it was kept."""
     from memcalc.harness.device import pick_device
     from memcalc.harness.local import local_plan
     from memcalc.harness.verify import verify
@@ -75,11 +72,10 @@ def _verified(arguments: Arguments, request: Request) -> tuple[Verified, Plan, s
     plan = local_plan(request.config, request.setup, request.kernels, device.type)
     predicted = _estimate(request, plan, device, arguments)
     path = records_file(arguments)
-    wanted = (arguments.has("ops"), "chart" in arguments.options)
     with progress(f"verify {request.config.name}", arguments.has("quiet")) as tell:
-        verified = verify(plan, predicted, options, wanted, tell)
-    verified.record["setup"]["stated_model"] = request.config.name
-    return verified, plan, keep(verified.record, path)
+        record = verify(plan, predicted, options, arguments.has("ops"), tell)
+    record["setup"]["stated_model"] = request.config.name
+    return record, keep(record, path)
 
 
 def _estimate(request: Request, plan: Plan, device: Any, arguments: Arguments) -> dict[str, Any]:
@@ -107,9 +103,10 @@ def _estimate(request: Request, plan: Plan, device: Any, arguments: Arguments) -
     return replace(found, time=time, notes=(*found.notes, *notes)).to_dict()
 
 
-def _draw(plan: Plan, verified: Verified, path: str) -> None:
-    from memcalc.output.events import step_events
-    from memcalc.output.memory_chart import memory_chart
+def _draw(record: dict[str, Any], path: str) -> None:
+    """The step predicted and measured: `memcalc chart timeline --record` of this record."""
+    from memcalc.cli.charts.timeline import of_record
+    from memcalc.output.charts.house import save
+    from memcalc.output.charts.timeline import draw
 
-    accum = plan.resolved.grad_accum_steps
-    memory_chart(step_events(plan), verified.timeline, verified.record, accum, path)
+    save(path, of_record(record), draw)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from memcalc.engine.plan import Plan
 from memcalc.engine.states import multiplicity
 from memcalc.engine.structure import Run, Structure
+from memcalc.engine.timing.arith import Num, minimum
 from memcalc.inputs.model import ModelConfig
 
 
@@ -71,9 +72,9 @@ def _core_forward(structure: Structure, runs: tuple[Run, ...], values: Mapping[s
     )
 
 
-def _mean_context(config: ModelConfig, seq: int) -> float:
+def _mean_context(config: ModelConfig, seq: Num) -> Num:
     """Mean context of the layers: the window where one slides, else the sequence."""
-    window = min(seq, config.sliding_window or seq)
+    window = minimum(seq, config.sliding_window or seq)
     layers = range(config.num_hidden_layers)
     sliding = sum(config.layer_type(layer) == "sliding" for layer in layers)
     return (sliding * window + (len(layers) - sliding) * seq) / len(layers)

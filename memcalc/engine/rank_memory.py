@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memcalc.engine.allocator import AllocatorResult, simulate
 from memcalc.engine.allocator_streams import simulate_streams
@@ -52,7 +52,7 @@ def rank_memory(plan: Plan, stage: int, device: Device, allocator: bool) -> Rank
     if stream:
         others = tuple(stream.streams.items())
         simulated = _simulated(tuple(stream.events), tuple(stream.sizes), others, plan.expandable)
-    between = _communication(plan, stage, device)
+    between = communication_of(plan, stage, device)
     host = host_of(plan, _gpus_of_node(plan, device))
     memory = _memory(step, plan, device, simulated, between)
     memory = memory._replace(stage=place, host=host, host_bytes=host.total_bytes)
@@ -94,7 +94,7 @@ def _played(
     return step, stream, place_of(one, step)
 
 
-def _communication(plan: Plan, stage: int, device: Device) -> CommunicationBytes:
+def communication_of(plan: Plan, stage: int, device: Device) -> CommunicationBytes:
     """The driver's memory for this rank's communicators."""
     parallel = plan.parallel
     if parallel.size == 1:
@@ -119,14 +119,7 @@ def _memory(
     requested = step.peak_bytes
     allocated = simulated.peak_allocated_bytes if simulated else requested + workspace
     reserved = simulated.peak_reserved_bytes if simulated else None
-    driver = device.context_bytes + between.expected
-    used = None if reserved is None else reserved + driver
-    low = high = None
-    if used is not None:
-        low = allocated - device.workspace_bytes + min(device.context_bytes, _CONTEXT_LOW_BYTES)
-        low += between.low
-        high = used + _KERNEL_IMAGES_BYTES + _attention_scratch(plan)
-        high += between.high - between.expected
+    used, low, high = used_bytes(plan, device, between, allocated, reserved)
     usable = device.usable_bytes
     held = step.states
     return MemoryEstimate(
@@ -158,6 +151,21 @@ def _memory(
         saved_per_layer_bytes=step.saved_per_layer_bytes,
         host_bytes=0,
     )
+
+
+def used_bytes(
+    plan: Plan, device: Device, between: CommunicationBytes, allocated: Any, reserved: Any
+) -> tuple[Any, Any, Any]:
+    """What the driver reports for the process, and its band (low, high); sizes may be arrays.
+
+    All None without reserved bytes.
+    """
+    if reserved is None:
+        return None, None, None
+    used = reserved + device.context_bytes + between.expected
+    low = allocated - device.workspace_bytes + min(device.context_bytes, _CONTEXT_LOW_BYTES)
+    high = used + _KERNEL_IMAGES_BYTES + _attention_scratch(plan)
+    return used, low + between.low, high + between.high - between.expected
 
 
 def _attention_scratch(plan: Plan) -> int:

@@ -152,8 +152,14 @@ def number(value: int) -> Size:
 
 
 def dim(name: str) -> Size:
-    """The polynomial that is one named dim."""
-    return Size.of({(name,): 1})
+    """The polynomial that is one named dim; memoised, for every plan names its dims."""
+    known = _DIMS.get(name)
+    if known is None:
+        known = _DIMS[name] = Size.of({(name,): 1})
+    return known
+
+
+_DIMS: Final[dict[str, Size]] = {}
 
 
 ZERO: Final = number(0)

@@ -7,7 +7,8 @@ ceiling, when the model is gone. A stage that raises leaves the earlier ones in 
 
 Record: "memory" has an estimate's names at the top (tensors' bytes by the tracker, allocated and
 reserved by PyTorch's allocator, used by the driver) and the readings of each stage under "allocator"
-and "driver"; "time" every step's seconds; "utilisation"; "loss" and "loss_fell"; "readings".
+and "driver"; "time" every step's seconds; "utilisation"; "loss" and "loss_fell"; "readings";
+"timeline": bytes of tensors over the tracked step (watch/step_timeline.py).
 Checked by: harness/test_measure.py.
 """
 
@@ -36,6 +37,7 @@ from memcalc.harness.utilisation import (
     measured_ceiling,
     utilisation,
 )
+from memcalc.harness.watch.step_timeline import instants, timeline_record
 from memcalc.harness.watch.tensors import tracked_step
 
 if TYPE_CHECKING:
@@ -217,7 +219,9 @@ class MeasuredRun:
         self.peaks, tensors = PhasePeaks(self.device), None
         if self.options.tracked and not self.plan.kernels.compiled:
             try:
-                tensors = tracked_step(self.step, self._note_phase).plain()
+                tracked = tracked_step(self.step, self._note_phase)
+                tensors = tracked.plain()
+                self.record["timeline"] = timeline_record(instants(tracked))
                 self.allocator["tracked_step"] = self.peaks.done()
             except Exception as error:
                 if not is_out_of_memory(error):

@@ -1,15 +1,15 @@
 """verify: measure a plan, count its FLOPs, and hold its estimate against both.
 
 After the measurement the model is built again for what would disturb it: counting FLOPs, times of
-operators, every allocation of a step. What is known to differ on this device or release is listed
-before the comparison, with its cause. Checked by: harness/test_verify.py, cli/test_verify.py.
+operators. What is known to differ on this device or release is listed before the comparison, with its
+cause. Checked by: harness/test_verify.py, cli/test_verify.py.
 """
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -26,8 +26,7 @@ from memcalc.harness.step import TrainingStep
 from memcalc.harness.watch.flop_count import counted_flops
 from memcalc.harness.watch.growth import growth
 from memcalc.harness.watch.op_times import op_times
-from memcalc.harness.watch.tensors import TensorBytes, place, state_bytes, tracked_step
-from memcalc.harness.watch.tracker import Alloc
+from memcalc.harness.watch.tensors import state_bytes
 
 _TENSOR_ROWS = (
     "saved for backward", "peak in forward", "peak in loss", "peak in backward",
@@ -35,31 +34,16 @@ _TENSOR_ROWS = (
 )  # fmt: skip
 
 
-class Instant(NamedTuple):
-    """Bytes alive after one allocation, with its phase and the operator at work."""
-
-    phase: str
-    where: str
-    live_bytes: int
-
-
-class Verified(NamedTuple):
-    """The record, and every event of one step where they were asked for."""
-
-    record: dict[str, Any]
-    timeline: list[Instant]
-
-
 def verify(
     plan: Plan,
     estimate: Mapping[str, Any],
     options: MeasureOptions,
-    wanted: tuple[bool, bool] = (False, False),
+    ops: bool = False,
     progress: Progress | None = None,
-) -> Verified:
+) -> dict[str, Any]:
     """The measurement's record with counted FLOPs, the estimate and the comparison in it.
 
-    estimate: of the same plan, as JSON. wanted: times of operators, every event of a step.
+    estimate: of the same plan, as JSON. ops: measure the time of every operator as well.
     """
     record = measure(plan, options, progress)
     record["kind"] = "verify"
@@ -67,11 +51,10 @@ def verify(
         name: estimate[name] for name in ("memory", "time", "assumptions", "notes")
     }
     if record["status"] != "ok":
-        return Verified(record, [])
-    timeline: list[Instant] = []
+        return record
     try:
         with settings(plan, options, pick_device(options.device)):
-            timeline = _more(plan, record, options, wanted)
+            _more(plan, record, options, ops)
     except (Exception, KeyboardInterrupt) as error:  # what was measured stays
         stopped = isinstance(error, KeyboardInterrupt)
         record["notes"].append(f"after the measurement: {first_line(error)}")
@@ -80,7 +63,7 @@ def verify(
             record["error"] = described(error, "counting", None)
     listed = differences(plan, record)
     record["comparison"] = compare(estimate, record, listed, _watched(plan, estimate)).plain()
-    return Verified(record, timeline)
+    return record
 
 
 def _of_compiled(step: TrainingStep) -> dict[str, Any]:
@@ -107,38 +90,20 @@ def _watched(plan: Plan, estimate: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _more(
-    plan: Plan, record: dict[str, Any], options: MeasureOptions, wanted: tuple[bool, bool]
-) -> list[Instant]:
-    """Counted FLOPs, times of operators and events of a step, on a model built anew."""
+def _more(plan: Plan, record: dict[str, Any], options: MeasureOptions, ops: bool) -> None:
+    """Counted FLOPs and times of operators, on a model built anew."""
     step = TrainingStep(plan, pick_device(options.device), options.seed)
     step.run()
     record["time"]["phases"] = phase_times(step)
     record["counted_flops"] = counted_flops(step)
     if plan.kernels.compiled:
         record["memory"] |= _of_compiled(step)
-    ops, events = wanted
     if ops:
         measured = [time._asdict() for time in op_times(step)]
         accum = plan.resolved.grad_accum_steps
         record["ops"] = with_predictions(measured, record["estimate"]["time"], accum)
-    timeline = _timeline(tracked_step(step)) if events else []
     del step
     gc.collect()
-    return timeline
-
-
-def _timeline(tensors: TensorBytes) -> list[Instant]:
-    """Bytes alive after each allocation of a step: every high there is, and how much comes between."""
-    live = tensors.live_before
-    found = [Instant("start", "", live)]
-    for event in tensors.events:
-        if isinstance(event, Alloc):
-            live += event.nbytes
-            found.append(Instant(event.phase, place(event.where), live))
-        else:
-            live -= event.nbytes
-    return found
 
 
 def differences(plan: Plan, record: Mapping[str, Any]) -> list[Difference]:

@@ -38,7 +38,7 @@ class Page:
 
     def line(self, text: str = "", style: str = "") -> None:
         """A paragraph, wrapped."""
-        self.console.print(Text(_clean(text), style=style))
+        self.console.print(Text(plain_text(text), style=style))
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str | Text]], title: str = ""
@@ -46,14 +46,14 @@ class Page:
         """A table; the first column and those named `>...` (right-aligned) are never wrapped."""
         if title:
             self.line(title, "bold")
-        shape = Table(box=box.SIMPLE_HEAD if self.fancy else _PLAIN, pad_edge=False,
+        shape = Table(box=box.SIMPLE_HEAD if self.fancy else PLAIN_BOX, pad_edge=False,
                       show_edge=False, header_style="bold", padding=(0, 1))  # fmt: skip
         for number, name in enumerate(columns):
             right = name.startswith(">")
             shape.add_column(name.lstrip(">"), justify="right" if right else "left",
                              overflow="fold", no_wrap=right or not number)  # fmt: skip
         for row in rows:
-            shape.add_row(*(c if isinstance(c, Text) else Text(_clean(c)) for c in row))
+            shape.add_row(*(c if isinstance(c, Text) else Text(plain_text(c)) for c in row))
         self.console.print(shape)
         self.line()
 
@@ -62,10 +62,10 @@ class Page:
         return "\n".join(line.rstrip() for line in self.buffer.getvalue().split("\n"))
 
 
-_PLAIN = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
+PLAIN_BOX = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)
 
 
-def _clean(text: str) -> str:
+def plain_text(text: str) -> str:
     """No control characters of a model's name reach the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 

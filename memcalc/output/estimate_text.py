@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from rich.text import Text
 
 from memcalc.engine.results import Estimate, MemoryEstimate
+from memcalc.engine.words import layout_line
+from memcalc.output.charts.text import mark, stacked
 from memcalc.output.console import Page
 from memcalc.output.host_text import host_table
 from memcalc.output.stages_text import stages_table
 from memcalc.output.time_text import time_tables
 from memcalc.units import count_text, gib, si
-
-#: Category -> (colour on a terminal, letter of the bar in a pipe).
-COLOURS = {
-    "parameters": ("blue", "P"), "gathered": ("bright_blue", "S"), "gradients": ("cyan", "G"),
-    "optimizer": ("magenta", "O"), "activations": ("green", "A"), "loss": ("yellow", "L"),
-    "temporary": ("red", "T"), "buffers": ("white", "B"), "workspace": ("bright_black", "W"),
-    "rounding": ("grey50", "R"),
-}  # fmt: skip
 
 
 def estimate_page(
@@ -111,36 +104,6 @@ def _title(page: Page, result: Estimate, stated: dict[str, Any]) -> None:
     page.line()
 
 
-def layout_line(setup: Mapping[str, Any]) -> str:
-    """`16 GPUs: tp 2, dp 8, fsdp, reshard 2`; nothing for one GPU that holds all."""
-    names = ("tp", "pp", "cp", "dp")
-    degrees = [f"{name} {setup[name]}" for name in names if (setup[name] or 1) > 1]
-    if setup["sp"]:
-        degrees[0] += " with sp"
-    sharding = "fsdp" if setup["fsdp"] else f"zero {setup['zero']}" if setup["zero"] else ""
-    if sharding and setup["shard"]:
-        sharding += f" over {setup['shard']}"
-    if setup["reshard"] is not None:
-        sharding += f", reshard {str(setup['reshard']).lower()}"
-    stages = [setup["schedule"]] if setup["pp"] > 1 else []
-    if setup["vpp"] > 1:
-        stages.append(f"{setup['vpp']} chunks a stage")
-    more = [f"ep {setup['ep']}"] if setup["ep"] > 1 else []
-    more += [] if setup["etp"] is None else [f"etp {setup['etp']}"]
-    if setup["cp"] > 1:
-        more.append(f"cp by {setup['cp_method']}")
-    if setup["tp_layout"] != "1d":
-        more.append(f"tensors in {setup['tp_layout']}")
-    if setup["offload"] != "none":
-        to = " to nvme" if setup["offload_device"] == "nvme" else ""
-        more.append(f"offload {setup['offload']}{to}")
-    if setup["cluster"]:
-        more.append(f"cluster {setup['cluster']}")
-    words = [*degrees, *more, *stages, *([sharding] if sharding else [])]
-    count = setup["gpus"]
-    return f"{count} GPU{'s' * (count > 1)}: {', '.join(words)}" if words else ""
-
-
 def _amount(value: int | None) -> tuple[str, str]:
     return ("unknown", "unknown") if value is None else (gib(value), f"{value:,}")
 
@@ -170,28 +133,14 @@ def _driver(memory: MemoryEstimate) -> str:
 def _breakdown(page: Page, memory: MemoryEstimate) -> None:
     parts = {name: size for name, size in memory.breakdown._asdict().items() if size}
     total = memory.peak_allocated_bytes
-    page.console.print(_bar(parts, total, page))
+    page.console.print(stacked(page, parts, total, page.width))
     rows = []
     for name, size in parts.items():
-        colour, letter = COLOURS[name]
-        key = Text("█ " if page.fancy else f"{letter} ", style=colour) + Text(name)
-        rows.append((key, gib(size), f"{size:,}", f"{size / total:.1%}"))
+        rows.append(
+            (mark(page, name) + Text(f" {name}"), gib(size), f"{size:,}", f"{size / total:.1%}")
+        )
     rows.append((Text("total", style="bold"), gib(total), f"{total:,}", "100.0%"))
     page.table(("At the peak", ">size", ">bytes", ">share"), rows)
-
-
-def _bar(parts: dict[str, int], total: int, page: Page) -> Text:
-    """One bar of the page's width; each category gets its share, to a character."""
-    bar = Text()
-    width = page.width
-    seen = drawn = 0
-    for name, size in parts.items():
-        colour, letter = COLOURS[name]
-        seen += size
-        until = round(seen / total * width)
-        bar.append(("█" if page.fancy else letter) * max(0, until - drawn), style=colour)
-        drawn = max(drawn, until)
-    return bar
 
 
 def _phases(page: Page, memory: MemoryEstimate) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from memcalc.engine.words import layout_line
 from memcalc.output.console import Page
-from memcalc.output.estimate_text import layout_line
 from memcalc.units import count_text, si
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,8 +18,11 @@ def wanted(quiet: bool) -> bool:
 
 
 @contextmanager
-def progress(title: str, quiet: bool = False) -> Iterator[Tell | None]:
-    """A bar for one run: the caller tells it (stage, done, total). None where it is not shown."""
+def progress(title: str, quiet: bool = False, after_s: float = 0.0) -> Iterator[Tell | None]:
+    """A bar for one run: the caller tells it (stage, done, total). None where it is not shown.
+
+    after_s: work that ends sooner shows none.
+    """
     if not wanted(quiet):
         yield None
         return
@@ -36,10 +40,17 @@ def progress(title: str, quiet: bool = False) -> Iterator[Tell | None]:
         MofNCompleteColumn(), TimeRemainingColumn(elapsed_when_finished=True),
         console=Console(stderr=True), transient=True, refresh_per_second=4,
     )  # fmt: skip
-    with shown:
-        task = shown.add_task(title, total=None)
+    begin = time.monotonic()
+    task = shown.add_task(title, total=None)
 
-        def tell(stage: str, done: int, total: int) -> None:
-            shown.update(task, description=f"{title}: {stage}", completed=done, total=total)
+    def tell(stage: str, done: int, total: int) -> None:
+        shown.update(task, description=f"{title}: {stage}", completed=done, total=total)
+        if not shown.live.is_started and time.monotonic() - begin >= after_s:
+            shown.start()
 
+    if not after_s:
+        shown.start()
+    try:
         yield tell
+    finally:
+        shown.stop()

@@ -8,7 +8,7 @@ from memcalc.output.console import Page
 from memcalc.units import gib, si
 
 #: Field of a time -> what the table calls it; they add up to the step.
-_PARTS = {
+PARTS = {
     "forward_s": "forward", "backward_s": "backward", "recompute_s": "recompute",
     "launch_s": "launching kernels", "exposed_communication_s": "exposed communication",
     "bubble_s": "pipeline bubble", "optimizer_s": "optimizer", "offload_s": "offload",
@@ -25,7 +25,7 @@ def time_tables(page: Page, result: Estimate) -> None:
         return
     rows = [
         (said, duration(value), f"{value / time.step_s:.1%}")
-        for name, said in _PARTS.items()
+        for name, said in PARTS.items()
         if (value := getattr(time, name)) and value / time.step_s >= _SMALLEST_SHARE
     ]
     rows.append(("step", duration(time.step_s), "100.0%"))

@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 
 from memcalc.cli import options
+from memcalc.cli.chart_options import CHART_OPTIONS
 from memcalc.cli.options import BY_NAME, COMMANDS, LATER_COMMANDS, OPTIONS, PANELS
 from memcalc.cli.run_options import MFU_KINDS, RUN_OPTIONS
 from memcalc.inputs import parallel, training
@@ -27,6 +28,7 @@ rows source confidence priceable optimizer-in-backward
 tokens samples epochs sample-tokens packed hours mfu mfu-kind tokens-per-s tokens-per-s-per-gpu
 samples-per-s step-time peak tflops reference-per-gpu power-fraction pue availability mtbf-hours
 node-mtbf-hours checkpoint-minutes restart-minutes memory throughput
+model setup sort columns x y value strong weak record theme markdown
 """
 _CONTRACT = _NAMES.split()
 _SETTINGS = {f.name for f in fields(TrainingSetup)}
@@ -38,8 +40,8 @@ _OF_COMMANDS = {
     "gpu", "gpu-memory", "reserve", "set", "config", "save", "json", "csv", "quiet", "ops",
     "timeline", "out", "debug", "chart", "device", "steps", "warmup", "threads", "reference",
     "profile", "records", "no-record", "rows", "source", "confidence", "priceable", "cluster",
-    "memory", "throughput", "calibration",
-    *(option.name for option in RUN_OPTIONS),
+    "memory", "throughput", "calibration", "markdown",
+    *(option.name for option in (*RUN_OPTIONS, *CHART_OPTIONS)),
 }  # fmt: skip
 
 

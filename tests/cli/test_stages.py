@@ -52,6 +52,17 @@ def test_json_has_every_stage_and_the_worst_of_them(memcalc: Run) -> None:
         assert sum(one["breakdown"].values()) == one["peak_allocated_bytes"]
 
 
+@pytest.mark.parametrize("batches", [1, 2])
+def test_no_category_is_negative_where_something_stands_from_the_step_before(
+    memcalc: Run, batches: int
+) -> None:
+    """Megatron keeps the last input and its gradient until the next step's first forward."""
+    words = ("--layers", 4, "--gpus", 2, "--pp", 2, "--grad-accum", batches, "--stack", "megatron")
+    for stage in memcalc("estimate", "llama-3.2-1b", *words, "--json").json["memory"]["stages"]:
+        assert min(stage["breakdown"].values()) >= 0
+        assert sum(stage["breakdown"].values()) == stage["peak_allocated_bytes"]
+
+
 def test_the_table_names_the_worst_stage(memcalc: Run) -> None:
     done = memcalc("estimate", *MODEL, "--pp", "3", "--stage-layers", "0,8,4")
     text = done.out

@@ -143,24 +143,26 @@ def test_a_picture_is_drawn(memcalc: Any, small: Any, tmp_path: Path, ending: st
 def test_the_picture_shows_the_measured_bytes(
     memcalc: Any, small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from memcalc.output import memory_chart
-    from memcalc.units import MIB
+    from memcalc.output.charts import timeline
+    from memcalc.units import MIB, gib
 
     drawn: dict[str, Any] = {}
-    plain = memory_chart.draw
+    plain = timeline.draw
 
-    def spy(axes: Any, predicted: Any, measured: Any) -> None:
-        plain(axes, predicted, measured)
-        drawn["line"] = axes.lines[0].get_ydata() * MIB
-        drawn["top"] = axes.texts[-1].get_text()
+    def spy(figure: Any, found: Any) -> None:
+        plain(figure, found)
+        (axes,) = figure.axes
+        line = next(line for line in axes.lines if line.get_gid() == "measured")
+        drawn["line"] = line.get_ydata() * MIB
+        drawn["top"] = next(t for t in axes.texts if t.get_gid() == "peak text").get_text()
 
-    monkeypatch.setattr(memory_chart, "draw", spy)
+    monkeypatch.setattr(timeline, "draw", spy)
     path = str(tmp_path / "memory.svg")
     words = ("verify", small(), *FAST, "--no-record", "--json", "--chart", path)
     found = json.loads(memcalc(*words).out)
     peak = found["memory"]["peak_requested_bytes"]
     assert round(max(drawn["line"])) == peak
-    assert drawn["top"].startswith(f"peak {peak / MIB:,.2f} MiB")
+    assert drawn["top"].startswith(f"peak {gib(peak)}: ")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_slice_of_a_real_model_is_verified(setup: str) -> None:
     plan = local_plan(config, stated, {}, "cuda")
     predicted = estimate(config, stated, gpu=local_device(device)).to_dict()
     options = MeasureOptions(device="cuda", steps=5, warmup=2)
-    record = verify(plan, predicted, options).record
+    record = verify(plan, predicted, options)
     assert record["status"] == "ok" and record["loss_fell"]
     rows = record["comparison"]["rows"]
     outside = [row["name"] for row in rows if row["verdict"] == "outside"]

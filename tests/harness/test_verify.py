@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from memcalc.engine.events import step_events
 from memcalc.engine.flops import step_flops
 from memcalc.engine.memory import step_memory
 from memcalc.harness.local import local_plan
@@ -20,11 +21,11 @@ from memcalc.harness.step import TrainingStep
 from memcalc.harness.verify import differences, verify
 from memcalc.harness.watch.flop_count import counted_flops
 from memcalc.harness.watch.op_times import op_times
+from memcalc.harness.watch.step_timeline import instants, timeline_record
 from memcalc.harness.watch.tensors import tracked_step
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.training import TrainingSetup
-from memcalc.output.events import step_events
-from memcalc.output.memory_chart import measured_series, predicted_series
+from memcalc.planning.charts.timeline import every_instant
 from tests.harness.models import GPT2, LLAMA, MIXTRAL, cpu_plan
 
 MODELS = {
@@ -82,18 +83,18 @@ def test_counted_flops_are_the_ledgers(model: str, attention: str) -> None:
         assert counted_flops(TrainingStep(plan, "cpu")) == step_flops(plan).executed, recompute
 
 
-def _verified(config: ModelConfig, wanted: tuple[bool, bool] = (False, False), **setup: Any) -> Any:
+def _verified(config: ModelConfig, **setup: Any) -> Any:
     from memcalc import estimate
 
     stated = TrainingSetup(seq_len=48, micro_batch_size=2, **setup)
     plan = local_plan(config, stated, {}, "cpu")
     kernels = {"device": "cpu", "norm": plan.kernels.norm}
-    return verify(plan, estimate(config, stated, kernels=kernels).to_dict(), FAST, wanted)
+    return verify(plan, estimate(config, stated, kernels=kernels).to_dict(), FAST)
 
 
 @pytest.mark.parametrize("model", [LLAMA, GPT2], ids=lambda m: m.name)
 def test_a_small_model_is_verified(model: ModelConfig) -> None:
-    record = _verified(model).record
+    record = _verified(model)
     assert record["status"] == "ok" and record["kind"] == "verify"
     comparison = record["comparison"]
     assert comparison["verified"] and comparison["differences"] == []
@@ -108,14 +109,14 @@ def test_a_wrong_estimate_is_caught() -> None:
     stated = TrainingSetup(seq_len=48, micro_batch_size=2)
     plan = local_plan(LLAMA, stated, {}, "cpu")
     wrong = estimate(LLAMA, stated, kernels={"device": "cpu", "attention": "eager"}).to_dict()
-    comparison = verify(plan, wrong, FAST).record["comparison"]
+    comparison = verify(plan, wrong, FAST)["comparison"]
     outside = {row["name"] for row in comparison["rows"] if row["verdict"] == "outside"}
     assert not comparison["verified"]
     assert "saved for backward" in outside and "parameters" not in outside
 
 
 def test_an_imbalance_is_listed_as_a_difference() -> None:
-    record = _verified(MIXTRAL, imbalance=1.5).record
+    record = _verified(MIXTRAL, imbalance=1.5)
     listed = record["comparison"]["differences"]
     assert len(listed) == 1 and "router" in listed[0]["cause"]
     by_name = {row["name"]: row for row in record["comparison"]["rows"]}
@@ -135,14 +136,20 @@ def test_plain_plans_have_no_listed_differences() -> None:
 )
 def test_the_timeline_follows_the_prediction(model: ModelConfig, accum: int) -> None:
     """Allocation by allocation up to the optimizer, whose host scalar a CPU counts."""
-    verified = _verified(model, (False, True), grad_accum_steps=accum)
     setup = TrainingSetup(seq_len=48, micro_batch_size=2, grad_accum_steps=accum)
-    told = predicted_series(step_events(local_plan(model, setup, {}, "cpu")), accum)
-    seen = measured_series(verified.timeline)
+    plan = local_plan(model, setup, {}, "cpu")
+    step = TrainingStep(plan, "cpu")
+    step.run()
+    seen = instants(tracked_step(step))
+    told = every_instant(step_events(plan), accum - len(plan.strategy.micro_batches(plan)))
     upto = [i.phase for i in seen].index("optimizer")
-    assert told.live_bytes[:upto] == [i.live_bytes for i in seen[:upto]]
-    assert told.phases[:upto] == [i.phase for i in seen[:upto]]
-    assert max(told.live_bytes) == max(i.live_bytes for i in seen)
+    assert [i.event.live_bytes for i in told[:upto]] == [i.live_bytes for i in seen[:upto]]
+    assert [i.event.phase for i in told[:upto]] == [i.phase for i in seen[:upto]]
+    assert max(i.event.live_bytes for i in told) == max(i.live_bytes for i in seen)
+    kept = timeline_record(seen)
+    assert kept["allocations"] == len(seen) >= len(kept["at"])
+    assert kept["live_bytes"] == [seen[at].live_bytes for at in kept["at"]]
+    assert max(kept["live_bytes"]) == max(i.live_bytes for i in seen)
 
 
 @pytest.mark.parametrize("model", [LLAMA, MIXTRAL], ids=lambda m: m.name)

@@ -94,6 +94,7 @@ def test_the_json_has_every_part():
     result = memcalc.estimate("gpt2", TrainingSetup(), gpu="h100-80gb", allocator=False)
     plain = result.to_dict()["time"]
     assert plain["ops"][0].keys() == {
-        "op", "part", "direction", "seconds", "bound", "kernels", "flops", "bytes",
+        "op", "part", "direction", "seconds", "bound", "kernels", "flops", "bytes", "kernel_flops",
+        "dtype",
     }  # fmt: skip
     assert plain["calibration"].startswith("default-hopper")

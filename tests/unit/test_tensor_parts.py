@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 
 from memcalc.engine.estimate import estimate
+from memcalc.engine.events import step_events
 from memcalc.engine.memory import step_memory
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
-from memcalc.output.events import step_events
 from tests.harness.models import GPT2, LLAMA
 
 MODELS = {

@@ -37,10 +37,10 @@ def time_estimate(plan: Plan, device: Device) -> tuple[TimeEstimate, list[str]]:
     rates = sustained(rates)
     parts = step_time(plan, device, rates)
     peak = peak_flops_per_s(device.gpu, plan)
-    filled = _filled(empty, plan, parts, band_of(plan, device.gpu))
-    filled = _used(filled, flops, peak)
+    found = filled(empty, plan, parts, band_of(plan, device.gpu))._replace(bound=_bound(parts))
+    found = used(found, flops, peak)
     said = [f"times: rates {rates.name}: {rates.basis}", *parts.said, *([note] if note else [])]
-    return _bounded(filled, plan, parts)._replace(calibration=rates.name), said
+    return _bounded(found, parts)._replace(calibration=rates.name), said
 
 
 def peak_flops_per_s(gpu: Gpu, plan: Plan) -> float | None:
@@ -51,8 +51,8 @@ def peak_flops_per_s(gpu: Gpu, plan: Plan) -> float | None:
     return gpu.peak_flops_per_s.get(dtype)
 
 
-def _filled(empty: TimeEstimate, plan: Plan, parts: StepTime, band: Band) -> TimeEstimate:
-    """Seconds of the step and its parts, and rates."""
+def filled(empty: TimeEstimate, plan: Plan, parts: StepTime, band: Band) -> TimeEstimate:
+    """Seconds of the step and its parts, and rates; sizes may be arrays."""
     resolved, layout = plan.resolved, plan.parallel
     samples = resolved.micro_batch_size * resolved.grad_accum_steps * layout.copies
     rate = samples * resolved.seq_len / parts.step_s
@@ -74,14 +74,13 @@ def _filled(empty: TimeEstimate, plan: Plan, parts: StepTime, band: Band) -> Tim
         bubble_s=parts.bubble_s,
         optimizer_s=parts.optimizer_s,
         offload_s=parts.offload_s,
-        bound=_bound(parts),
         ops=parts.ops,
         exchanges=parts.exchanges,
     )
 
 
-def _used(time: TimeEstimate, flops: StepFlops, peak: float | None) -> TimeEstimate:
-    """Utilisations of the peak."""
+def used(time: TimeEstimate, flops: StepFlops, peak: float | None) -> TimeEstimate:
+    """Utilisations of the peak; sizes may be arrays."""
     rate = time.tokens_per_s_per_gpu
     if peak is None or rate is None:
         return time
@@ -93,7 +92,7 @@ def _used(time: TimeEstimate, flops: StepFlops, peak: float | None) -> TimeEstim
     )
 
 
-def _bounded(time: TimeEstimate, plan: Plan, parts: StepTime) -> TimeEstimate:
+def _bounded(time: TimeEstimate, parts: StepTime) -> TimeEstimate:
     """Seconds no step can beat, and those of a step that overlaps nothing."""
     least = parts.link_s
     if time.mfu_causal is not None and time.step_s is not None:

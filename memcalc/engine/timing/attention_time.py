@@ -52,11 +52,16 @@ def fused_s(rate: AttentionRate, direction: str, shape: tuple[Num, ...], causal:
     last = 2 * (d_qk + d_v) * s_kv * QUERY_TILE * rate.row * rate.multiprocessors / ceiling
     if direction == "backward":
         ceiling = ceiling * rate.backward
-    seen = 1 - (s_q - 1) / (2 * s_kv) if causal else 1.0
+    seen = seen_share(s_q, s_kv) if causal else 1.0
     scores = b * a * s_q * s_kv * seen * (1 + rate.ramp / s_kv)
     products = 2 * (over_qk * d_qk + over_v * d_v) * scores / ceiling
     moved = 2 * PASSES[direction] * b * (a * s_q + kv_heads * s_kv) * (d_qk + d_v)
     return rate.t0_s + products + last + moved / rate.bytes_per_s
+
+
+def seen_share(s_q: Num, s_kv: Num) -> Num:
+    """Share of the scores that a causal mask leaves, the last query seeing all keys: 1/2 and the diagonal."""
+    return 1 - (s_q - 1) / (2 * s_kv)
 
 
 def _width(rate: AttentionRate, d_qk: Num, d_v: Num) -> Num:

@@ -15,6 +15,7 @@ from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.plan import Plan
 from memcalc.engine.timing.alignment import CUBLAS, aligned
 from memcalc.engine.timing.arith import maximum
+from memcalc.engine.timing.attention_time import seen_share
 from memcalc.engine.timing.copies import Copied, copies_of
 from memcalc.engine.timing.kernel_times import attention_s, gemm_bound, gemm_s, grouped_s, moved_s
 from memcalc.engine.timing.time_estimate import OpTime
@@ -167,12 +168,13 @@ def _pass(work: Work) -> str:
 class _Sums:
     """One op in the making."""
 
-    __slots__ = ("bounds", "flops", "kernels", "moved", "seconds", "wgrad_s")
+    __slots__ = ("bounds", "dtypes", "flops", "kernels", "moved", "run", "seconds", "wgrad_s")
 
     def __init__(self) -> None:
-        self.seconds = self.flops = self.moved = self.wgrad_s = 0.0
+        self.seconds = self.flops = self.run = self.moved = self.wgrad_s = 0.0
         self.kernels = 0
         self.bounds: dict[str, float] = {}
+        self.dtypes: dict[str, float] = {}
 
     def add(self, counted: Counted, priced: Priced, dims: Mapping[str, Any], scalar: bool) -> None:
         """Add a row of works, as often as it is there."""
@@ -182,17 +184,32 @@ class _Sums:
         self.seconds = self.seconds + seconds
         self.kernels += times * work.launches
         self.flops = self.flops + times * flops
+        run = times * flops * _run_share(work, dims)
+        self.run = self.run + run
         self.moved = self.moved + times * moved
         if work.part == "wgrad":
             self.wgrad_s = self.wgrad_s + seconds
         if scalar:
             bound = _bound(work, priced.rates, dims, moved)
             self.bounds[bound] = self.bounds.get(bound, 0.0) + seconds
+            if flops:
+                self.dtypes[work.dtype] = self.dtypes.get(work.dtype, 0.0) + run
 
     def result(self, key: tuple[str, str, str]) -> OpTime:
         """The op's row; its bound is where most of its seconds go."""
-        bound = max(self.bounds, key=lambda name: self.bounds[name]) if self.bounds else ""
-        return OpTime(*key, self.seconds, bound, self.kernels, self.flops, self.moved)
+        bound, dtype = (
+            max(sums, key=lambda name: sums[name]) if sums else ""
+            for sums in (self.bounds, self.dtypes)
+        )
+        op = OpTime(*key, self.seconds, bound, self.kernels, self.flops, self.moved)
+        return op._replace(kernel_flops=self.run, dtype=dtype)
+
+
+def _run_share(work: Work, dims: Mapping[str, Any]) -> Any:
+    """Share of a row's FLOPs that its kernels run: fused attention leaves out what is masked."""
+    if work.kind != "attention":
+        return 1
+    return seen_share(*(size.value(dims) for size in work.shape[3:5]))
 
 
 def _copied(one: Copied, rates: Rates) -> OpTime:

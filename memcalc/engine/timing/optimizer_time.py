@@ -140,14 +140,36 @@ def _passes(optimizer: OptimizerPlan) -> Passes:
     return known or _PASSES[optimizer.name, "foreach"]
 
 
-def _time_of(rates: Rates, passes: Passes, stepped: Stepped, impl: str, alone: bool) -> float:
-    """Seconds of some passes: what they move, and their launches where those take longer."""
-    moved = (
+def optimizer_work(plan: Plan, stepped: Stepped) -> tuple[float, float]:
+    """(FLOPs of products, bytes read and written) of one step; only Muon's has products."""
+    optimizer = plan.optimizer
+    if optimizer.name == "none" or not stepped.elements:
+        return 0.0, 0.0
+    moved = _moved(_passes(optimizer), stepped)
+    if optimizer.grad_clip:
+        moved += _moved(_CLIP, stepped)
+    if optimizer.master:
+        moved += _copies(stepped, optimizer)[0]
+    item, flops = ITEMSIZE["bf16"], 0.0
+    for times, m, n, k in stepped.products:
+        flops += times * 2 * m * n * k
+        moved += times * item * (k * (m + n) + m * n)
+    return flops, moved
+
+
+def _moved(passes: Passes, stepped: Stepped) -> float:
+    """Bytes that some passes read and write."""
+    return (
         passes.parameters * stepped.parameter_bytes
         + passes.gradients * stepped.gradient_bytes
         + passes.states * stepped.state_bytes
         + passes.temporaries * stepped.temporary_bytes
     )
+
+
+def _time_of(rates: Rates, passes: Passes, stepped: Stepped, impl: str, alone: bool) -> float:
+    """Seconds of some passes: what they move, and their launches where those take longer."""
+    moved = _moved(passes, stepped)
     singly = impl == "loop" or alone
     kernels = stepped.tensors if singly else -(-stepped.elements // _ELEMENTS_PER_LAUNCH)
     launches = passes.kernels * kernels

@@ -25,9 +25,9 @@ from memcalc.engine.timing.exchanges import (
 )
 from memcalc.engine.timing.offload_time import OffloadTime, offload_time
 from memcalc.engine.timing.op_time import ComputeTime, compute_time
-from memcalc.engine.timing.optimizer_time import optimizer_s, stepped_by
+from memcalc.engine.timing.optimizer_time import Stepped, optimizer_s, stepped_by
 from memcalc.engine.timing.overlap import Exposed, exposed, phases_of
-from memcalc.engine.timing.pipeline_time import ChunkTime, pipeline_time
+from memcalc.engine.timing.pipeline_time import ChunkTime, PipelineTime, pipeline_time
 from memcalc.engine.timing.time_estimate import ExchangeTime, OpTime
 from memcalc.engine.timing.topology import wires_of
 from memcalc.inputs.rates import Rates
@@ -158,14 +158,17 @@ def _said(plan: Plan, device: Device, rates: Rates) -> tuple[str, ...]:
     return tuple(one for one in found if not one.startswith("no cluster named"))
 
 
-def _longest_axis_s(found: tuple[Exchange, ...], batches: int) -> float:
+def _longest_axis_s(found: tuple[Exchange, ...], batches: int) -> Any:
     """Seconds of the exchanges of one axis over a step, of the axis that takes longest; sends left out."""
-    sums: dict[str, float] = {}
+    sums: dict[str, Any] = {}
     for one in found:
         if one.axis != "pp":
             times = batches if one.per == "micro-batch" else 1
             sums[one.axis] = sums.get(one.axis, 0.0) + times * one.seconds
-    return max(sums.values(), default=0.0)
+    longest: Any = 0.0
+    for seconds in sums.values():
+        longest = maximum(longest, seconds)
+    return longest
 
 
 def _exchange_times(found: tuple[Exchange, ...], batches: int) -> tuple[ExchangeTime, ...]:
@@ -180,39 +183,83 @@ def _exchange_times(found: tuple[Exchange, ...], batches: int) -> tuple[Exchange
     return tuple(ExchangeTime(*key, *row) for key, row in sums.items())
 
 
-def _staged(plan: Plan, device: Device, rates: Rates) -> StepTime:
-    """A pipeline: the schedule of every rank with the time of each of its chunks."""
+class Staged(NamedTuple):
+    """A step of a pipeline: its chunks, what the schedule makes of their seconds, and what comes after.
+
+    held: the chunks of each rank. turns: of sends that nothing runs beside, 0 where sends run beside
+    compute. once_s: exchanges after the schedule; stepping_s: the optimizer; both of the slowest rank.
+    stepping: what that rank's optimizer steps over.
+    """
+
+    pipe: Pipe
+    chunks: tuple[ChunkStep, ...]
+    held: tuple[tuple[ChunkStep, ...], ...]
+    span: PipelineTime
+    turns: int
+    once_s: Any
+    stepping_s: Any
+    stepping: Stepped
+
+    @property
+    def busiest(self) -> int:
+        """The rank whose parts a step's time is made of."""
+        return max(range(self.pipe.pp), key=lambda rank: self.span.busy_s[rank])
+
+    @property
+    def waited_s(self) -> Any:
+        """Seconds in which the busiest rank sends and computes nothing."""
+        own = (one for chunk in self.held[self.busiest] for one in chunk.exchanges)
+        return self.turns * self.pipe.batches * sum(one.seconds for one in own if one.axis == "pp")
+
+    @property
+    def bubble_s(self) -> Any:
+        """Seconds in which the busiest rank waits for others."""
+        return self.span.span_s - self.span.busy_s[self.busiest] - self.waited_s
+
+    @property
+    def step_s(self) -> Any:
+        """Seconds of the step."""
+        return self.span.span_s + self.once_s + self.stepping_s
+
+
+def staged(plan: Plan, device: Device, rates: Rates, with_slots: bool = False) -> Staged:
+    """The schedule of a plan with stages. with_slots: when every action of every rank runs."""
+    schedule = plan.parallel.schedule
     pipe = Pipe(plan.parallel.pp, plan.parallel.vpp, plan.resolved.grad_accum_steps)
-    chunks = [
+    chunks = tuple(
         chunk_step(chunk_plan(plan, number), device, rates)
         for number in range(plan.parallel.chunks)
-    ]
-    split = plan.parallel.schedule in SPLIT_BACKWARD
-    times = [_chunk_time(chunk, split) for chunk in chunks]
+    )
+    times = [_chunk_time(chunk, schedule in SPLIT_BACKWARD) for chunk in chunks]
     turns = sends_in_turn(plan)
     sends = [max(turns, 1) * between_stages_s(chunk.exchanges) for chunk in chunks[:-1]]
-    span = pipeline_time(plan.parallel.schedule, pipe, times, sends, turns > 0)
-    held = [
-        [chunks[number] for number in chunks_of(plan.parallel.schedule, pipe, rank)]
+    span = pipeline_time(schedule, pipe, times, sends, turns > 0, with_slots)
+    held = tuple(
+        tuple(chunks[number] for number in chunks_of(schedule, pipe, rank))
         for rank in range(pipe.pp)
-    ]
-    busiest = max(range(pipe.pp), key=lambda rank: span.busy_s[rank])
-    mine, batches = held[busiest], pipe.batches
-    stepping = max(optimizer_s(rates, plan, stepped_by([c.plan for c in own])) for own in held)
+    )
     once = max(sum(c.exposed.last_s + c.exposed.step_s for c in own) for own in held)
+    steps = [stepped_by([chunk.plan for chunk in own]) for own in held]
+    stepping_s, rank = max((optimizer_s(rates, plan, one), rank) for rank, one in enumerate(steps))
+    return Staged(pipe, chunks, held, span, turns, once, stepping_s, steps[rank])
+
+
+def _staged(plan: Plan, device: Device, rates: Rates) -> StepTime:
+    """A pipeline: the schedule of every rank with the time of each of its chunks."""
+    whole = staged(plan, device, rates)
+    mine, batches = whole.held[whole.busiest], whole.pipe.batches
     per_chunk = [chunk.parts(batches) for chunk in mine]
     parts = [sum(column) for column in zip(*per_chunk, strict=True)]
-    exchanged = batches * sum(c.exposed.forward_s + c.exposed.backward_s for c in mine) + once
+    exchanged = batches * sum(c.exposed.forward_s + c.exposed.backward_s for c in mine)
     found = tuple(one for chunk in mine for one in chunk.exchanges)
-    waited = turns * batches * sum(one.seconds for one in found if one.axis == "pp")
     return StepTime(
-        step_s=span.span_s + once + stepping,
+        step_s=whole.step_s,
         compute_s=sum(parts),
         **dict(zip(("forward_s", "backward_s", "recompute_s", "launch_s"), parts, strict=True)),
-        exposed_s=exchanged + waited,
+        exposed_s=exchanged + whole.once_s + whole.waited_s,
         hidden_s=sum(chunk.exposed.hidden_s for chunk in mine),
-        bubble_s=span.span_s - span.busy_s[busiest] - waited,
-        optimizer_s=stepping,
+        bubble_s=whole.bubble_s,
+        optimizer_s=whole.stepping_s,
         offload_s=sum(chunk.offload.of_step(batches) for chunk in mine),
         link_s=_longest_axis_s(found, batches),
         said=(*_said(plan, device, rates), *mine[0].offload.assumptions),
@@ -235,6 +282,8 @@ def _together(ops: list[OpTime]) -> tuple[OpTime, ...]:
                 kernels=known.kernels + op.kernels,
                 flops=known.flops + op.flops,
                 bytes=known.bytes + op.bytes,
+                kernel_flops=known.kernel_flops + op.kernel_flops,
+                dtype=longer.dtype or op.dtype or known.dtype,
             )
         rows[key] = op
     return tuple(rows.values())

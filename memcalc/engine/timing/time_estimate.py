@@ -14,6 +14,8 @@ class OpTime(NamedTuple):
 
     part: block, or once (embedding, head, loss). bound: what most of its time goes to, compute |
     bandwidth | latency. flops: executed, the full square of attention; bytes: read and written.
+    kernel_flops: what the kernels run, without the masked half of a fused attention's square. dtype: of
+    the products that hold most of these; "" without any.
     """
 
     op: str
@@ -24,6 +26,8 @@ class OpTime(NamedTuple):
     kernels: int
     flops: Any
     bytes: Any
+    kernel_flops: Any = 0
+    dtype: str = ""
 
 
 class ExchangeTime(NamedTuple):

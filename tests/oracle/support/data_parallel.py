@@ -10,11 +10,11 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any
 
+from memcalc.engine.events import step_events
 from memcalc.engine.memory import CATEGORIES, StepMemory, step_memory
 from memcalc.engine.parallel.data.ddp import Ddp
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.inputs.parallel import ParallelPlan, divisors
-from memcalc.output.events import step_events
 from tests.oracle.support.engine_events import engine_events
 from tests.oracle.support.rank import RankTrace
 from tests.oracle.support.rank_draw import RankSetup, draw_rank_setups

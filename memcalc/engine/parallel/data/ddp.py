@@ -40,8 +40,8 @@ FIRST_BUCKET_BYTES: Final = MIB
 class Ddp(Strategy):
     """views: gradients are views of the buckets. drops: zero_grad drops them (set_to_none).
 
-    batches: micro-batches of a step. split_over: ranks that split the optimizer's states, whole
-    parameters each; dims: the dims' values, which decide who steps what.
+    batches: micro-batches of a step, 3 standing for more. split_over: ranks that split the optimizer's
+    states, whole parameters each; dims: the dims' values, which decide who steps what.
     """
 
     views: bool
@@ -167,7 +167,7 @@ def ddp_of(plan: Plan, stack: Stack) -> Ddp:
     return Ddp(
         views=bool(stack.parallel.get("gradient_as_bucket_view", False)),
         drops=resolved.setup.set_to_none,
-        batches=resolved.grad_accum_steps,
+        batches=min(resolved.grad_accum_steps, 3),
         split_over=split,
         dims=tuple(sorted(plan.values.items())) if split > 1 else (),
     )

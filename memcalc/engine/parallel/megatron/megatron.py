@@ -28,6 +28,7 @@ from memcalc.engine.parallel.megatron.megatron_rules import check_states, expert
 from memcalc.engine.parallel.strategy import Strategy, held
 from memcalc.engine.states import all_leaves, is_expert
 from memcalc.engine.tensors import Tensor
+from memcalc.engine.timing.arith import maximum
 from memcalc.inputs.stacks import Stack
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _global_buffer(plan: Plan) -> int:
     rows = values["b"] * values["s"]
     gathered = rows * values["h"] if options and options.sequence and plan.ends[1] else 0
     scores = rows * values["s"] * values["a"] if plan.kernels.attention == "eager" else 0
-    return max(gathered, scores) * width
+    return maximum(gathered, scores) * width  # type: ignore[no-any-return]
 
 
 def _angles(plan: Plan) -> int:

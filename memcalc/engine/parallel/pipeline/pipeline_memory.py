@@ -121,8 +121,8 @@ def _breakdown(stage: Stage, peak: Peak) -> dict[str, int]:
 
 
 def _category(stage: Stage, item: Item) -> str:
-    """The category of what a rank sends or receives."""
-    if item.kind in ("input", "seed"):
+    """The category of what a rank sends or receives; what stands from the step before is in buffers."""
+    if item.kind in ("input", "seed") or item.batch < 0:
         return "buffers"
     structure = stage.chunk(item.chunk).of(item.batch).structure
     handed = structure.handed

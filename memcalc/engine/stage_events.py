@@ -1,4 +1,4 @@
-"""One pipeline rank's step as rows, as output/events.py has them, and what is largest at its peak.
+"""One pipeline rank's step as rows, as engine/events.py has them, and what is largest at its peak.
 
 Rows are written out micro-batch by micro-batch in the order of the schedule. What a rank takes for its
 neighbours, or lets go of, is a row with the primitive "pipeline".
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+from memcalc.engine.events import Event, Recorder, largest, names_of
 from memcalc.engine.memory import At, alive_copies, category, end_of
 from memcalc.engine.parallel.pipeline.actions import Action
 from memcalc.engine.parallel.pipeline.pipeline import Chunk, Stage, Stretch, item_sizes
@@ -17,7 +18,6 @@ from memcalc.engine.parallel.pipeline.pipeline_memory import schedule_peak, stag
 from memcalc.engine.parallel.pipeline.pipeline_program import Item, Take
 from memcalc.engine.program import expanded
 from memcalc.engine.timeline import size_values
-from memcalc.output.events import Event, Recorder, largest, names_of
 
 
 def stage_events(stage: Stage) -> list[Event]:
@@ -92,7 +92,7 @@ def _optimizer(out: Recorder, stage: Stage) -> None:
 
 
 def _category(stage: Stage, item: Item) -> str:
-    if item.kind in ("input", "seed"):
+    if item.kind in ("input", "seed") or item.batch < 0:  # the latter: stands from the step before
         return "buffers"
     structure = stage.chunk(item.chunk).of(item.batch).structure
     handed = structure.handed
@@ -155,7 +155,7 @@ def _storages(chunk: Chunk, of: Stretch, at: At, times: int) -> Iterator[tuple[s
 
 def _name(stage: Stage, item: Item) -> str:
     """The name under which a piece counted what it hands on; received tensors are buffers."""
-    if item.kind in ("input", "seed"):
+    if item.kind in ("input", "seed") or item.batch < 0:  # the latter: stands from the step before
         return "buffers"
     structure = stage.chunk(item.chunk).of(item.batch).structure
     handed = structure.handed

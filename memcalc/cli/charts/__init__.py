@@ -1,0 +1,1 @@
+"""From the command line to the JSON object of each kind of chart."""
