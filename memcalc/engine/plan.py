@@ -200,13 +200,16 @@ def block_kinds(
     if setup.reentrant or (kernels.megatron is not None and recompute == "full"):
         recompute = "reentrant"
     limit = setup.recompute_layers or config.num_hidden_layers
+    numbers = range(config.num_hidden_layers) if layers is None else layers
+    if kernels.attention != "eager" and config.moe is None:  # most models: all layers alike
+        alike = min(len(numbers), limit)
+        own = BlockKind("full", False, recompute), BlockKind("full", False, "none")
+        return (own[0],) * alike + (own[1],) * (len(numbers) - alike)
     return tuple(
         BlockKind(
             config.layer_type(layer) if kernels.attention == "eager" else "full",
             config.is_sparse(layer),
             recompute if number < limit else "none",
         )
-        for number, layer in enumerate(
-            range(config.num_hidden_layers) if layers is None else layers
-        )
+        for number, layer in enumerate(numbers)
     )

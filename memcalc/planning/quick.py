@@ -12,8 +12,10 @@ Checked by: property/test_grid.py; speed: benchmarks/sweep_speed.py.
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from memcalc.engine.device_side import Device, with_modules
@@ -54,15 +56,28 @@ def quick_rows(
 ) -> list[Row]:
     """The rows (`rows.KEYS`) of all cases, in their order. price: USD per GPU-hour; tell: of progress."""
     rows: list[Row | None] = [None] * len(cases)
-    for lanes, parts in _grids(cases):
-        for lane, row in zip(lanes, _grid_rows(lanes, parts, price), strict=False):
-            rows[lane.place] = row
-        _say(tell, rows)
+    with _uncollected():
+        for lanes, parts in _grids(cases):
+            for lane, row in zip(lanes, _grid_rows(lanes, parts, price), strict=False):
+                rows[lane.place] = row
+            _say(tell, rows)
     for place, case in enumerate(cases):
         if rows[place] is None:
             rows[place] = row_of(point_of(case), price)
             _say(tell, rows)
     return [row for row in rows if row is not None]
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: thousands of rows hold no cycles, and looking costs a quarter."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _grids(cases: Sequence[Case | Refused]) -> Iterator[tuple[list[_Lane], list[Part]]]:
