@@ -338,3 +338,15 @@ def test_numbers_need_no_numpy():
         "sys.exit('numpy' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "slower"), [("a100-80gb", 312 / (156 / 3)), ("v100-32gb", 125 / 15.7)]
+)
+def test_attention_in_fp32_runs_as_products_of_fp32_do(name: str, slower: float) -> None:
+    """Three products of tf32 each where a device has it, else its fp32 units; by the datasheets."""
+    device, shape = rates(name), (4, 32, 32, 4096, 4096, 128, 128)
+    narrow = attention_s(device, "efficient", "forward", shape)
+    wide = attention_s(device, "efficient", "forward", shape, dtype="fp32")
+    assert 0.85 * slower < wide / narrow < 1.15 * slower
+    assert attention_s(device, "efficient", "forward", shape, dtype="fp16") == narrow

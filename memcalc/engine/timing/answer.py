@@ -9,6 +9,7 @@ Checked by: unit/test_time_answer.py, property/test_step_time.py.
 from __future__ import annotations
 
 from memcalc.engine.device_side import Device
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.flops import StepFlops, step_flops
 from memcalc.engine.plan import Plan
 from memcalc.engine.timing.bands import Band, band_of
@@ -20,6 +21,7 @@ from memcalc.inputs.rates import sustained
 
 #: What a step that waits for each of these is bound by.
 _NETWORK = "network"
+_WIDE = "fused attention in fp32: the 16-bit rate, slower as fp32 products are; not measured"
 
 
 def time_estimate(plan: Plan, device: Device) -> tuple[TimeEstimate, list[str]]:
@@ -40,6 +42,9 @@ def time_estimate(plan: Plan, device: Device) -> tuple[TimeEstimate, list[str]]:
     found = filled(empty, plan, parts, band_of(plan, device.gpu))._replace(bound=_bound(parts))
     found = used(found, flops, peak)
     said = [f"times: rates {rates.name}: {rates.basis}", *parts.said, *([note] if note else [])]
+    wide = plan.kernels.attention != "eager" and ITEMSIZE[plan.kernels.compute_dtype] > 2
+    if wide and not any("fp32" in name.split() for name in rates.attention):
+        said.append(_WIDE)
     return _bounded(found, parts)._replace(calibration=rates.name), said
 
 

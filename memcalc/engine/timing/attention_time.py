@@ -9,6 +9,9 @@ the third term being the last tiles, which nothing hides, as long backward as fo
 products over the scores, backward five (3 over d_qk, 2 over d_v) at `backward` of the forward's ceiling;
 a causal mask leaves half of them and the diagonal. width: P is the ceiling at d = 128; `narrow` and
 `wide` are ceilings at 64 and 256 relative to it, between them and beyond by powers of d.
+Rates are of 2-byte elements. PyTorch's kernel for fp32 makes a product of three in tf32 on tensor cores
+(aten/.../mem_eff_attention/gemm_kernel_utils.h: OpMultiplyAddFastF32), or uses plain fp32 units: it is
+slower by as much as such products are, and moves 4 bytes an element; no table has one.
 Source of the products: Dao 2023, FlashAttention-2 (arXiv:2307.08691). Constants and errors:
 docs/kernels.md. Checked by: unit/test_kernel_times.py.
 """
@@ -19,7 +22,7 @@ from typing import Final
 
 from memcalc.engine.timing.arith import Num, log2, maximum, minimum
 from memcalc.errors import unknown
-from memcalc.inputs.rates import AttentionRate, DecodeRate, Rates
+from memcalc.inputs.rates import BASE_DTYPE, AttentionRate, DecodeRate, Rates
 
 #: Products over the scores that a pass runs: (over d_qk, over d_v).
 PRODUCTS: Final = {"forward": (1, 1), "recompute": (1, 1), "backward": (3, 2)}
@@ -27,21 +30,50 @@ PRODUCTS: Final = {"forward": (1, 1), "recompute": (1, 1), "backward": (3, 2)}
 PASSES: Final = {"forward": 1, "recompute": 1, "backward": 2}
 QUERY_TILE: Final = 128
 WIDTH: Final = 128
+#: Products of fp32 as three of tf32 each.
+TF32X3: Final = "3xtf32"
 
 
 def attention_s(
-    rates: Rates, kernel: str, direction: str, shape: tuple[Num, ...], causal: bool = True
+    rates: Rates,
+    kernel: str,
+    direction: str,
+    shape: tuple[Num, ...],
+    causal: bool = True,
+    dtype: str = BASE_DTYPE,
 ) -> Num:
-    """Seconds of one attention call; kernel flash | efficient | cudnn | eager.
+    """Seconds of one attention call; kernel flash | efficient | cudnn | eager, or one a calibration names.
 
-    direction: forward | backward | recompute. causal: the last query sees all keys.
+    direction: forward | backward | recompute. causal: the last query sees all keys. dtype: of queries and
+    keys, where the rate is not of that dtype's own measurement.
     """
     rate = rates.attention.get(kernel)
     if rate is None:
         raise unknown("attention kernel", kernel, rates.attention)
     if direction not in PRODUCTS:
         raise unknown("direction of attention", direction, PRODUCTS)
-    return fused_s(rate, direction, shape, causal)
+    return fused_s(_widened(rates, rate, dtype), direction, shape, causal)
+
+
+def _widened(rates: Rates, rate: AttentionRate, dtype: str) -> AttentionRate:
+    """The rate of a kernel measured on 2-byte elements, at fp32."""
+    if dtype != "fp32":
+        return rate
+    at, base = (
+        run_dtype(rates, dtype),
+        max(rates.gemm[name].flops_per_s for name in ("bf16", "fp16")),
+    )
+    reached = rates.gemm["tf32"].flops_per_s / 3 if at == TF32X3 else rates.gemm[at].flops_per_s
+    return rate._replace(
+        forward_flops_per_s=rate.forward_flops_per_s * min(1.0, reached / base),
+        bytes_per_s=rate.bytes_per_s / 2,
+    )
+
+
+def run_dtype(rates: Rates, dtype: str) -> str:
+    """What fused attention's products run in: fp32 as three of tf32 where that is faster."""
+    faster = rates.gemm["tf32"].flops_per_s > 3 * rates.gemm["fp32"].flops_per_s
+    return TF32X3 if dtype == "fp32" and faster else dtype
 
 
 def fused_s(rate: AttentionRate, direction: str, shape: tuple[Num, ...], causal: bool) -> Num:

@@ -15,12 +15,12 @@ from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.plan import Plan
 from memcalc.engine.timing.alignment import CUBLAS, aligned
 from memcalc.engine.timing.arith import maximum
-from memcalc.engine.timing.attention_time import seen_share
+from memcalc.engine.timing.attention_time import run_dtype, seen_share
 from memcalc.engine.timing.copies import Copied, copies_of
 from memcalc.engine.timing.kernel_times import attention_s, gemm_bound, gemm_s, grouped_s, moved_s
 from memcalc.engine.timing.time_estimate import OpTime
 from memcalc.engine.works import Counted, Work, works_of
-from memcalc.inputs.rates import Rates
+from memcalc.inputs.rates import BASE_DTYPE, Rates
 from memcalc.inputs.stacks import load_stack
 
 DIRECTIONS = ("forward", "backward", "recompute")
@@ -134,7 +134,9 @@ def work_s(work: Work, priced: Priced, dims: Mapping[str, Any]) -> tuple[Any, An
         seconds = grouped_s(rates, work.dtype, *shape)
         seconds = maximum(seconds, moved / rates.gemm[work.dtype].bytes_per_s)
     elif work.kind == "attention":
-        seconds = attention_s(rates, _kernel(work, priced, dims), _pass(work), tuple(shape))
+        kernel = _kernel(work, priced, dims)
+        dtype = BASE_DTYPE if work.dtype in kernel.split() else work.dtype  # a rate of its own
+        seconds = attention_s(rates, kernel, _pass(work), tuple(shape), dtype=dtype)
     else:
         seconds = moved_s(rates, moved, work.launches, f"{work.name} {work.dtype}")
     return seconds, flops, moved
@@ -193,7 +195,10 @@ class _Sums:
             bound = _bound(work, priced.rates, dims, moved)
             self.bounds[bound] = self.bounds.get(bound, 0.0) + seconds
             if flops:
-                self.dtypes[work.dtype] = self.dtypes.get(work.dtype, 0.0) + run
+                dtype = work.dtype
+                if work.kind == "attention":
+                    dtype = run_dtype(priced.rates, dtype)
+                self.dtypes[dtype] = self.dtypes.get(dtype, 0.0) + run
 
     def result(self, key: tuple[str, str, str]) -> OpTime:
         """The op's row; its bound is where most of its seconds go."""

@@ -18,6 +18,7 @@ from typing import Any
 
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.engine.results import Estimate
+from memcalc.engine.timing.attention_time import TF32X3
 from memcalc.engine.timing.optimizer_time import Stepped, optimizer_work, stepped_by
 from memcalc.engine.timing.step_time import staged
 from memcalc.engine.timing.time_estimate import OpTime
@@ -115,6 +116,8 @@ def peak_of(dtype: str, gpu: Gpu) -> tuple[str, float]:
 
     As the time model has it: a dtype without units of its own runs as another.
     """
+    if dtype == TF32X3:
+        return dtype, gpu.peak_flops_per_s["tf32"] / 3
     candidates = PRODUCTS[dtype][2] if dtype in PRODUCTS else (dtype,)
     for name in candidates:
         if name in gpu.peak_flops_per_s:
