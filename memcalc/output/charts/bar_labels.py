@@ -22,7 +22,7 @@ _PART_PT: Final = 8.0
 
 def wrapped(label: str, width: int) -> str:
     """A label in lines of about this many characters, three at most."""
-    lines = textwrap.wrap(label, width, break_long_words=True) or [""]
+    lines = textwrap.wrap(label, width, break_on_hyphens=False) or [""]
     return "\n".join([*lines[:2], f"{lines[2]}.."] if len(lines) > 3 else lines)
 
 
