@@ -34,11 +34,17 @@ def nearest(name: str, valid: Iterable[str], count: int = 3) -> list[str]:
     return [lowered[hit] for hit in hits]
 
 
+#: Characters of a list of valid names that an error still prints.
+_LISTED = 400
+
+
 def unknown(what: str, got: str, valid: Iterable[str]) -> ConfigError:
     """The error for a name that is not in a closed list, with the nearest names or the whole list."""
     names = sorted(set(valid))
     close = nearest(got, names)
     if close:
         return ConfigError(f"{what}: got {got!r}, not known; nearest: {', '.join(close)}")
-    listing = ", ".join(names) if len(names) <= 16 else f"{len(names)} names, see `memcalc list`"
+    listing = ", ".join(names)
+    if len(listing) > _LISTED:
+        listing = f"{len(names)} names, see `memcalc list`"
     return ConfigError(f"{what}: got {got!r}, not known; valid: {listing}")
