@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from memcalc.engine.estimate import estimate
     from memcalc.engine.explain import explain
     from memcalc.engine.results import Breakdown, Estimate, MemoryEstimate
+    from memcalc.engine.serving.infer import infer
+    from memcalc.engine.serving.serving_results import ServingEstimate
     from memcalc.engine.timing.time_estimate import TimeEstimate
     from memcalc.errors import ConfigError, MemcalcError
     from memcalc.inputs.clusters import Cluster, load_cluster
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
     from memcalc.inputs.models import load_model
     from memcalc.inputs.parallel import ParallelPlan
+    from memcalc.inputs.serving import ServingSetup
     from memcalc.inputs.training import TrainingSetup
 
 _HOMES = {
@@ -44,6 +47,9 @@ _HOMES = {
     "MoeConfig": "memcalc.inputs.model",
     "load_model": "memcalc.inputs.models",
     "TrainingSetup": "memcalc.inputs.training",
+    "infer": "memcalc.engine.serving.infer",
+    "ServingEstimate": "memcalc.engine.serving.serving_results",
+    "ServingSetup": "memcalc.inputs.serving",
 }
 
 __all__ = [
@@ -58,10 +64,13 @@ __all__ = [
     "ModelConfig",
     "MoeConfig",
     "ParallelPlan",
+    "ServingEstimate",
+    "ServingSetup",
     "TimeEstimate",
     "TrainingSetup",
     "estimate",
     "explain",
+    "infer",
     "load_cluster",
     "load_gpu",
     "load_model",

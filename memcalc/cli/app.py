@@ -31,6 +31,11 @@ _EXAMPLES = {
         "memcalc estimate ./config.json --stack hf --optimizer-impl fused --gpu 4090",
         "memcalc estimate gpt2 --timeline step.csv --save run.toml",
     ),
+    "infer": (
+        "memcalc infer llama-3-8b --gpu a100-80gb --batch 32 --context 8192",
+        "memcalc infer qwen2.5-72b --gpu h100 --tp 4 --engine vllm --batch 64 --context 4k",
+        "memcalc infer llama-3.1-8b --gpu 4090 --weights gguf:Q4_K_M --engine llama.cpp",
+    ),
     "explain": ("memcalc explain llama-3.2-1b", "memcalc explain gpt2 --stack hf --json"),
     "compare": (
         "memcalc compare llama-3.1-8b,qwen2.5-7b --gpu h100,h200 --micro-batch 1,2,4",

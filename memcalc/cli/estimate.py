@@ -90,6 +90,7 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
     if arguments.has("csv"):
         _csv(arguments, request, result)
         return
+    phase = arguments.text("phase") or "train"
 
     def plain() -> dict[str, Any]:
         found = estimate_dict(request, result)
@@ -97,7 +98,7 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
             from memcalc.engine.explanation import plain as as_json
 
             found["ops"] = as_json(_ledger(request).rows)
-        return found
+        return found | _outside(request, phase)
 
     def page(sheet: Page) -> None:
         from memcalc.output.estimate_text import estimate_page
@@ -110,6 +111,10 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
             op_times_table(sheet, result.time)
             exchanges_table(sheet, result.time)
             ledger_tables(sheet, _ledger(request))
+        if outside := _outside(request, phase):
+            from memcalc.output.phases_text import phases_table
+
+            phases_table(sheet, outside["program"], outside.get("checkpoint"))
 
     out = arguments.text("out") or ""
     as_json = arguments.wants_json or out.lower().endswith(".json")
@@ -122,6 +127,17 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
     deliver(arguments, plain, page, line)
     if not quiet and not as_json:
         _say(result)
+
+
+def _outside(request: Request, phase: str) -> dict[str, Any]:
+    """JSON keys of the phases outside the step; none with --phase train."""
+    if phase == "train":
+        return {}
+    from memcalc.engine.phases.program import checkpoint, program
+
+    plan = _plan(request)
+    found: dict[str, Any] = {"program": [one.plain() for one in program(plan, phase)]}
+    return found | ({"checkpoint": checkpoint(plan)} if phase in ("save", "all") else {})
 
 
 def _largest(request: Request, result: Estimate) -> list[tuple[str, int, int]]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
+from memcalc.engine.adapters import adapted, is_rescaled, packed_linear, trains
+from memcalc.engine.adapters_ia3 import rescaled
 from memcalc.engine.aten.closed import fp8_linear
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import to
+from memcalc.engine.blocks.cache import KeyCache
 from memcalc.engine.injectors import Hooks, Injector, begin_op
 from memcalc.engine.kernels import BlockKind, Kernels
 from memcalc.engine.ledger import OpRecord
@@ -53,6 +57,8 @@ class Build:
     split: bool = False  # backward in two halves
     standing: list[list[Tensor]] = field(default_factory=list)  # what outlives the trace
     held: Tensor | None = None  # attention weights a block hands to its caller (transformers)
+    biases: tuple[Tensor, ...] = ()  # position biases a block hands to its caller (T5)
+    cache: KeyCache | None = None  # of keys and values, where the model serves
 
     def __getitem__(self, letter: str) -> Size:
         return self.dims[letter]
@@ -80,7 +86,8 @@ class Build:
         """
         tape = self.tape
         key = name if tape.block < 0 else f"layers.{tape.block}.{name}"
-        leaf = tape.leaf(key, shape, dtype or self.kernels.param_dtype)
+        learns = trains(self, name)
+        leaf = tape.leaf(key, shape, dtype or self.kernels.param_dtype, learns)
         if self.kernels.dtensor:
             leaf.placed = placed or PART
         if not tape.recomputing:
@@ -90,7 +97,8 @@ class Build:
 
     def declare(self, name: str, shape: Shape) -> None:
         """Register a parameter before its use, where a model's code registers it earlier."""
-        self.tape.leaf(f"layers.{self.tape.block}.{name}", shape, self.kernels.param_dtype)
+        key, learns = f"layers.{self.tape.block}.{name}", trains(self, name)
+        self.tape.leaf(key, shape, self.kernels.param_dtype, learns)
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -105,10 +113,13 @@ class Build:
             self.casts = None
 
     def cast_param(self, leaf: Tensor) -> Tensor:
-        """A parameter as a matmul reads it: itself, or its autocast copy."""
+        """A parameter as a matmul reads it: itself, or its autocast copy.
+
+        Of a frozen parameter autocast keeps no copy (at::autocast::cached_cast asks requires_grad).
+        """
         if not self.kernels.autocast:
             return leaf
-        if not self.kernels.caches_casts:
+        if not self.kernels.caches_casts or not leaf.requires_grad:
             return to(leaf, self.kernels.compute_dtype)
         assert self.casts is not None
         known = self.casts.get(leaf.name)
@@ -124,7 +135,14 @@ class Build:
         return to(x, self.kernels.compute_dtype) if self.kernels.autocast else x
 
     def linear(self, x: Tensor, name: str, features: tuple[Size, Size], bias: bool) -> Tensor:
-        """A linear layer (in, out) with its parameters `name.weight`, `name.bias`, autocast included.
+        """A linear layer (in, out) and what fine-tuning adds to it; see `bare_linear`."""
+        if is_rescaled(self, name):
+            base = partial(self.bare_linear, name=name, features=features, bias=bias)
+            return rescaled(self, x, name, features, base)
+        return adapted(self, x, self.bare_linear(x, name, features, bias), name, features)
+
+    def bare_linear(self, x: Tensor, name: str, features: tuple[Size, Size], bias: bool) -> Tensor:
+        """A linear layer with its parameters `name.weight`, `name.bias`, autocast included.
 
         The casts come in the order of PyTorch's wrapper: bias, weight, input.
         """
@@ -138,6 +156,9 @@ class Build:
         divided = self.kernels.dtensor is not None and name in ROWS
         plain = bias is None and self.tape.block >= 0 and name not in _NOT_FP8
         fp8 = self.kernels.fp8_linear and plain
+        adapter = self.kernels.adapter
+        if adapter is not None and adapter.quantised and self.tape.block >= 0 and name != "router":
+            return packed_linear(self, x, weight, bias)
         if not self.kernels.autocast:
             return fp8_linear(x, weight) if fp8 else linear(x, weight, bias, divided)
         bias = None if bias is None else self.cast_param(bias)

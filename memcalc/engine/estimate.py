@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from memcalc.engine.adapter_choice import adapter_file_bytes
 from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
 from memcalc.engine.device_side import Device, device_of, with_modules
 from memcalc.engine.parallel.rules import check_size
@@ -82,6 +83,8 @@ def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Esti
             active_parameters=held.active_parameters,
             num_hidden_layers=plan.config.num_hidden_layers,
             parameter_tensors=held.tensors,
+            trainable_parameters=held.trainable_parameters,
+            adapter_file_bytes=adapter_file_bytes(plan.whole),
         ),
         setup=_setup_dict(plan, stack, device),
         memory=memory,
@@ -159,7 +162,7 @@ def _setup_dict(plan: Plan, stack: Stack, device: Device) -> dict[str, Any]:
     stated = asdict(resolved.setup)
     kernels = plan.kernels._asdict()
     traits = kernels.pop("traits")._asdict()
-    for name in ("megatron", "dtensor"):
+    for name in ("megatron", "dtensor", "adapter"):
         kernels[name] = None if kernels[name] is None else kernels[name]._asdict()
     layout = plan.parallel
     found = {
@@ -192,6 +195,10 @@ def _as_json(value: Any) -> Any:
     """The value with lists for tuples, as JSON gives it back."""
     if isinstance(value, dict):
         return {name: _as_json(inner) for name, inner in value.items()}
+    if hasattr(value, "_asdict"):
+        return _as_json(value._asdict())
+    if isinstance(value, frozenset):
+        return sorted(value)
     return list(value) if isinstance(value, tuple) else value
 
 

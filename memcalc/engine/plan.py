@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from memcalc.engine.adapter_choice import (
+    check_layout,
+    rank_values,
+    training_kinds,
+    with_packed_base,
+)
 from memcalc.engine.blocks.layer_limits import standing_tables, untied
 from memcalc.engine.dims import dim_sizes, dim_values
+from memcalc.engine.encoders import check_encoder, encoder_kinds
 from memcalc.engine.in_backward import offloading, stepping_in_backward
 from memcalc.engine.kernel_choice import PRECISIONS, has_expandable_segments, kernels_of
 from memcalc.engine.kernels import BlockKind, Kernels
@@ -114,7 +121,12 @@ def make_plan(
     resolved = untied(resolved, stack)
     setup, config = resolved.setup, resolved.config
     kernels, notes = kernels_of(resolved, stack, overrides or {})
-    values = dim_values(config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance)
+    check_layout(resolved, parallel)
+    check_encoder(resolved, kernels, parallel)
+    values = dim_values(
+        config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance, resolved.target_len
+    )
+    values |= rank_values(resolved)
     optimizer = OptimizerPlan(
         name=setup.optimizer,
         impl=resolved.optimizer_impl,
@@ -130,9 +142,10 @@ def make_plan(
         optimizer = deepspeed_optimizer(optimizer, setup, kernels, parallel)
     if setup.optimizer_dtype and not optimizer.master:
         notes.append(f"optimizer states in {setup.optimizer_dtype}: a closed form")
+    kinds = training_kinds(resolved, block_kinds(resolved, kernels))
     plan = Plan(
-        resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), optimizer,
-        tuple(notes), expandable=has_expandable_segments(stack, overrides or {}),
+        resolved, kernels, kinds, values, dim_sizes(values), optimizer, tuple(notes),
+        expandable=has_expandable_segments(stack, overrides or {}),
     )  # fmt: skip
     if parallel.offload == "activations" and kernels.traits.code == "torchtune":
         plan = offloading(plan, parallel)
@@ -141,7 +154,7 @@ def make_plan(
     if plan.kernels.offloads:
         return plan
     is_whole = parallel.is_single and kernels.megatron is None and not runs_deepspeed(stack)
-    return plan if is_whole else divided(plan, parallel, stack)
+    return with_packed_base(plan) if is_whole else divided(plan, parallel, stack)
 
 
 def plan_of(
@@ -200,6 +213,8 @@ def block_kinds(
     if setup.reentrant or (kernels.megatron is not None and recompute == "full"):
         recompute = "reentrant"
     limit = setup.recompute_layers or config.num_hidden_layers
+    if config.is_encoder:
+        return encoder_kinds(config, recompute)
     numbers = range(config.num_hidden_layers) if layers is None else layers
     if kernels.attention != "eager" and config.moe is None:  # most models: all layers alike
         alike = min(len(numbers), limit)

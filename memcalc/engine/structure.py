@@ -110,7 +110,8 @@ _SIZE_FIELDS = frozenset(
     {
         "name", "notes", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
-        "num_position_rows", "layer_types", "dtype", "sliding_window", "rotary_dim",
+        "num_position_rows", "relative_buckets", "num_encoder_layers", "token_types", "layer_types",
+        "dtype", "sliding_window", "rotary_dim",
     }
 )  # fmt: skip
 _MOE_SIZES = frozenset({"num_experts", "moe_intermediate_size", "sparse_layers"})
@@ -202,7 +203,7 @@ def trace_structure(config: ModelConfig, key: StructureKey) -> Structure:
     )  # fmt: skip
     layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
     micro_batch(build, layers, key.has_gradients)
-    return _freeze(tape, runs, build.handed)
+    return freeze(tape, runs, build.handed)
 
 
 def _check_reference_counting() -> None:
@@ -214,7 +215,8 @@ def _check_reference_counting() -> None:
         raise MemcalcError("python: this interpreter frees objects late; rule: CPython")
 
 
-def _freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
+def freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
+    """The structure of a tape that has been written to its end."""
     end = next(position for position, what, _ in tape.marks if what == "end")
     events = tuple(tape.events[:end])
     forward_end = next(position for position, what, _ in tape.marks if what == "backward")

@@ -12,17 +12,22 @@ from contextlib import contextmanager
 
 from memcalc.engine.activation_offload import HostStash
 from memcalc.engine.aten.pointwise import to
+from memcalc.engine.aten.shape import narrow
 from memcalc.engine.autograd import backward
 from memcalc.engine.blocks.compiled import compiled_block
 from memcalc.engine.blocks.embedding import Context, contexts, embed
+from memcalc.engine.blocks.hf_bert import masked_lm_loss
 from memcalc.engine.blocks.hf_loss import causal_lm_loss, logits_of
 from memcalc.engine.blocks.hf_model import hidden_states
+from memcalc.engine.blocks.hf_t5_model import t5_loss
 from memcalc.engine.blocks.litgpt_loss import litgpt_loss
 from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_loss, project_out
 from memcalc.engine.blocks.megatron_model import megatron_model
 from memcalc.engine.blocks.nanotron_model import nanotron_model
 from memcalc.engine.blocks.norm import norm
+from memcalc.engine.blocks.sampling import sampled
 from memcalc.engine.blocks.torchtune_loss import torchtune_logits, torchtune_loss
+from memcalc.engine.blocks.vllm_layer import vllm_logits
 from memcalc.engine.build import Build, Handed
 from memcalc.engine.checkpoint import (
     KEEP_ATTENTION,
@@ -35,6 +40,7 @@ from memcalc.engine.injectors import aside, attach, enter_block, enter_phase, le
 from memcalc.engine.kernels import BlockKind
 from memcalc.engine.layer import block
 from memcalc.engine.saved_on_cpu import SavedOnCpu
+from memcalc.engine.sizes import ONE
 from memcalc.engine.split_backward import backward_input, backward_weights
 from memcalc.engine.tensors import Tape, Tensor, bytes_of
 
@@ -65,6 +71,8 @@ def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Con
     build.tape.block = index
     if recompute in _KEEP:
         out = checkpoint(call, x, *context, keep=_KEEP[recompute])
+    elif recompute == "reentrant" and build.kernels.hf:  # all but x in a functools.partial
+        out = checkpoint_reentrant(lambda hidden: call(hidden, *context), x)
     elif recompute == "reentrant":
         out = checkpoint_reentrant(call, x, *context)
     else:
@@ -92,7 +100,7 @@ def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> T
     seed = _seed(build, out)
     enter_phase(build.hooks, "backward")
     if has_gradients and not any(one.takes_gradients for one in build.hooks):
-        for leaf in tape.leaves.values():
+        for leaf in filter(lambda leaf: leaf.requires_grad, tape.leaves.values()):
             leaf.grad = tape.external(leaf.shape, leaf.dtype)
     if build.split:
         groups = backward_input(out, seed, given)
@@ -105,10 +113,36 @@ def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> T
     build.handed = _handed(build, given, out)
     if not build.split:
         del seed
+    if build.kernels.adapter is not None:
+        tape.mark("backward block", -1)  # nodes of LLM.int8 keep tensors of every block till here
     if all(build.ends):
         del out
     tape.mark("end", -1)  # what a stage hands on outlives its micro-batch
     return tape
+
+
+def forward_only(build: Build, layers: list[BlockKind], samples: str) -> Tape:
+    """Trace one forward pass without gradients, into and out of `build.cache`.
+
+    What is alive at its end are the logits (b, 1, V) of the last position and what the cache holds.
+    samples: how the next token of each sequence is chosen, "" not at all (blocks/sampling.py).
+    Checked by: oracle/test_serving.py, event for event against transformers.
+    """
+    tape = build.tape
+    tape.grad_enabled = False
+    ids = tape.external((build["b"], build["s"]), "int64")
+    with build.autocast():
+        out = _forward(build, ids, ids, layers)
+    chosen = sampled(build, out, samples) if samples else None
+    for what in ("backward", "end"):
+        tape.mark(what, -1)
+    del out, chosen
+    return tape
+
+
+def of_last(build: Build, hidden: Tensor) -> Tensor:
+    """Hidden states of the last position (b, 1, h), the only ones whose logits a sampler asks for."""
+    return narrow(hidden, ONE, 1)
 
 
 @contextmanager
@@ -151,9 +185,17 @@ def _seed(build: Build, out: Tensor) -> Tensor:
 
 def _forward(build: Build, given: Tensor, ids: Tensor, layers: list[BlockKind]) -> Tensor:
     """The loss of token ids, or of the stream given; or the stream after the last of the layers."""
+    if build.config.is_encoder_decoder:
+        return t5_loss(build, ids, layers, run_block)
     if build.kernels.hf:
         hidden = hidden_states(build, ids, layers, run_block)
+        if build.cache is not None:
+            return logits_of(build, of_last(build, hidden))
+        if build.config.bidirectional:
+            return masked_lm_loss(build, hidden)
         return causal_lm_loss(build, logits_of(build, hidden), ids)
+    if build.kernels.traits.code == "vllm":
+        return vllm_logits(build, ids, layers)
     if build.kernels.megatron is not None:
         nanotron = build.kernels.megatron.code == "nanotron"
         model = nanotron_model if nanotron else megatron_model
@@ -197,6 +239,8 @@ def _own_loss(build: Build, stream: list[Tensor], ids: Tensor) -> Tensor:
 
 
 def _loss(build: Build, x: Tensor, ids: Tensor) -> Tensor:
+    if build.cache is not None:
+        return head(build, of_last(build, _final_norm(build, x)))
     if build.kernels.loss == "chunked":
         return chunked_loss(build, _final_norm(build, x), ids)
     if build.kernels.loss == "fused":

@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from memcalc.engine.results import Estimate, MemoryEstimate
-from memcalc.engine.words import layout_line
+from memcalc.engine.words import layout_line, peft_words
 from memcalc.output.charts.text import mark, stacked
 from memcalc.output.console import Page
 from memcalc.output.host_text import host_table
@@ -99,9 +99,20 @@ def _title(page: Page, result: Estimate, stated: dict[str, Any]) -> None:
     )
     if layout := layout_line(setup):
         page.line(layout)
+    if words := peft_words(setup):
+        page.line(f"{words}; trains {_trained(result)}")
     for name, value in stated.items():
         page.line(f"set {name} = {value}")
     page.line()
+
+
+def _trained(result: Estimate) -> str:
+    """How many parameters train, their share, and the file they are saved in."""
+    model = result.model
+    share = model.trainable_parameters / model.parameters
+    file = model.adapter_file_bytes
+    saved = "" if file is None else f"; adapter file {file / 1e6:,.2f} MB ({gib(file)})"
+    return f"{model.trainable_parameters:,} parameters ({share:.2%}){saved}"
 
 
 def _amount(value: int | None) -> tuple[str, str]:

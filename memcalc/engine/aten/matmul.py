@@ -44,7 +44,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, divided: bool 
     the weight is transposed before x is viewed as rows, so that its gradient arrives after x's; with
     one after it, so that its gradient arrives before x's and after the bias's.
     divided: the product is a term of a sum over ranks, each of which adds a part of the bias.
+    Without gradients, of rows that are not contiguous, the bias is added afterwards (at::linear).
     """
+    if bias is not None and len(x.shape) > 2 and not x.is_contiguous() and not x.tape.grad_enabled:
+        return _bias_added(linear(x, weight, None, divided), bias)
     if bias is None and len(x.shape) > 2 and weight.node is None:
         weight = _transposed(weight)
     rows = flatten_tokens(x)
@@ -69,6 +72,15 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, divided: bool 
     if node:
         out = node.output(out)
     return reshape(out, (*x.shape[:-1], out_features))
+
+
+def _bias_added(out: Tensor, bias: Tensor) -> Tensor:
+    """out + bias: in place, but under a dispatch mode."""
+    if not out.tape.watched:
+        out.tape.in_place("add_", out, bias)
+        return out
+    out.tape.loads(out, bias)
+    return out.tape.empty("add.Tensor", out.shape, out.dtype)
 
 
 def _transposed(weight: Tensor) -> Tensor:

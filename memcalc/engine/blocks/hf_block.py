@@ -8,9 +8,11 @@ from __future__ import annotations
 from memcalc.engine.aten.pointwise import add, add_in_place
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, interface_attention
+from memcalc.engine.blocks.hf_bert import bert_block
 from memcalc.engine.blocks.hf_bloom import bloom_attention, bloom_mlp
 from memcalc.engine.blocks.hf_falcon import dropout_add, falcon_attention, falcon_mlp
 from memcalc.engine.blocks.hf_gptj import gptj_attention
+from memcalc.engine.blocks.hf_t5 import t5_block
 from memcalc.engine.blocks.mla import mla
 from memcalc.engine.blocks.mlp import activated, down, mlp, up
 from memcalc.engine.blocks.moe import moe
@@ -170,5 +172,5 @@ def hand_over(build: Build, weights: Tensor | None) -> None:
 
 _BLOCKS = {
     "sequential": sequential, "gpt2": gpt2, "openai-gpt": openai_gpt, "gpt_neox": gpt_neox,
-    "gptj": gptj, "bloom": bloom, "falcon": falcon,
+    "gptj": gptj, "bloom": bloom, "falcon": falcon, "bert": bert_block, "t5": t5_block,
 }  # fmt: skip

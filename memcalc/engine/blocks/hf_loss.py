@@ -19,9 +19,11 @@ def logits_of(build: Build, hidden: Tensor) -> Tensor:
     build.at("lm_head", "head")
     config, width = build.config, build["w"]
     if config.tie_word_embeddings:
+        bias = None
+        if config.lm_head_bias:
+            bias = build.cast_param(build.param("lm_head.bias", (build["V"],)))
         weight = build.cast_param(build.tape.leaves["embedding.weight"])
         x = to(hidden, build.kernels.compute_dtype) if build.kernels.autocast else hidden
-        bias = build.param("lm_head.bias", (build["V"],)) if config.lm_head_bias else None
         logits = linear(x, weight, bias)
         del x
     else:

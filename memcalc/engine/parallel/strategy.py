@@ -66,12 +66,12 @@ class Strategy(Protocol):
         return leaf
 
     def gradient(self, leaf: Tensor) -> Tensor:
-        """What this rank keeps of a leaf's gradient until the optimizer has run."""
-        return leaf
+        """What this rank keeps of a leaf's gradient until the optimizer has run; a frozen one has none."""
+        return leaf if leaf.requires_grad else nowhere(leaf)
 
     def optimized(self, leaves: list[Tensor]) -> list[Tensor]:
-        """What the optimizer steps over, of all leaves in registration order."""
-        return leaves
+        """What the optimizer steps over, of all leaves in registration order: those that train."""
+        return [leaf for leaf in leaves if leaf.requires_grad]
 
     def step(
         self, tape: Tape, leaves: list[Tensor], plan: OptimizerPlan, partial: bool = False

@@ -66,9 +66,20 @@ def gemm_bound(rates: Rates, dtype: str, *shape: Num) -> str:
 
 def product_s(rate: GemmRate, batch: Num, m: Num, n: Num, k: Num, *, left: Num = 1.0) -> Num:
     """Seconds of a product at one rate, of which alignment leaves the share `left` (alignment.py)."""
-    e = rate.exponent
-    both = (compute_s(rate, batch, m, n, k) / left) ** e + memory_s(rate, batch, m, n, k) ** e
-    return rate.t0_s + both ** (1 / e)
+    compute = compute_s(rate, batch, m, n, k) / left
+    return _together_s(rate, compute, memory_s(rate, batch, m, n, k))
+
+
+def packed_product_s(rate: GemmRate, shape: tuple[Num, ...], spared: Num) -> Num:
+    """As product_s, of (batch, m, n, k), where `spared` bytes need not be moved: an operand is stored in
+    fewer bits."""
+    memory = memory_s(rate, *shape) - spared / rate.bytes_per_s
+    return _together_s(rate, compute_s(rate, *shape), maximum(memory, 0))
+
+
+def _together_s(rate: GemmRate, compute: Num, memory: Num) -> Num:
+    both = compute**rate.exponent + memory**rate.exponent
+    return rate.t0_s + both ** (1 / rate.exponent)
 
 
 def compute_s(rate: GemmRate, batch: Num, m: Num, n: Num, k: Num) -> Num:

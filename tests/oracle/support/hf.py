@@ -54,7 +54,8 @@ def run_hf(
     """Run a bf16 model in training mode with labels equal to the ids.
 
     autocast: fp32 parameters under bf16 autocast instead, on fake cpu tensors (meta tensors ignore
-    it). The CPU's rules cast what CUDA's cast in these models; LayerNorm's input is fp32 either way.
+    it). The CPU's rules cast what CUDA's cast in these models, but for powers, which are patched;
+    LayerNorm's input is fp32 either way.
 
     attention: "flash" calls aten's kernel and ignores masks, caps, sinks and windows; "eager" and
     "sdpa" are the family's own. experts: "grouped_mm" (the library's choice when None),
@@ -75,6 +76,8 @@ def run_hf(
         stack.enter_context(mock.patch(_PACKED_SEQUENCES, lambda position_ids: None))
         if device == "fake":
             stack.enter_context(FakeTensorMode())
+        if autocast:
+            stack.enter_context(powers_of_cuda())
         with torch.device(where):
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=implementation, dtype=dtype
@@ -138,6 +141,18 @@ def _kernel_attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register(_KERNEL_NAME, _kernel_attention)
+
+
+@contextmanager
+def powers_of_cuda() -> Iterator[None]:
+    """torch.pow in fp32, as CUDA's autocast takes it and a CPU's does not."""
+    power = torch.pow
+
+    def wide(x: Any, n: Any) -> Tensor:
+        return power(x.float() if getattr(x, "dtype", None) is torch.bfloat16 else x, n)
+
+    with mock.patch.object(torch, "pow", wide):
+        yield
 
 
 @contextmanager

@@ -1,0 +1,83 @@
+"""memcalc infer MODEL: memory and time of serving a model, the batch and the context that fit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from memcalc.cli.options import BY_NAME
+from memcalc.cli.parse import Arguments, check_positionals
+from memcalc.cli.request import device_stated, layout_stated, typed
+from memcalc.cli.serving_options import SERVING_OPTIONS
+from memcalc.errors import ConfigError
+from memcalc.inputs.models import load_model
+from memcalc.inputs.serving import ServingSetup
+
+if TYPE_CHECKING:
+    from memcalc.engine.serving.serving_results import ServingEstimate
+    from memcalc.output.console import Page
+
+DOES_NOT_FIT: Final = 3
+#: Options of other tables that are fields of ServingSetup too.
+_SHARED: Final = {"weights": "weights", "attention": "attention", "layers": "num_layers"}
+
+
+def run(arguments: Arguments) -> int:
+    """Estimate, write the result, and return 0 when it fits or no GPU was named, else 3."""
+    if arguments.has("json") and arguments.has("quiet"):
+        raise ConfigError("--quiet: got --json too; rule: one form of output")
+    if (path := arguments.text("config")) is not None:
+        from memcalc.cli.runfile import merge_run_file
+
+        merge_run_file(arguments, path)
+    check_positionals(arguments)
+    setup = serving_stated(arguments)
+    name = arguments.positionals[0]
+    config = load_model(name)
+    device = device_stated(arguments)
+    if (path := arguments.text("save")) is not None:
+        from memcalc.cli.runfile import save_run_file
+
+        save_run_file(arguments, path)
+    from memcalc.engine.serving.infer import infer
+
+    result = infer(config, setup, parallel=layout_stated(arguments), gpu=device)
+    _deliver(arguments, name, result)
+    return DOES_NOT_FIT if result.fits is False else 0
+
+
+def serving_stated(arguments: Arguments) -> ServingSetup:
+    """The serving setup that options state. Raises ConfigError."""
+    found: dict[str, Any] = {}
+    for option in SERVING_OPTIONS:
+        if option.name in arguments.options:
+            value = typed(option, arguments.options[option.name])
+            found[option.serving] = False if option.name == "no-cuda-graphs" else value
+    for name, field in _SHARED.items():
+        if name in arguments.options:
+            found[field] = typed(BY_NAME[name], arguments.options[name])
+    return ServingSetup(**found)
+
+
+def _deliver(arguments: Arguments, name: str, result: ServingEstimate) -> None:
+    from memcalc.cli.deliver import deliver
+    from memcalc.output.infer_text import infer_page, quiet_line
+
+    def plain() -> dict[str, Any]:
+        from memcalc.inputs.models import model_hash
+
+        found = result.to_dict()
+        hashes = {"model": model_hash(name), **found["setup"]["profile_hashes"]}
+        found["setup"] = {"model": name, **found["setup"], "profile_hashes": hashes}
+        return found
+
+    def page(sheet: Page) -> None:
+        infer_page(sheet, result)
+
+    quiet = arguments.has("quiet")
+    deliver(arguments, plain, page, quiet_line(result) if quiet else None)
+    out = arguments.text("out") or ""
+    if not quiet and not arguments.wants_json and not out.lower().endswith(".json"):
+        from memcalc.output.files import put_notes
+
+        put_notes(result.notes)
+        put_notes(result.assumptions, "assumed")
