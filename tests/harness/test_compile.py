@@ -70,7 +70,7 @@ def test_a_compiled_model_is_verified(precision: str) -> None:
     kernels = {"device": "cpu", "norm": plan.kernels.norm}
     options = MeasureOptions(device="cpu", steps=1, warmup=1, ceiling=False)
     told = estimate(config, setup, kernels=kernels).to_dict()
-    comparison = verify(plan, told, options).record["comparison"]
+    comparison = verify(plan, told, options)["comparison"]
     verdicts = {row["name"]: row["verdict"] for row in comparison["rows"]}
     equal = {"parameters", "gradients", "optimizer", "saved for backward"}
     assert {name for name, verdict in verdicts.items() if verdict == "equal"} == equal

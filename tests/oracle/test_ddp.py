@@ -16,6 +16,7 @@ from memcalc.engine.states import all_leaves
 from memcalc.harness.ranks.layout import Layout
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.training import TrainingSetup
+from tests.draws import drawn
 from tests.harness.models import GPT2, LLAMA
 from tests.oracle.support.data_parallel import (
     differences,
@@ -38,7 +39,7 @@ WIDE = replace(LLAMA, vocab_size=9000, hidden_size=640, intermediate_size=2400)
 TIED = replace(LLAMA, vocab_size=1000, hidden_size=192, tie_word_embeddings=True)
 
 
-@pytest.mark.parametrize("number", range(len(DRAWN)))
+@pytest.mark.parametrize("number", drawn(len(DRAWN)))
 def test_a_drawn_step_is_pytorchs_own(number: int) -> None:
     """Worlds of 2, 8 and 64; with and without bucket views, accumulation, gradients set to None."""
     setup = DRAWN[number]

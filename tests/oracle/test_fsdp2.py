@@ -14,6 +14,7 @@ import pytest
 from memcalc.engine.memory import step_memory
 from memcalc.harness.ranks.layout import Layout
 from memcalc.inputs.training import TrainingSetup
+from tests.draws import drawn
 from tests.harness.models import LLAMA, MIXTRAL
 from tests.oracle.support.data_parallel import (
     PHASES,
@@ -34,7 +35,7 @@ RESIDUALS: dict[int, str] = {}
 RESIDUAL = 0.005
 
 
-@pytest.mark.parametrize("number", range(len(DRAWN)))
+@pytest.mark.parametrize("number", drawn(len(DRAWN)))
 def test_a_drawn_step_is_pytorchs_own(number: int) -> None:
     """18 of one sharding group, 3 of several (HSDP)."""
     setup = DRAWN[number]

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from tests.draws import draws
 from tests.oracle.support.compare import (
     IMPLS,
     How,
@@ -43,7 +44,7 @@ def test_peaks_of_llama_in_bf16(norm, recompute):
     fixed: dict[str, Any] = {"family": "llama", "precision": "bf16"}
     fixed |= {"norm": norm, "recompute": recompute}
     ways = list(product(IMPLS, (1, 2), (True, False)))
-    chosen = [*ways[: 10 - len(ways)], *rng.sample(ways, 10)][:10]
+    chosen = [*ways[: 10 - len(ways)], *rng.sample(ways, 10)][: draws(10)]
     runs = [
         (random_config(rng, **fixed), How(impl=impl, accum=accum, set_to_none=none))
         for impl, accum, none in chosen
@@ -58,7 +59,7 @@ def test_peaks_with_everything_else_drawn(family, precision, number):
     """Biases, dropout, norms of q and k, tied embeddings: 7 an item, 84 in all."""
     rng = random.Random(f"other {family} {precision} {number}")
     runs = []
-    for _ in range(7):
+    for _ in range(draws(7)):
         cfg = random_config(rng, family=family, precision=precision)
         runs.append((RefConfig(**vars(cfg) | random_extras(rng, cfg)), random_how(rng)))
     _assert_equal(runs)
@@ -77,7 +78,7 @@ def test_peaks_of_other_optimizers(optimizer, impl):
     fixed = {"family": "llama"} if (optimizer, impl) == ("sgd", "fused") else {}
     fixed = {"family": "llama"} if (optimizer, impl) == ("momentum", "fused") else fixed
     runs = []
-    for _ in range(4):
+    for _ in range(draws(4)):
         cfg = random_config(rng, **fixed)
         cfg = RefConfig(**vars(cfg) | random_extras(rng, cfg))
         runs.append((cfg, random_how(rng, optimizer=optimizer, impl=impl)))
@@ -90,7 +91,7 @@ def test_peaks_with_clipped_gradients(optimizer):
     fixed: dict[str, Any] = {"optimizer": optimizer, "grad_clip": True}
     fixed |= {"impl": "loop"} if optimizer == "adafactor" else {}
     fixed |= {"impl": "foreach"} if optimizer == "momentum" else {}
-    _assert_equal([(random_config(rng), random_how(rng, **fixed)) for _ in range(6)])
+    _assert_equal([(random_config(rng), random_how(rng, **fixed)) for _ in range(draws(6))])
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "momentum", "adafactor", "muon"])

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from memcalc.engine.memory import step_memory
+from tests.draws import drawn
 from tests.oracle.support.data_parallel import engine_plan, engine_rows
 from tests.oracle.support.tensor_cases import ALONE
 from tests.oracle.support.tensor_parallel import disagreements, draw, optimizer_rows
@@ -25,7 +26,7 @@ def test_a_rank_is_pytorchs(name: str) -> None:
     assert disagreements(ALONE[name]) == {}
 
 
-@pytest.mark.parametrize("number", range(17))
+@pytest.mark.parametrize("number", drawn(17))
 def test_a_drawn_rank_is_pytorchs(number: int) -> None:
     case = draw(f"tensor parallel {number}", sharded=False)
     assert disagreements(case) == {}, case.name

@@ -28,5 +28,5 @@ def test_an_unknown_name_is_told_in_one_line():
     assert close == "optimizer: got 'adamv', not known; nearest: adamw"
     short = str(unknown("optimizer", "zzzzzz", ["adamw", "sgd"]))
     assert short == "optimizer: got 'zzzzzz', not known; valid: adamw, sgd"
-    long = str(unknown("model", "zzzzzz", [f"name-{i}" for i in range(40)]))
-    assert "40 names" in long and "\n" not in long
+    long = str(unknown("model", "zzzzzz", [f"name-{i}" for i in range(80)]))
+    assert "80 names" in long and "\n" not in long

@@ -15,17 +15,16 @@ Times are seconds of one call. Checked by: harness/test_timing.py.
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from memcalc.collector import paused
 from memcalc.harness.device import synchronize
 
 T = TypeVar("T")
@@ -73,18 +72,6 @@ def summary(samples: Sequence[float], calls: int) -> Timed:
     return Timed(
         quantile(ordered, 0.5), quantile(ordered, 0.1), quantile(ordered, 0.9), len(ordered), calls
     )
-
-
-@contextmanager
-def without_gc() -> Iterator[None]:
-    """The garbage collector off, and as it was afterwards."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def last_cache_bytes(device: torch.device) -> int:
@@ -157,7 +144,7 @@ class Bench:
         all make the same number of calls.
         """
         least = self.protocol.least_s if least_s is None else least_s
-        with without_gc():
+        with paused():
             call(0)
             [first] = self._batches(call, 1, 1)
             warm = agree(first)
