@@ -14,16 +14,15 @@ from pathlib import PurePath
 from typing import Any, Final, NamedTuple
 
 from memcalc.cli.chart_options import KINDS
+from memcalc.cli.deliver import FORMS, form_flag
 from memcalc.cli.options import BY_NAME
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import typed
 from memcalc.errors import ConfigError, unknown
+from memcalc.output.charts.house import PICTURES, picture_kind, save
 from memcalc.output.files import check_writable, put_notes, put_stdout, to_json, write_text
 
-PICTURES: Final = ("png", "svg", "pdf")
 DATA: Final = ("json", "csv", "md", "txt")
-#: Flags that put data on stdout, and the form they ask for.
-_FORMS: Final = {"json": "json", "csv": "csv", "markdown": "md"}
 _STDOUT: Final = "-"
 
 
@@ -44,8 +43,6 @@ def run(arguments: Arguments) -> int:
     if not arguments.has("quiet"):
         put_notes(found.get("notes", ()))
     if wanted.picture is not None:
-        from memcalc.output.charts.house import save
-
         save(wanted.picture, found, drawing(kind).draw, theme)
     if wanted.file is not None:
         write_text(wanted.file, text_of(kind, found, wanted.file_form, True))
@@ -66,23 +63,21 @@ def kind_of(arguments: Arguments) -> str:
 
 def wanted_of(arguments: Arguments) -> Wanted:
     """The forms asked for, checked as far as can be before there is anything to write."""
-    asked = [name for name in _FORMS if arguments.has(name)]
-    if len(asked) > 1:
-        raise ConfigError(f"--{asked[1]}: got --{asked[0]} too; rule: one form of output")
-    stated = _FORMS[asked[0]] if asked else None
+    flag = form_flag(arguments)
+    stated = None if flag is None else FORMS[flag]
     path = arguments.text("out")
     if path is None or path == _STDOUT:
         return Wanted(None, None, "txt", stated or "txt")
-    ending = PurePath(path).suffix.lower().removeprefix(".")
     check_writable(path)
-    if ending in PICTURES:
+    if picture_kind(path) is not None:
         return Wanted(path, None, "txt", stated)
+    ending = PurePath(path).suffix.lower().removeprefix(".")
     form = ending if ending in DATA else stated
     if form is None:
         valid = ", ".join(f".{name}" for name in (*PICTURES, *DATA))
         raise ConfigError(f"--out: got {path!r}; rule: a file ending in {valid}")
     if stated not in (None, form):
-        raise ConfigError(f"--out: got {path!r} with --{asked[0]}; rule: one form of output")
+        raise ConfigError(f"--out: got {path!r} with --{flag}; rule: one form of output")
     return Wanted(None, path, form, None)
 
 

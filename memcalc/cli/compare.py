@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
+from memcalc.cli.deliver import FORMS, form_flag
 from memcalc.cli.parse import Arguments
 from memcalc.errors import ConfigError
 from memcalc.output.files import check_writable, put_notes, put_stdout, to_json, write_text
@@ -17,8 +18,7 @@ from memcalc.output.files import check_writable, put_notes, put_stdout, to_json,
 if TYPE_CHECKING:
     from memcalc.output.console import Page
 
-#: Flags and endings that ask for a form of the table.
-_FLAGS: Final = {"json": "json", "csv": "csv", "markdown": "md"}
+#: Endings that ask for a form of the table.
 _ENDINGS: Final = {".json": "json", ".csv": "csv", ".md": "md", ".txt": "txt"}
 _STDOUT: Final = "-"
 
@@ -41,17 +41,15 @@ def run(arguments: Arguments) -> int:
 
 def wanted(arguments: Arguments) -> tuple[str, str | None]:
     """The form asked for and the file, None for stdout. Raises ConfigError before anything is priced."""
-    asked = [name for name in _FLAGS if arguments.has(name)]
-    if len(asked) > 1:
-        raise ConfigError(f"--{asked[1]}: got --{asked[0]} too; rule: one form of output")
-    stated = _FLAGS[asked[0]] if asked else None
+    flag = form_flag(arguments)
+    stated = None if flag is None else FORMS[flag]
     path = arguments.text("out")
     if path is None or path == _STDOUT:
         return stated or ("quiet" if arguments.has("quiet") else "txt"), None
     check_writable(path)
     form = _ENDINGS.get(PurePath(path).suffix.lower(), stated)
     if form is None or stated not in (None, form):
-        got = f" with --{asked[0]}" if asked else ""
+        got = "" if flag is None else f" with --{flag}"
         rule = f"a file ending in {', '.join(_ENDINGS)}"
         raise ConfigError(
             f"--out: got {path!r}{got}; rule: {rule}; pictures: memcalc chart compare"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from memcalc.cli.parse import Arguments
+from memcalc.errors import ConfigError
 from memcalc.output.files import put_stdout, to_json, write_text
 
 if TYPE_CHECKING:
@@ -33,6 +34,18 @@ def deliver(
         put_stdout(line + "\n")
     else:
         put_stdout(_rendered(page, False))
+
+
+#: Flags that ask for a form of data on stdout.
+FORMS: Final = {"json": "json", "csv": "csv", "markdown": "md"}
+
+
+def form_flag(arguments: Arguments) -> str | None:
+    """The flag that asks for a form, None without one. Raises ConfigError for two."""
+    asked = [name for name in FORMS if arguments.has(name)]
+    if len(asked) > 1:
+        raise ConfigError(f"--{asked[1]}: got --{asked[0]} too; rule: one form of output")
+    return asked[0] if asked else None
 
 
 def _rendered(page: Callable[[Page], None], to_file: bool) -> str:

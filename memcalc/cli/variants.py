@@ -41,7 +41,11 @@ def cases_of(arguments: Arguments) -> list[Case | Refused]:
 
     Also writes the run file of --save.
     """
-    base, axes = _crossed(arguments)
+    return _cases(arguments, _crossed(arguments))
+
+
+def _cases(arguments: Arguments, crossed: _Crossed) -> list[Case | Refused]:
+    base, axes = crossed
     if (path := arguments.text("save")) is not None:
         from memcalc.cli.runfile import save_run_file
 
@@ -64,11 +68,12 @@ def differing(arguments: Arguments) -> list[str]:
 
 def case_of(arguments: Arguments) -> Case:
     """The one case of a command that takes no lists. Raises ConfigError naming the option of a list."""
-    for name, values in _crossed(arguments).axes.items():
+    crossed = _crossed(arguments)
+    for name, values in crossed.axes.items():
         what = " ".join([arguments.command, *arguments.positionals[:1]])
         shown = what if arguments.command == "chart" else arguments.command
         raise ConfigError(f"--{name}: got {len(values)} values; rule: one for {shown}")
-    case = cases_of(arguments)[0]
+    case = _cases(arguments, crossed)[0]
     assert isinstance(case, Case)
     return case
 

@@ -21,10 +21,10 @@ from memcalc.cli.on_device import (
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, need_torch, request_of
 from memcalc.errors import ConfigError, MemcalcError
+from memcalc.output.charts.house import PICTURES, picture_kind, save
 
 if TYPE_CHECKING:
     from memcalc.engine.plan import Plan
-_PICTURES = (".png", ".svg", ".pdf")
 
 
 def run(arguments: Arguments) -> int:
@@ -36,10 +36,9 @@ def run(arguments: Arguments) -> int:
     from memcalc.output.verify_text import quiet_line, verify_page
 
     picture = arguments.text("chart")
-    if picture is not None and not picture.lower().endswith(_PICTURES):
-        raise ConfigError(
-            f"--chart: got {picture!r}; rule: a file ending in {', '.join(_PICTURES)}"
-        )
+    if picture is not None and picture_kind(picture) is None:
+        endings = ", ".join(f".{kind}" for kind in PICTURES)
+        raise ConfigError(f"--chart: got {picture!r}; rule: a file ending in {endings}")
     if wanted(arguments):
         if picture is not None or arguments.has("ops"):
             what = "--chart" if picture is not None else "--ops"
@@ -106,7 +105,6 @@ def _estimate(request: Request, plan: Plan, device: Any, arguments: Arguments) -
 def _draw(record: dict[str, Any], path: str) -> None:
     """The step predicted and measured: `memcalc chart timeline --record` of this record."""
     from memcalc.cli.charts.timeline import of_record
-    from memcalc.output.charts.house import save
     from memcalc.output.charts.timeline import draw
 
     save(path, of_record(record), draw)

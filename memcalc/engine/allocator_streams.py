@@ -9,7 +9,7 @@ PyTorch 2.13. Checked by: unit/test_allocator_streams.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from memcalc.engine.allocator import AllocatorResult, simulate
@@ -43,7 +43,12 @@ def simulate_streams(
     if not streams:
         return whole
     reserved = 0
-    for stream in {0, *streams.values()}:
-        own = [e for e in events if streams.get(e if e >= 0 else ~e, 0) == stream]
+    for own in events_by_stream(events, streams):
         reserved += simulate(own, sizes, expandable_segments=expandable).peak_reserved_bytes
     return whole._replace(peak_reserved_bytes=reserved, final_reserved_bytes=reserved)
+
+
+def events_by_stream(events: Sequence[int], streams: Mapping[int, int]) -> Iterator[list[int]]:
+    """The events of each stream, in order; streams: blocks that are not of stream 0."""
+    for stream in {0, *streams.values()}:
+        yield [e for e in events if streams.get(e if e >= 0 else ~e, 0) == stream]

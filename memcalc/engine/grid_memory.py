@@ -14,6 +14,7 @@ from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from memcalc.engine.allocator import simulate
+from memcalc.engine.allocator_streams import events_by_stream
 from memcalc.engine.device_side import Device
 from memcalc.engine.grid import NotOnGrid, requested_bytes, together
 from memcalc.engine.grid_allocator import (
@@ -161,11 +162,8 @@ def _of_streams(stream: Stream, sizes: list[Any], lanes: int) -> GridPeaks:
     whole = simulate_grid(stream.events, sizes, lanes)
     if not stream.streams:
         return whole
-    of, reserved = stream.streams, 0
-    for number in {0, *of.values()}:
-        own = [e for e in stream.events if of.get(e if e >= 0 else ~e, 0) == number]
-        reserved = reserved + simulate_grid(own, sizes, lanes).reserved
-    return whole._replace(reserved=reserved)
+    each = events_by_stream(stream.events, stream.streams)
+    return whole._replace(reserved=sum(simulate_grid(own, sizes, lanes).reserved for own in each))
 
 
 def _all_lanes(least: Any, chosen: Any, peaks: GridPeaks) -> tuple[Any, Any, float]:

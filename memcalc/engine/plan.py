@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from memcalc.engine.adapter_choice import (
@@ -215,16 +216,27 @@ def block_kinds(
     limit = setup.recompute_layers or config.num_hidden_layers
     if config.is_encoder:
         return encoder_kinds(config, recompute)
-    numbers = range(config.num_hidden_layers) if layers is None else layers
-    if kernels.attention != "eager" and config.moe is None:  # most models: all layers alike
-        alike = min(len(numbers), limit)
-        own = BlockKind("full", False, recompute), BlockKind("full", False, "none")
-        return (own[0],) * alike + (own[1],) * (len(numbers) - alike)
+    numbers = range(config.num_hidden_layers) if layers is None else tuple(layers)
+    windows = config.layer_types if kernels.attention == "eager" else ()
+    return _kinds(
+        numbers, windows, config.moe.sparse_layers if config.moe else (), recompute, limit
+    )
+
+
+@lru_cache(maxsize=256)
+def _kinds(
+    layers: range | tuple[int, ...],
+    windows: tuple[str, ...],
+    sparse: tuple[int, ...],
+    recompute: str,
+    limit: int,
+) -> tuple[BlockKind, ...]:
+    """The kinds of these layers; the plans of a sweep ask for the same ones thousands of times."""
     return tuple(
         BlockKind(
-            config.layer_type(layer) if kernels.attention == "eager" else "full",
-            config.is_sparse(layer),
+            windows[layer] if windows else "full",
+            layer in sparse,
             recompute if number < limit else "none",
         )
-        for number, layer in enumerate(numbers)
+        for number, layer in enumerate(layers)
     )

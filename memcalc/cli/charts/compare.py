@@ -18,7 +18,7 @@ from memcalc.cli.variants import cases_of, differing
 from memcalc.errors import ConfigError
 from memcalc.planning.cases import Case, Point, Refused, point_of, points
 from memcalc.planning.charts.compare import Wish, compare
-from memcalc.planning.charts.head import head, setup_line
+from memcalc.planning.charts.head import head, models_on_gpus, setup_line
 from memcalc.planning.compare_columns import COLUMNS, SPEED, column_of, columns_of
 from memcalc.planning.rows import SIMULATED, row_of
 
@@ -49,7 +49,8 @@ def found(arguments: Arguments) -> dict[str, Any]:
 
 def comparison(arguments: Arguments) -> dict[str, Any]:
     """The object of `compare`. Raises ConfigError for bad values and where every case is refused."""
-    wish, options = _wish(arguments, differing(arguments)), differing(arguments)
+    options = differing(arguments)
+    wish = _wish(arguments, options)
     cases = cases_of(arguments)
     rows, examples, notes = _rows(arguments, cases, wish.price)
     if all(row["reason"] is not None for row in rows):
@@ -114,12 +115,8 @@ def _few(notes: Sequence[str], most: int = 6) -> list[str]:
 
 def _title(rows: Sequence[Mapping[str, Any]]) -> str:
     """`llama-3.1-8b, qwen2.5-7b on h100-80gb, h200`; many are counted."""
-    models = list(dict.fromkeys(row["model"] for row in rows if row["model"]))
-    gpus = list(dict.fromkeys(_gpu(row) for row in rows if row["gpu"] and row["gpus"]))
-    names = ", ".join(models) if len(models) <= 3 else f"{len(models)} models"
-    if not gpus:
-        return names
-    return f"{names} on {', '.join(gpus) if len(gpus) <= 3 else f'{len(gpus)} kinds of GPU'}"
+    gpus = (_gpu(row) for row in rows if row["gpu"] and row["gpus"])
+    return models_on_gpus((row["model"] for row in rows), gpus)
 
 
 def _gpu(row: Mapping[str, Any]) -> str:

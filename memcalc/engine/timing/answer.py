@@ -9,9 +9,9 @@ Checked by: unit/test_time_answer.py, property/test_step_time.py.
 from __future__ import annotations
 
 from memcalc.engine.device_side import Device
-from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.flops import StepFlops, step_flops
 from memcalc.engine.plan import Plan
+from memcalc.engine.timing.attention_time import is_of
 from memcalc.engine.timing.bands import Band, band_of
 from memcalc.engine.timing.step_time import StepTime, step_time
 from memcalc.engine.timing.time_estimate import TimeEstimate
@@ -42,8 +42,8 @@ def time_estimate(plan: Plan, device: Device) -> tuple[TimeEstimate, list[str]]:
     found = filled(empty, plan, parts, band_of(plan, device.gpu))._replace(bound=_bound(parts))
     found = used(found, flops, peak)
     said = [f"times: rates {rates.name}: {rates.basis}", *parts.said, *([note] if note else [])]
-    wide = plan.kernels.attention != "eager" and ITEMSIZE[plan.kernels.compute_dtype] > 2
-    if wide and not any("fp32" in name.split() for name in rates.attention):
+    wide = plan.kernels.attention != "eager" and plan.kernels.compute_dtype == "fp32"
+    if wide and not any(is_of(kernel, "fp32") for kernel in rates.attention):
         said.append(_WIDE)
     return _bounded(found, parts)._replace(calibration=rates.name), said
 

@@ -45,25 +45,27 @@ def attention_s(
     """Seconds of one attention call; kernel flash | efficient | cudnn | eager, or one a calibration names.
 
     direction: forward | backward | recompute. causal: the last query sees all keys. dtype: of queries and
-    keys, where the rate is not of that dtype's own measurement.
+    keys.
     """
     rate = rates.attention.get(kernel)
     if rate is None:
         raise unknown("attention kernel", kernel, rates.attention)
     if direction not in PRODUCTS:
         raise unknown("direction of attention", direction, PRODUCTS)
-    return fused_s(_widened(rates, rate, dtype), direction, shape, causal)
+    if dtype == "fp32" and not is_of(kernel, dtype):
+        rate = _in_fp32(rates, rate)
+    return fused_s(rate, direction, shape, causal)
 
 
-def _widened(rates: Rates, rate: AttentionRate, dtype: str) -> AttentionRate:
+def is_of(kernel: str, dtype: str) -> bool:
+    """Whether a rate was measured at a dtype: its name then says so, as `flash fp32 forward`."""
+    return dtype in kernel.split()
+
+
+def _in_fp32(rates: Rates, rate: AttentionRate) -> AttentionRate:
     """The rate of a kernel measured on 2-byte elements, at fp32."""
-    if dtype != "fp32":
-        return rate
-    at, base = (
-        run_dtype(rates, dtype),
-        max(rates.gemm[name].flops_per_s for name in ("bf16", "fp16")),
-    )
-    reached = rates.gemm["tf32"].flops_per_s / 3 if at == TF32X3 else rates.gemm[at].flops_per_s
+    base = max(rates.gemm[name].flops_per_s for name in ("bf16", "fp16"))
+    reached = max(rates.gemm["fp32"].flops_per_s, rates.gemm["tf32"].flops_per_s / 3)
     return rate._replace(
         forward_flops_per_s=rate.forward_flops_per_s * min(1.0, reached / base),
         bytes_per_s=rate.bytes_per_s / 2,

@@ -20,7 +20,7 @@ from memcalc.engine.timing.copies import Copied, copies_of
 from memcalc.engine.timing.kernel_times import attention_s, gemm_bound, gemm_s, grouped_s, moved_s
 from memcalc.engine.timing.time_estimate import OpTime
 from memcalc.engine.works import Counted, Work, works_of
-from memcalc.inputs.rates import BASE_DTYPE, Rates
+from memcalc.inputs.rates import Rates
 from memcalc.inputs.stacks import load_stack
 
 DIRECTIONS = ("forward", "backward", "recompute")
@@ -143,8 +143,8 @@ def work_s(work: Work, priced: Priced, dims: Mapping[str, Any]) -> tuple[Any, An
         seconds = maximum(seconds, moved / rates.gemm[work.dtype].bytes_per_s)
     elif work.kind == "attention":
         kernel = _kernel(work, priced, dims)
-        dtype = BASE_DTYPE if work.dtype in kernel.split() else work.dtype  # a rate of its own
-        seconds = attention_s(rates, kernel, _pass(work), tuple(shape), priced.causal, dtype)
+        causal = priced.causal
+        seconds = attention_s(rates, kernel, _pass(work), tuple(shape), causal, work.dtype)
     else:
         seconds = moved_s(rates, moved, work.launches, f"{work.name} {work.dtype}")
     return seconds, flops, moved

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from memcalc.engine.results import Estimate
+from memcalc.engine.results import SCHEMA, Estimate
 from memcalc.engine.words import layout_line, setup_words
 from memcalc.errors import ConfigError
 from memcalc.planning.cases import Point
 
-SCHEMA = 1
 #: Options whose value says what it is: `h100`, not `gpu h100`.
 _PLAIN = frozenset({"model", "gpu", "setup", "cluster", "precision", "optimizer"})
 
@@ -66,12 +65,16 @@ def need_one(points: Sequence[Point]) -> list[Estimate]:
 def model_on_gpu(points: Sequence[Point]) -> str:
     """`llama-3.1-8b on h100-80gb`, `llama-3.1-70b on 64 x h100-80gb`; several are listed or counted."""
     results = results_of(points)
-    models = _distinct(result.model.name for result in results)
-    gpus = _distinct(_gpu(result) for result in results)
-    shown = _listed(models) if len(models) <= 3 else f"{len(models)} models"
-    if not gpus:
+    return models_on_gpus((result.model.name for result in results), map(_gpu, results))
+
+
+def models_on_gpus(models: Iterable[str | None], gpus: Iterable[str | None]) -> str:
+    """These models on these GPUs, each once: up to three are listed, more counted."""
+    names, kinds = _distinct(models), _distinct(gpus)
+    shown = _listed(names) if len(names) <= 3 else f"{len(names)} models"
+    if not kinds:
         return shown
-    return f"{shown} on {_listed(gpus) if len(gpus) <= 3 else f'{len(gpus)} kinds of GPU'}"
+    return f"{shown} on {_listed(kinds) if len(kinds) <= 3 else f'{len(kinds)} kinds of GPU'}"
 
 
 def _gpu(result: Estimate) -> str | None:

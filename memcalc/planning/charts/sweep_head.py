@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from memcalc.planning.cases import Point
-from memcalc.planning.charts.head import head, model_on_gpu, results_of, setup_line
+from memcalc.planning.charts.head import head, model_on_gpu, models_on_gpus, results_of, setup_line
 
 
 def sweep_head(kind: str, what: str, points: Sequence[Point]) -> dict[str, Any]:
@@ -22,7 +22,5 @@ def where(points: Sequence[Point]) -> str:
     results = results_of(points)
     if len({result.setup["gpus"] for result in results}) < 2:
         return model_on_gpu(points)
-    models = list(dict.fromkeys(result.model.name for result in results))
-    gpus = [str(gpu) for gpu in dict.fromkeys(result.setup["gpu"] for result in results) if gpu]
-    shown = ", ".join(models) if len(models) <= 3 else f"{len(models)} models"
-    return f"{shown} on {', '.join(gpus)}" if gpus else shown
+    gpus = ", ".join(dict.fromkeys(r.setup["gpu"] for r in results if r.setup["gpu"]))
+    return models_on_gpus((result.model.name for result in results), [gpus])
