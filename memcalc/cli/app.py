@@ -19,64 +19,12 @@ if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
 import typer
 
 from memcalc.cli.chart_options import KINDS
+from memcalc.cli.examples import EXAMPLES
 from memcalc.cli.options import BY_FLAG, COMMANDS, LATER_COMMANDS, PANELS, Option, options_of
 from memcalc.cli.parse import Arguments, Value, put
 from memcalc.errors import ConfigError, nearest
 from memcalc.inputs.training import RECOMPUTE
 
-_EXAMPLES = {
-    "estimate": (
-        "memcalc estimate llama-3.2-1b --gpu h100",
-        "memcalc estimate meta-llama/Llama-3.1-8B --seq 8k --recompute full --json",
-        "memcalc estimate ./config.json --stack hf --optimizer-impl fused --gpu 4090",
-        "memcalc estimate gpt2 --timeline step.csv --save run.toml",
-    ),
-    "infer": (
-        "memcalc infer llama-3-8b --gpu a100-80gb --batch 32 --context 8192",
-        "memcalc infer qwen2.5-72b --gpu h100 --tp 4 --engine vllm --batch 64 --context 4k",
-        "memcalc infer llama-3.1-8b --gpu 4090 --weights gguf:Q4_K_M --engine llama.cpp",
-    ),
-    "explain": ("memcalc explain llama-3.2-1b", "memcalc explain gpt2 --stack hf --json"),
-    "compare": (
-        "memcalc compare llama-3.1-8b,qwen2.5-7b --gpu h100,h200 --micro-batch 1,2,4",
-        "memcalc compare llama-3.1-8b --gpu h100 --gpus 8 --setup '--fsdp' --setup '--tp 8'",
-        "memcalc compare llama-3.2-1b --gpu 4090 --seq 1k..16k*2 --csv -o lengths.csv",
-    ),
-    "chart": (
-        "memcalc chart breakdown llama-3.1-8b --gpu h100 --fsdp --gpus 8 -o memory.png",
-        "memcalc chart sweep llama-3.2-1b --gpu h100 --micro-batch 1..16 --seq 1k..16k*2",
-        "memcalc chart timeline gpt2 -o step.svg",
-    ),
-    "report": ("memcalc report llama-3.1-8b --gpu h100 --gpus 8 --fsdp -o report.html",),
-    "verify": (
-        "memcalc verify llama-3.2-1b --layers 4",
-        "memcalc verify gpt2 --device cpu --seq 128 --chart memory.png",
-    ),
-    "measure": (
-        "memcalc measure llama-3.1-8b --layers 8 --seq 8k --profile",
-        "torchrun --nproc-per-node 8 -m memcalc measure llama-3.1-8b --fsdp",
-    ),
-    "calibrate": ("memcalc calibrate", "memcalc calibrate --out my-card.toml"),
-    "train-time": (
-        "memcalc train-time llama-3.1-8b --gpu h100 --gpus 64 --fsdp --tokens 1T",
-        "memcalc train-time llama-7b --gpu a100 --samples 52k --epochs 3 --mfu 40",
-    ),
-    "mfu": (
-        "memcalc mfu --tflops 100 --gpu a100",
-        "memcalc mfu llama-3.1-8b --seq 8k --gpu h100 --tokens-per-s-per-gpu 10153",
-    ),
-    "accuracy": (
-        "memcalc accuracy --confidence high --priceable yes",
-        "memcalc accuracy --rows my-runs.csv --json",
-    ),
-    "list": ("memcalc list", "memcalc list gpus"),
-    "show": ("memcalc show h100", "memcalc show models llama-3.1-8b --json"),
-    "doctor": ("memcalc doctor",),
-    "diff": (
-        "memcalc diff before.toml after.toml",
-        "memcalc diff 'gpt2' 'gpt2 --recompute full'",
-    ),
-}
 _LISTS = "Lists: 1,2,4; ranges: 1..8, 1..8:2 (steps of 2), 1k..16k*2 (doubling); all are crossed."
 _LAST = {"compare": _LISTS, "chart": _LISTS}
 _TOP_EXAMPLES = ("memcalc estimate llama-3.1-8b --gpu h100", "memcalc estimate --help")
@@ -110,7 +58,7 @@ def build_app() -> typer.Typer:
         epilog=_epilog(_TOP_EXAMPLES, f"Later versions: {', '.join(LATER_COMMANDS)}."),
     )(_top)
     for command, (_, description) in COMMANDS.items():
-        epilog = _epilog(_EXAMPLES[command], _LAST.get(command, ""))
+        epilog = _epilog(EXAMPLES[command], _LAST.get(command, ""))
         app.command(command, help=description, epilog=epilog)(
             _callback(command, _positionals(command), options_of(command))
         )
@@ -128,6 +76,8 @@ def _epilog(examples: tuple[str, ...], last: str = "") -> str:
 
 def parse_arguments(command: str, argv: list[str]) -> Arguments:
     """Read what follows the command's name. Raises ConfigError; checked by cli/test_options.py."""
+    if command == "import":  # arguments of another tool in quotes are its FILE, not options of ours
+        argv = [f" {word}" if word.startswith("--") and " " in word else word for word in argv]
     program = command_app(command, frozenset(word.partition("=")[0] for word in argv))
     try:
         found = program(args=argv, prog_name=f"memcalc {command}", standalone_mode=False)
@@ -210,7 +160,9 @@ def _positionals(command: str) -> list[tuple[str, Any, Any]]:
         "[MODEL]": "The same as of estimate",
         "[KIND]": "models, gpus, stacks, clusters or calibrations",
         "KIND": ", ".join(KINDS),
+        "WHAT": "micro-batch, seq, gpus or layers of training; batch or context of serving",
         "NAME": "A name of `memcalc list`",
+        "FILE": "DeepSpeed JSON, accelerate YAML, torchtitan TOML or flags, Megatron-LM arguments",
         "A": "Run file, JSON result, or a quoted command line",
         "B": "The same, to compare with A",
     }

@@ -45,7 +45,7 @@ def _chart(name: str, kind: str, said: str, default: str = "", **more: Any) -> O
 
 CHART_OPTIONS: Final = (
     _comparison("model", "name", "Models, as a list: a,b; in place of MODEL", "MODEL",
-                commands=("compare", "chart")),
+                commands=("compare", "chart", "import")),
     _comparison("setup", "many",
                 'Options that go together, as "--fsdp --recompute full" or "NAME: --fsdp"; repeat it '
                 "for each setup to compare"),
@@ -54,7 +54,10 @@ CHART_OPTIONS: Final = (
     _comparison("columns", "names", "Columns to show, as memory,tokens-per-s,mfu-causal",
                 "memory,fits,tokens-per-s,mfu",
                 commands=_COMPARE),
-    _comparison("top", "count", "Only the first N rows", "all", commands=("compare", "chart")),
+    _comparison("top", "count", "Only the first N rows", "all; advise: 16",
+                commands=("compare", "chart", "advise")),
+    _comparison("step", "count", "Distance of neighbouring values of solve seq and solve context", "1",
+                commands=("solve",)),
     _chart("x", "name", "Option along the x axis of a sweep", "the first list"),
     _chart("y", "name", "Option along the y axis of a sweep", "the second list"),
     _chart("value", "text", "What a sweep or comparison shows", "memory and tokens/s", choices=VALUES),

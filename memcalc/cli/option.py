@@ -11,7 +11,9 @@ from typing import Final, NamedTuple
 #: Commands that price several setups, or draw one: every option of a setup may be a list there.
 SEVERAL: Final = ("compare", "chart", "report")
 #: Commands that price a setup: memory, time, or what a run of it costs.
-PRICED: Final = ("estimate", "train-time", "mfu", *SEVERAL)
+PRICED: Final = (
+    "estimate", "train-time", "mfu", "export", "import", "solve", "advise", *SEVERAL,
+)  # fmt: skip
 #: Commands that ask for a GPU.
 DEVICE: Final = (*PRICED, "infer")
 SETUP: Final = (*PRICED, "explain", "measure", "verify")
@@ -25,7 +27,7 @@ ON_DEVICE: Final = ("measure", "verify", "calibrate")
 ACCURACY: Final = ("accuracy", "chart")
 EVERY: Final = (
     "estimate", "explain", "measure", "verify", "calibrate", "accuracy", "list", "show", "doctor",
-    "diff", "train-time", "mfu", "infer", *SEVERAL,
+    "diff", "train-time", "mfu", "infer", "export", "import", "solve", "advise", *SEVERAL,
 )  # fmt: skip
 PANELS: Final = (
     "Model", "Training", "Serving", "Parallelism", "Hardware", "Comparison", "Chart", "Run",

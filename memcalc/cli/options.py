@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from memcalc.cli.chart_options import CHART_OPTIONS
+from memcalc.cli.interop_options import INTEROP_OPTIONS
 from memcalc.cli.option import (
     ACCURACY,
     DEVICE,
@@ -50,7 +51,7 @@ _NOW: Final = (
     Option("pad-to-capacity", "flag", "Model", "Every expert takes as many rows as its capacity", "",
            "pad_to_capacity", commands=LAYOUT),
     Option("set", "many", "Model",
-           "Last word on one field: training.*, kernels.* or model.*, as "
+           "Last word on one field: training.*, kernels.*, stack.* or model.*, as "
            "training.loss_chunks=4; may be repeated"),
     Option("seq", "count", "Training", "Tokens of a sequence; 8k = 8192",
            "min(2048, the model's maximum)", "seq_len"),
@@ -203,7 +204,7 @@ _LATER: Final = (
 )  # fmt: skip
 
 OPTIONS: Final = (
-    *_NOW, *_PARALLEL, *PEFT_OPTIONS, *SERVING_OPTIONS, *CHART_OPTIONS, *RUN_OPTIONS, *_LATER,
+    *_NOW, *_PARALLEL, *PEFT_OPTIONS, *SERVING_OPTIONS, *CHART_OPTIONS, *RUN_OPTIONS, *INTEROP_OPTIONS, *_LATER,
 )  # fmt: skip
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *option.flags)}
@@ -213,10 +214,15 @@ COMMANDS: Final = {
     "estimate": ("MODEL", "Memory of a training step: what it needs, where it peaks, if it fits"),
     "explain": ("MODEL", "The ledger behind an estimate, with every formula"),
     "infer": ("MODEL", "Serving: weights and cache, the batch and context that fit, latency, tokens/s"),
+    "solve": ("WHAT MODEL", "The extreme value that fits: micro-batch, seq, gpus, layers, batch, "
+              "context"),
+    "advise": ("MODEL", "Ranked changes that make a setup fit, or faster, each one an estimate"),
     "compare": ("[MODEL]", "Several models, GPUs and setups in a table: what fits, how fast, what cost"),
     "chart": ("KIND [MODEL]", "A picture: breakdown, timeline, sweep, compare, roofline, pipeline, "
               "scaling, accuracy"),
     "report": ("MODEL", "One HTML file of a setup: verdict, charts, ledger, the command behind it"),
+    "export": ("MODEL", "The setup as settings of DeepSpeed, accelerate, torchtitan or Megatron-LM"),
+    "import": ("FILE", "The estimate of such settings: a file, or arguments in quotes"),
     "verify": ("MODEL", "Run real steps and hold the estimate against them"),
     "measure": ("MODEL", "Run real steps: memory, tokens/s, utilisation"),
     "calibrate": ("", "Micro-benchmarks of this device, into a calibration profile"),
@@ -233,9 +239,9 @@ POSITIONALS: Final = {
     "estimate": (1, 1), "infer": (1, 1), "explain": (1, 1), "verify": (1, 1), "measure": (1, 1),
     "train-time": (1, 1), "mfu": (0, 1), "calibrate": (0, 0), "accuracy": (0, 0), "list": (0, 1),
     "show": (1, 2), "doctor": (0, 0), "diff": (2, 2), "compare": (0, 1), "chart": (1, 2),
-    "report": (1, 1),
+    "report": (1, 1), "export": (1, 1), "import": (1, 1), "solve": (2, 2), "advise": (1, 1),
 }  # fmt: skip
-LATER_COMMANDS: Final = ("solve", "search", "advise", "export", "import")
+LATER_COMMANDS: Final[tuple[str, ...]] = ("search",)
 
 
 def options_of(command: str) -> list[Option]:

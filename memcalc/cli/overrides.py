@@ -1,4 +1,4 @@
-"""--set FIELD=VALUE: the last word on one field of the training setup, the kernels or the model."""
+"""--set FIELD=VALUE: the last word on one field of the training setup, kernels, stack or model."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import Any
 
 from memcalc.errors import ConfigError, nearest, unknown
 from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.stacks import PREFIX, SETTABLE
 from memcalc.inputs.training import TrainingSetup
 from memcalc.units import parse_count
 
-_TABLES = ("training", "kernels", "model")
+_TABLES = ("training", "kernels", "stack", "model")
 _WORDS = {"true": True, "false": False}
 
 
@@ -20,18 +21,20 @@ class Overrides:
     """What --set changes, by table."""
 
     training: dict[str, Any] = field(default_factory=dict)
-    kernels: dict[str, Any] = field(default_factory=dict)
+    kernels: dict[str, Any] = field(default_factory=dict)  # entries of a stack as stack.NAME
     model: dict[str, str] = field(default_factory=dict)
 
     def apply_to_model(self, config: ModelConfig) -> ModelConfig:
-        """The model with its fields replaced; `model.moe.*` and `model.mla.*` reach inside."""
+        """The model with its fields replaced, all at once; `model.moe.*`, `model.mla.*` reach inside."""
+        known = {f.name: str(f.type) for f in fields(config)}
+        changed: dict[str, Any] = {}
+        inside: dict[str, dict[str, Any]] = {}
         for path, text in self.model.items():
             outer, _, inner = path.partition(".")
-            known = {f.name: str(f.type) for f in fields(config)}
             if outer not in known:
                 raise _no_field("model", outer, known)
             if not inner:
-                config = replace(config, **{outer: _typed(f"model.{path}", known[outer], text)})
+                changed[outer] = _typed(f"model.{path}", known[outer], text)
                 continue
             part = getattr(config, outer)
             if outer not in ("moe", "mla") or part is None:
@@ -39,9 +42,9 @@ class Overrides:
             types = {f.name: str(f.type) for f in fields(part)}
             if inner not in types:
                 raise _no_field(f"model.{outer}", inner, types)
-            changed = replace(part, **{inner: _typed(f"model.{path}", types[inner], text)})
-            config = replace(config, **{outer: changed})
-        return config
+            inside.setdefault(outer, {})[inner] = _typed(f"model.{path}", types[inner], text)
+        changed |= {outer: replace(getattr(config, outer), **own) for outer, own in inside.items()}
+        return replace(config, **changed)
 
 
 def parse_overrides(assignments: list[str]) -> Overrides:
@@ -63,9 +66,23 @@ def parse_overrides(assignments: list[str]) -> Overrides:
             found.training[name] = _typed(path, setup_types[name], text.strip())
         elif table == "kernels":
             found.kernels[name] = _WORDS.get(text.strip().lower(), text.strip())
+        elif table == "stack":
+            found.kernels[PREFIX + name] = _of_stack(name, text.strip())
         else:
             found.model[name] = text.strip()
     return found
+
+
+def _of_stack(name: str, text: str) -> Any:
+    """An entry of the stack's `[parallel]` table from text; large sizes may be written as 5e8."""
+    if name not in SETTABLE:
+        raise _no_field("stack", name, SETTABLE)
+    if SETTABLE[name] is bool:
+        return _typed(f"stack.{name}", "bool", text)
+    value = number(text, f"--set stack.{name}")
+    if value != int(value):
+        raise ConfigError(f"--set stack.{name}: got {text!r}; rule: a whole number")
+    return int(value)
 
 
 def _no_field(table: str, name: str, valid: Iterable[str]) -> ConfigError:
@@ -112,8 +129,9 @@ def number(text: str, what: str) -> float:
 
 def plain(overrides: Overrides) -> Mapping[str, Any]:
     """What was set, as `table.field: value`."""
-    return {
+    named = {
         f"{table}.{name}": value
-        for table in _TABLES
+        for table in ("training", "kernels", "model")
         for name, value in getattr(overrides, table).items()
     }
+    return {name.replace(f"kernels.{PREFIX}", PREFIX): value for name, value in named.items()}

@@ -48,7 +48,7 @@ RUN_OPTIONS: Final = (
     _pace("tflops", "number", "Measured TFLOP/s of one GPU", commands=_MFU),
     _pace("reference-per-gpu", "number", "Tokens/s of one GPU of a run to compare with",
           commands=_MFU),
-    _cost("price", "USD an hour of one GPU", "the GPU's dated range", (*_TIME, *SEVERAL)),
+    _cost("price", "USD an hour of one GPU", "the GPU's dated range", (*_TIME, *SEVERAL, "advise")),
     _cost("power-fraction", "Mean power of a GPU over its TDP", "1"),
     _cost("pue", "Power of the building over that of the GPUs", "1.1"),
     _cost("availability", "Share of the time that trains, above 0 to 1", "1, or from failures"),

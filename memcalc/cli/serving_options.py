@@ -1,4 +1,4 @@
-"""Options of `infer`: rows of the option table that state how a model is served.
+"""Options of `infer` and `solve batch|context`: rows of the option table on how a model is served.
 
 What training has too (--weights, --attention, --layers, --tp, --gpu) is in the other tables.
 """
@@ -14,7 +14,8 @@ from memcalc.inputs.serving import CACHES, KV_CACHES
 
 def _serve(name: str, kind: str, said: str, default: str = "", **more: Any) -> Option:
     field = more.pop("serving", name.replace("-", "_"))
-    return Option(name, kind, "Serving", said, default, serving=field, commands=("infer",), **more)
+    return Option(name, kind, "Serving", said, default, serving=field, commands=("infer", "solve"),
+                  **more)  # fmt: skip
 
 
 SERVING_OPTIONS: Final = (

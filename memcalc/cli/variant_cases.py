@@ -40,7 +40,7 @@ class Maker:
         stated = options.get("set")
         sets = tuple(stated) if isinstance(stated, list) else ()
         training, layout, device = _sorted_out(options)
-        command = " ".join(["memcalc estimate", _quoted(name), *_words(options)])
+        command = " ".join(["memcalc estimate", _quoted(name), *words_of(options)])
         try:
             return Case(
                 labels, command, name, self.model(name, sets), self.setup(training, sets),
@@ -81,7 +81,7 @@ def _overrides(sets: tuple[str, ...]) -> Overrides:
     return parse_overrides(list(sets))
 
 
-def _words(options: Mapping[str, Value]) -> Iterator[str]:
+def words_of(options: Mapping[str, Value]) -> Iterator[str]:
     """The options as words of a command line."""
     for name, value in options.items():
         if value is True:

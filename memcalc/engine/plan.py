@@ -37,7 +37,7 @@ from memcalc.engine.sizes import Size
 from memcalc.engine.structure import Beside, Run, Structure, structure_of
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan, with_degrees
-from memcalc.inputs.stacks import Stack, as_stated, load_stack
+from memcalc.inputs.stacks import Stack, as_stated, load_stack, with_choices
 from memcalc.inputs.training import ResolvedSetup, TrainingSetup, resolve
 
 
@@ -113,15 +113,15 @@ def make_plan(
     overrides: Mapping[str, Any] | None = None,
     parallel: ParallelPlan = ParallelPlan(),  # noqa: B008  # immutable
 ) -> Plan:
-    """The plan of a setup on a stack; overrides are `kernels.*` values set by hand.
+    """The plan of a setup on a stack; overrides are `kernels.*` and `stack.*` values set by hand.
 
     parallel: the resolved layout. With stages the plan still has every block; `engine.parallel.ranks`
     cuts it.
     """
-    stack = as_stated(stack, parallel)
+    stack, overrides = with_choices(as_stated(stack, parallel), overrides or {})
     resolved = untied(resolved, stack)
     setup, config = resolved.setup, resolved.config
-    kernels, notes = kernels_of(resolved, stack, overrides or {})
+    kernels, notes = kernels_of(resolved, stack, overrides)
     check_layout(resolved, parallel)
     check_encoder(resolved, kernels, parallel)
     values = dim_values(
@@ -146,7 +146,7 @@ def make_plan(
     kinds = training_kinds(resolved, block_kinds(resolved, kernels))
     plan = Plan(
         resolved, kernels, kinds, values, dim_sizes(values), optimizer, tuple(notes),
-        expandable=has_expandable_segments(stack, overrides or {}),
+        expandable=has_expandable_segments(stack, overrides),
     )  # fmt: skip
     if parallel.offload == "activations" and kernels.traits.code == "torchtune":
         plan = offloading(plan, parallel)

@@ -1,15 +1,17 @@
 """remedy: when a setup does not fit, the cheapest change that makes it fit, each one an estimate.
 
-Changes are tried in order of what they cost the run: nothing, a little speed, recomputation, then
-what changes the numerics or the task. The first that fits on its own is named first; when none does,
-the free ones are kept and the search goes on with them in place.
+Changes are tried in order of what they cost the run: nothing, a little speed, sharding over the GPUs there
+are, recomputation, then what changes the numerics or the task. The first that fits on its own is named
+first; when none does, the free ones are kept and the search goes on with them in place. A few tries, so
+that an estimate stays quick: `memcalc advise` (planning/advise) prices all of them, and layouts, GPUs,
+adapters and their speed too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from memcalc.engine.device_side import Device
 from memcalc.engine.estimate import estimate
@@ -21,8 +23,19 @@ from memcalc.inputs.parallel import ParallelPlan, with_degrees
 from memcalc.inputs.training import TrainingSetup, resolve
 from memcalc.units import gib
 
-Change = tuple[str, Callable[[TrainingSetup], TrainingSetup]]
 _SMALLEST_SEQ = 128
+#: Changes that are enough alone, at most so many.
+_MOST = 3
+
+
+class Run(NamedTuple):
+    """What is changed: the setup and how GPUs divide it."""
+
+    setup: TrainingSetup
+    parallel: ParallelPlan | None
+
+
+Change = tuple[str, Callable[[Run], Run]]
 
 
 def _micro(setup: TrainingSetup, micro: int) -> TrainingSetup:
@@ -31,8 +44,31 @@ def _micro(setup: TrainingSetup, micro: int) -> TrainingSetup:
     return replace(setup, micro_batch_size=micro, grad_accum_steps=accum)
 
 
-def _changes(setup: TrainingSetup, seq: int) -> list[Change]:
+def _sharding(run: Run) -> list[Change]:
+    """Sharding states over copies that each hold all of them, by what the stack calls it."""
+    if run.parallel is None:
+        return []
+    layout = with_degrees(run.parallel)
+    if layout.copies == 1 or layout.sharded:
+        return []
+    stack = run.setup.stack
+    if stack in ("megatron", "nanotron", "megatron-deepspeed"):
+        return [("--zero 1 (optimizer states shared by the copies)", _divided(zero=1))]
+    if stack == "deepspeed":
+        return [("--zero 3 (states shared by the copies)", _divided(zero=3))]
+    return [("--fsdp (states shared by the copies)", _divided(fsdp=True))]
+
+
+def _divided(**fields: Any) -> Callable[[Run], Run]:
+    def divided(run: Run) -> Run:
+        return run._replace(parallel=replace(run.parallel or ParallelPlan(), **fields))
+
+    return divided
+
+
+def _changes(run: Run, seq: int) -> list[Change]:
     """The changes open to this setup, cheapest first."""
+    setup = run.setup
     changes: list[Change] = []
 
     def add(label: str, **fields: Any) -> None:
@@ -45,6 +81,7 @@ def _changes(setup: TrainingSetup, seq: int) -> list[Change]:
         add("--attention flash (faster)", attention="flash")
     if setup.stack == "torch":
         add("--loss chunked (head and loss in chunks of tokens)", loss="chunked")
+    changes += _sharding(run)
     micro = setup.micro_batch_size or 1
     while micro > 1:
         micro //= 2
@@ -67,19 +104,18 @@ def _changes(setup: TrainingSetup, seq: int) -> list[Change]:
         add("--optimizer adamw-8bit", optimizer="adamw-8bit", optimizer_impl=None)
     if setup.precision not in ("bf16", "bf16-master"):
         add("--precision bf16 (states in 16 bit)", precision="bf16")
-    shorter = seq
-    while shorter > _SMALLEST_SEQ:
-        shorter //= 2
-        add(f"--seq {shorter}", seq_len=shorter)
+    for shorter in sorted({seq // 2, seq // 4, _SMALLEST_SEQ}, reverse=True):
+        if _SMALLEST_SEQ <= shorter < seq:
+            add(f"--seq {shorter}", seq_len=shorter)
     return changes
 
 
-def _set(fields: dict[str, Any]) -> Callable[[TrainingSetup], TrainingSetup]:
-    return lambda setup: replace(setup, **fields)
+def _set(fields: dict[str, Any]) -> Callable[[Run], Run]:
+    return lambda run: run._replace(setup=replace(run.setup, **fields))
 
 
-def _to_micro(micro: int) -> Callable[[TrainingSetup], TrainingSetup]:
-    return lambda setup: _micro(setup, micro)
+def _to_micro(micro: int) -> Callable[[Run], Run]:
+    return lambda run: run._replace(setup=_micro(run.setup, micro))
 
 
 def remedies(
@@ -95,25 +131,27 @@ def remedies(
     """
     copies = 1 if parallel is None else with_degrees(parallel).copies
     resolved = resolve(setup, config, copies)
-    base = replace(
+    sized = replace(
         setup,
         seq_len=resolved.seq_len,
         micro_batch_size=resolved.micro_batch_size,
         grad_accum_steps=resolved.grad_accum_steps,
         global_batch=None,
     )
+    base = Run(sized, parallel)
 
-    def tried(changed: TrainingSetup) -> Estimate:
-        how: dict[str, Any] = {"gpu": device, "kernels": kernels, "parallel": parallel}
-        quick = estimate(config, changed, **how, allocator=False)
+    def tried(changed: Run) -> Estimate:
+        how: dict[str, Any] = {"gpu": device, "kernels": kernels, "parallel": changed.parallel}
+        quick = estimate(config, changed.setup, **how, allocator=False)
         if not quick.fits:  # what is allocated is too much already
             return quick
-        return estimate(config, changed, **how)
+        return estimate(config, changed.setup, **how)
 
     def is_open(change: Change) -> bool:
         """Whether the stack's code has this choice."""
         try:
-            plan_of(config, change[1](base), kernels, parallel)
+            changed = change[1](base)
+            plan_of(config, changed.setup, kernels, changed.parallel)
         except ConfigError:
             return False
         return True
@@ -124,16 +162,16 @@ def remedies(
         result = tried(change(base))
         if result.fits:
             lines.append(_line(label, result))
-        if len(lines) == 2:
+        if len(lines) == _MOST:
             return lines
     several = parallel is not None and with_degrees(parallel).size > 1
     return lines or _combined(base, changes, tried, several)
 
 
 def _combined(
-    base: TrainingSetup,
+    base: Run,
     changes: list[Change],
-    tried: Callable[[TrainingSetup], Estimate],
+    tried: Callable[[Run], Estimate],
     several: bool,
 ) -> list[str]:
     """No single change is enough: add them up, cheapest first, then drop what was not needed."""
@@ -161,10 +199,10 @@ def _combined(
     return [_line(_labels(taken), best)]
 
 
-def _applied(setup: TrainingSetup, changes: list[Change]) -> TrainingSetup:
+def _applied(run: Run, changes: list[Change]) -> Run:
     for _, change in changes:
-        setup = change(setup)
-    return setup
+        run = change(run)
+    return run
 
 
 def _labels(changes: list[Change]) -> str:

@@ -67,6 +67,20 @@ def works_in(
     return found  # type: ignore[return-value]
 
 
+def works_by_block(structure: Structure, tf32: bool = False) -> dict[int, tuple[Counted, ...]]:
+    """The kernels of each traced block apart, -1: outside the blocks; made once a structure."""
+    key = ("works by block", tf32)
+    found = structure.cache.get(key)
+    if found is None:
+        kernels: dict[int, list[Kernel]] = {}
+        for kernel in structure.kernels:
+            kernels.setdefault(kernel.block, []).append(kernel)
+        found = structure.cache[key] = {
+            block: _counted(tuple(own), {block: 1}, tf32) for block, own in kernels.items()
+        }
+    return found  # type: ignore[return-value]
+
+
 def _counted(
     kernels: tuple[Kernel, ...], layers: dict[int, int], tf32: bool
 ) -> tuple[Counted, ...]:

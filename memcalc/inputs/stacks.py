@@ -12,6 +12,22 @@ from memcalc.inputs.profiles import find_profile, profile_hash, read_toml
 
 #: Entries of a stack's `[parallel]` that a layout may state otherwise.
 _OVERLAPS: Final = ("overlap_grad_reduce", "overlap_param_gather")
+#: Entries that `--set stack.NAME=` may state otherwise: sizes in elements, numbers of buffers, switches.
+SETTABLE: Final[Mapping[str, type]] = {
+    "reduce_bucket_size": int, "sub_group_size": int, "stage3_prefetch_bucket_size": int,
+    "stage3_param_persistence_threshold": int, "stage3_max_live_parameters": int,
+    "stage3_max_reuse_distance": int, "overlap_comm": bool, "offload_optimizer_buffer_count": int,
+    "offload_param_buffer_count": int, "offload_param_buffer_size": int,
+    "offload_param_max_in_cpu": int, "adds_in_place": bool,
+}  # fmt: skip
+#: How such an entry is named among the overrides of kernels.
+PREFIX: Final = "stack."
+#: Those that may be 0, as in DeepSpeed's own checks (runtime/zero/config.py: ge=0).
+_MAY_BE_0: Final = (
+    "stage3_param_persistence_threshold", "stage3_max_live_parameters",
+    "stage3_max_reuse_distance", "sub_group_size",
+)  # fmt: skip
+_MOST_ELEMENTS: Final = 10**15
 
 
 class Stack(NamedTuple):
@@ -62,3 +78,35 @@ def as_stated(stack: Stack, layout: ParallelPlan) -> Stack:
         if name not in stack.parallel:
             raise ConfigError(f"{name}: got stack {stack.name}; rule: a choice of stack megatron")
     return stack._replace(parallel={**stack.parallel, **stated}) if stated else stack
+
+
+def with_choices(stack: Stack, overrides: Mapping[str, Any]) -> tuple[Stack, dict[str, Any]]:
+    """The stack with the entries that overrides state as `stack.NAME`, and the other overrides.
+
+    Raises ConfigError where the stack has no such entry, or for a value out of range.
+    Checked by: unit/test_interop_stack.py.
+    """
+    stated = {k.removeprefix(PREFIX): v for k, v in overrides.items() if k.startswith(PREFIX)}
+    if not stated:
+        return stack, dict(overrides)
+    known = [name for name in SETTABLE if name in stack.parallel]
+    for name, value in stated.items():
+        if name not in known:
+            listing = ", ".join(known) or f"none of stack {stack.name}"
+            raise ConfigError(f"--set stack.{name}: got stack {stack.name}; valid: {listing}")
+        _check_choice(name, value)
+    rest = {k: v for k, v in overrides.items() if not k.startswith(PREFIX)}
+    return stack._replace(parallel={**stack.parallel, **stated}), rest
+
+
+def _check_choice(name: str, value: object) -> None:
+    """Raise ConfigError unless a value is of its entry's type and range."""
+    if SETTABLE[name] is bool:
+        if not isinstance(value, bool):
+            raise ConfigError(f"--set stack.{name}: got {value!r}; rule: true or false")
+        return
+    least = 0 if name in _MAY_BE_0 else 1
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"--set stack.{name}: got {value!r}; rule: a whole number >= {least}")
+    if not least <= value <= _MOST_ELEMENTS:
+        raise ConfigError(f"--set stack.{name}: got {value}; rule: {least} to 10^15")

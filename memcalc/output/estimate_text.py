@@ -34,6 +34,8 @@ def estimate_page(
     page.line(verdict_line(result), _verdict_style(result))
     for line in result.advice:
         page.line(f"advice: {line}")
+    if result.advice:
+        page.line("more, with speed: memcalc advise, with the same options")
 
 
 def verdict_line(result: Estimate) -> str:

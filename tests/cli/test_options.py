@@ -30,7 +30,7 @@ rows source confidence priceable optimizer-in-backward
 tokens samples epochs sample-tokens packed hours mfu mfu-kind tokens-per-s tokens-per-s-per-gpu
 samples-per-s step-time peak tflops reference-per-gpu power-fraction pue availability mtbf-hours
 node-mtbf-hours checkpoint-minutes restart-minutes memory throughput
-model setup sort columns x y value strong weak record theme markdown
+model setup sort step columns x y value strong weak record theme markdown
 prompt cache prefill-tokens shared-prefix gpu-memory-utilization no-cuda-graphs repeat-kv
 phase
 """

@@ -86,7 +86,7 @@ def resolve_layout(
             check_fabric(layout, plan)
     elif runs_deepspeed(stack):
         check_deepspeed(layout, stack)
-        notes += deepspeed_notes(layout, plan.config.hidden_size)
+        notes += deepspeed_notes(layout, plan.config.hidden_size, stack)
     return layout, notes
 
 

@@ -163,7 +163,7 @@ def _of_layers(plan: Plan, rates: Rates, beside_products: bool) -> list[Asked]:
     structure, runs = plan.structure(plan.keeps_gradients)
     weights = multiplicity(runs)
     calls: dict[tuple[str, Collective], list[int]] = {}
-    for block, op, collective, times in _collectives(structure):
+    for block, op, collective, times in collectives_of(structure):
         counts = calls.setdefault((op, collective), [0, 0])
         counts[0] += times * weights[block]
         counts[1] += weights[block]
@@ -180,7 +180,7 @@ def _of_layers(plan: Plan, rates: Rates, beside_products: bool) -> list[Asked]:
     return found
 
 
-def _collectives(structure: Structure) -> list[tuple[int, str, Collective, int]]:
+def collectives_of(structure: Structure) -> list[tuple[int, str, Collective, int]]:
     """(block, op, exchange, how often) of a structure, found once."""
     known = structure.cache.get("collectives")
     if known is None:

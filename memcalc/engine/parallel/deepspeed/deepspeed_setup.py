@@ -11,7 +11,7 @@ from memcalc.engine.kernels import Kernels
 from memcalc.engine.optimizer import OptimizerPlan
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import ParallelPlan
-from memcalc.inputs.stacks import Stack
+from memcalc.inputs.stacks import Stack, load_stack
 from memcalc.inputs.training import ResolvedSetup, TrainingSetup
 
 _DTYPES = {"fp32": "fp32", "bf16-mixed": "bf16", "bf16-master": "bf16", "fp16-mixed": "fp16"}
@@ -75,9 +75,9 @@ def check_deepspeed(layout: ParallelPlan, stack: Stack) -> None:
             )
 
 
-def deepspeed_notes(layout: ParallelPlan, hidden: int) -> tuple[str, ...]:
-    """What a reader must know of the buckets."""
-    if not layout.zero:
+def deepspeed_notes(layout: ParallelPlan, hidden: int, stack: Stack) -> tuple[str, ...]:
+    """What a reader must know of the buckets; nothing where their sizes were stated."""
+    if not layout.zero or stack.parallel != load_stack(stack.name).parallel:
         return ()
     said = (
         "ZeRO's bucket sizes are DeepSpeed's defaults (reduce_bucket_size 5e8 elements); "

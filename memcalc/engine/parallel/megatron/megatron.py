@@ -82,7 +82,7 @@ class MegatronStates(Strategy):
     def fixed_bytes_of_rank(self, plans: Sequence[Plan]) -> Mapping[str, int]:
         """The same of a rank with several chunks: shared but for padding and what dispatchers hold."""
         total = TE_WORKSPACE_BYTES
-        total += max(_global_buffer(plan) for plan in plans) + _angles(plans[0])
+        total += max(global_buffer_bytes(plan) for plan in plans) + angle_bytes(plans[0])
         if any(kind.sparse for plan in plans for kind in plan.kinds):
             total += TE_WORKSPACE_BYTES * GROUPED_STREAMS
         leaves: list[Tensor] = []
@@ -110,7 +110,7 @@ class MegatronStates(Strategy):
         return total
 
 
-def _global_buffer(plan: Plan) -> int:
+def global_buffer_bytes(plan: Plan) -> int:
     """The buffer of gathered rows before the head, and of core attention's scores."""
     values, width = plan.values, ITEMSIZE[plan.kernels.compute_dtype]
     options = plan.kernels.megatron
@@ -120,7 +120,7 @@ def _global_buffer(plan: Plan) -> int:
     return maximum(gathered, scores) * width  # type: ignore[no-any-return]
 
 
-def _angles(plan: Plan) -> int:
+def angle_bytes(plan: Plan) -> int:
     """The cached rotary angles in fp32."""
     if plan.config.position_embedding != "rope":
         return 0

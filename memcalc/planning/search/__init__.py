@@ -1,0 +1,1 @@
+"""Search: every setup of a space priced, ranked and explained."""
