@@ -2,6 +2,7 @@
 
     python -m benchmarks.engine_speed            print
     python -m benchmarks.engine_speed --write    and append one JSON line to engine_speed.jsonl
+    python -m benchmarks.engine_speed --search   how fast `search` prices its spaces (search_speed.py)
 
 Start-up is measured against an empty one-command typer program in the same environment, the two
 alternating, ten processes each; medians and all samples are kept. Times are in seconds.
@@ -127,6 +128,11 @@ def record() -> dict[str, Any]:
 
 def main(words: list[str]) -> None:
     """Print the record; append it where asked."""
+    if "--search" in words:
+        from benchmarks.search_speed import main as search_main
+
+        search_main([word for word in words if word != "--search"])
+        return
     line = record()
     up = line["start_up"]
     print(f"start-up: estimate {up['estimate_median_s'] * 1e3:.0f} ms, ", end="")

@@ -27,6 +27,11 @@ EXAMPLES: Final = {
         "memcalc solve gpus llama-3.1-70b --gpu h100 --fsdp",
         "memcalc solve batch llama-3.1-8b --gpu h100 --context 8k --engine vllm",
     ),
+    "search": (
+        "memcalc search gpt-3-175b --cluster dgx-h100 --gpus 1024 --global-batch 1536",
+        "memcalc search llama-3.1-70b --gpu h100 --gpus 256 --global-batch 1024 --seq 8k --fix tp=8",
+        "memcalc search llama-3.1-8b --gpu h100 --gpus 8 --global-batch 64 --stack megatron,torchtitan",
+    ),
     "advise": (
         "memcalc advise llama-3.1-8b --gpu a100-80gb",
         "memcalc advise llama-3.1-70b --cluster dgx-h100 --gpus 64 --global-batch 512",

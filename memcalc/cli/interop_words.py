@@ -17,6 +17,7 @@ from memcalc.cli.variant_cases import words_of
 from memcalc.inputs.peft import PeftSetup
 from memcalc.inputs.stacks import load_stack
 from memcalc.inputs.training import TrainingSetup
+from memcalc.planning.interop.differences import REPLACES
 from memcalc.planning.interop.facts import default_of
 
 #: Options that state a field's other value.
@@ -29,23 +30,18 @@ _BY_FIELD: Final = {
     if (option.field or option.parallel) and not option.name.startswith("no-")
 }
 _TRAINING: Final = frozenset(f.name for f in fields(TrainingSetup))
-#: What the user states -> options of the file that it takes the place of.
-_REPLACES: Final[Mapping[str, tuple[str, ...]]] = {
-    "zero": ("fsdp", "shard", "reshard"),
-    "fsdp": ("zero", "shard", "reshard"),
-    "gpus": ("dp", "gpus-per-node"),
-    "dp": ("gpus",),
-    "global-batch": ("grad-accum",),
-    "grad-accum": ("global-batch",),
-    "sp": ("no-sp",),
-    "no-sp": ("sp",),
-    "pin-memory": ("no-pin-memory",),
+#: Options that say the same, or from which the other follows: what a user states replaces a file's.
+_SAME: Final[Mapping[str, tuple[str, ...]]] = {
+    "gpus": ("dp",), "dp": ("gpus",), "global-batch": ("grad-accum",), "grad-accum": ("global-batch",),
+    "sp": ("no-sp",), "no-sp": ("sp",), "pin-memory": ("no-pin-memory",),
     "no-pin-memory": ("pin-memory",),
-    "pp": ("vpp", "schedule", "stage-layers"),
-    "vpp": ("stage-layers",),
-    "recompute": ("recompute-modules",),
-    "optimizer": ("optimizer-impl", "optimizer-dtype"),
-}
+}  # fmt: skip
+
+
+def _replaced(name: str) -> Iterable[str]:
+    """Options of a file that an option stated beside it takes the place of."""
+    yield from _SAME.get(name, ())
+    yield from (_BY_FIELD[field].name for field in REPLACES.get(_field(name), ()))
 
 
 def options_of_fields(found: Mapping[str, Any], defaults: bool = False) -> dict[str, Value]:
@@ -124,9 +120,9 @@ def plainest(found: Mapping[str, Any]) -> dict[str, Any]:
 
 def merged(file: Mapping[str, Value], stated: Mapping[str, Value]) -> dict[str, Value]:
     """Options of a file under those a user states, which win, each with what goes with it."""
-    gone = set(stated)
+    gone = {"set", *stated}
     for name in stated:
-        gone |= set(_REPLACES.get(name, ()))
+        gone |= set(_replaced(name))
     if stated.get("offload") == "none":
         gone |= {"offload-device", "pin-memory", "no-pin-memory"}
     found: dict[str, Value] = {name: value for name, value in file.items() if name not in gone}

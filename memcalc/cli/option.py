@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 SEVERAL: Final = ("compare", "chart", "report")
 #: Commands that price a setup: memory, time, or what a run of it costs.
 PRICED: Final = (
-    "estimate", "train-time", "mfu", "export", "import", "solve", "advise", *SEVERAL,
+    "estimate", "train-time", "mfu", "export", "import", "solve", "advise", "search", *SEVERAL,
 )  # fmt: skip
 #: Commands that ask for a GPU.
 DEVICE: Final = (*PRICED, "infer")
@@ -27,10 +27,10 @@ ON_DEVICE: Final = ("measure", "verify", "calibrate")
 ACCURACY: Final = ("accuracy", "chart")
 EVERY: Final = (
     "estimate", "explain", "measure", "verify", "calibrate", "accuracy", "list", "show", "doctor",
-    "diff", "train-time", "mfu", "infer", "export", "import", "solve", "advise", *SEVERAL,
+    "diff", "train-time", "mfu", "infer", "export", "import", "solve", "advise", "search", *SEVERAL,
 )  # fmt: skip
 PANELS: Final = (
-    "Model", "Training", "Serving", "Parallelism", "Hardware", "Comparison", "Chart", "Run",
+    "Model", "Training", "Serving", "Parallelism", "Hardware", "Search", "Comparison", "Chart", "Run",
     "Throughput", "Cost", "Measuring", "Rows", "Output",
 )  # fmt: skip
 

@@ -27,6 +27,7 @@ from memcalc.cli.option import (
 )
 from memcalc.cli.peft_options import PEFT_OPTIONS
 from memcalc.cli.run_options import RUN_OPTIONS
+from memcalc.cli.search_options import SEARCH_OPTIONS
 from memcalc.cli.serving_options import SERVING_OPTIONS
 from memcalc.inputs.parallel import (
     CP_METHODS,
@@ -129,7 +130,7 @@ _NOW: Final = (
     Option("save", "file", "Output", "Write the options given to a run file", commands=SERVED),
     Option("json", "flag", "Output", "One JSON object on stdout", commands=EVERY),
     Option("csv", "flag", "Output", "CSV with a header: a row a setup (accuracy: a row a figure)",
-           commands=("estimate", "accuracy", "compare", "chart")),
+           commands=("estimate", "accuracy", "compare", "chart", "search")),
     Option("quiet", "flag", "Output", "One line, no notes", commands=EVERY, flags=("-q",)),
     Option("ops", "flag", "Output",
            "Add the ledger, an op a row (explain: what each op allocates and frees)",
@@ -137,8 +138,9 @@ _NOW: Final = (
     Option("timeline", "file", "Output",
            "Write every allocation and release of a step (.csv or .json)", commands=ESTIMATE),
     Option("chart", "file", "Output",
-           "Draw memory over the step, predicted and measured (.png, .svg or .pdf)",
-           commands=("verify",)),
+           "Draw memory over the step, predicted and measured; search: the front of memory and speed "
+           "(.png, .svg or .pdf)",
+           commands=("verify", "search")),
     Option("phase", "text", "Output",
            "Peaks outside the step too: load, eval, save (with the checkpoint's size), or all of them",
            "train", commands=ESTIMATE, choices=("train", "load", "eval", "save", "all")),
@@ -200,11 +202,11 @@ _PARALLEL: Final = (
 
 _LATER: Final = (
     _later("rlhf", "Training"),
-    _later("fix", "Output"),
 )  # fmt: skip
 
 OPTIONS: Final = (
-    *_NOW, *_PARALLEL, *PEFT_OPTIONS, *SERVING_OPTIONS, *CHART_OPTIONS, *RUN_OPTIONS, *INTEROP_OPTIONS, *_LATER,
+    *_NOW, *_PARALLEL, *PEFT_OPTIONS, *SERVING_OPTIONS, *CHART_OPTIONS, *RUN_OPTIONS, *INTEROP_OPTIONS,
+    *SEARCH_OPTIONS, *_LATER,
 )  # fmt: skip
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *option.flags)}
@@ -216,6 +218,7 @@ COMMANDS: Final = {
     "infer": ("MODEL", "Serving: weights and cache, the batch and context that fit, latency, tokens/s"),
     "solve": ("WHAT MODEL", "The extreme value that fits: micro-batch, seq, gpus, layers, batch, "
               "context"),
+    "search": ("MODEL", "The best setups on a cluster: every layout, batch and recomputation priced"),
     "advise": ("MODEL", "Ranked changes that make a setup fit, or faster, each one an estimate"),
     "compare": ("[MODEL]", "Several models, GPUs and setups in a table: what fits, how fast, what cost"),
     "chart": ("KIND [MODEL]", "A picture: breakdown, timeline, sweep, compare, roofline, pipeline, "
@@ -240,8 +243,9 @@ POSITIONALS: Final = {
     "train-time": (1, 1), "mfu": (0, 1), "calibrate": (0, 0), "accuracy": (0, 0), "list": (0, 1),
     "show": (1, 2), "doctor": (0, 0), "diff": (2, 2), "compare": (0, 1), "chart": (1, 2),
     "report": (1, 1), "export": (1, 1), "import": (1, 1), "solve": (2, 2), "advise": (1, 1),
+    "search": (1, 1),
 }  # fmt: skip
-LATER_COMMANDS: Final[tuple[str, ...]] = ("search",)
+LATER_COMMANDS: Final[tuple[str, ...]] = ()
 
 
 def options_of(command: str) -> list[Option]:

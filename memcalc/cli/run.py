@@ -12,6 +12,7 @@ _MODULES = {
     "infer": "memcalc.cli.infer",
     "explain": "memcalc.cli.explain",
     "solve": "memcalc.cli.solve",
+    "search": "memcalc.cli.search",
     "advise": "memcalc.cli.advise",
     "compare": "memcalc.cli.compare",
     "chart": "memcalc.cli.chart",

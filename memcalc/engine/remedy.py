@@ -26,6 +26,8 @@ from memcalc.units import gib
 _SMALLEST_SEQ = 128
 #: Changes that are enough alone, at most so many.
 _MOST = 3
+#: Changes tried in vain once one is known that is enough.
+_AFTER_THE_FIRST = 3
 
 
 class Run(NamedTuple):
@@ -158,11 +160,14 @@ def remedies(
 
     changes = [change for change in _changes(base, resolved.seq_len) if is_open(change)]
     lines: list[str] = []
+    more = _AFTER_THE_FIRST
     for label, change in changes:
         result = tried(change(base))
         if result.fits:
             lines.append(_line(label, result))
-        if len(lines) == _MOST:
+        elif lines:
+            more -= 1
+        if len(lines) == _MOST or not more:
             return lines
     several = parallel is not None and with_degrees(parallel).size > 1
     return lines or _combined(base, changes, tried, several)

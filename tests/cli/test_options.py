@@ -8,8 +8,10 @@ import pytest
 
 from memcalc.cli import options
 from memcalc.cli.chart_options import CHART_OPTIONS
+from memcalc.cli.interop_options import INTEROP_OPTIONS
 from memcalc.cli.options import BY_NAME, COMMANDS, LATER_COMMANDS, OPTIONS, PANELS
 from memcalc.cli.run_options import MFU_KINDS, RUN_OPTIONS
+from memcalc.cli.search_options import SEARCH_OPTIONS
 from memcalc.inputs import parallel, training
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.peft import PeftSetup
@@ -33,6 +35,8 @@ node-mtbf-hours checkpoint-minutes restart-minutes memory throughput
 model setup sort step columns x y value strong weak record theme markdown
 prompt cache prefill-tokens shared-prefix gpu-memory-utilization no-cuda-graphs repeat-kv
 phase
+format tool-version
+min-headroom rank max-tp max-pp max-vpp max-cp max-ep max-etp max-micro-batch
 """
 _CONTRACT = _NAMES.split()
 _SETTINGS = {f.name for f in fields(TrainingSetup)}
@@ -50,7 +54,7 @@ _OF_COMMANDS = {
     "timeline", "out", "debug", "chart", "device", "steps", "warmup", "threads", "reference",
     "profile", "records", "no-record", "rows", "source", "confidence", "priceable", "cluster",
     "memory", "throughput", "calibration", "markdown", "phase",
-    *(option.name for option in (*RUN_OPTIONS, *CHART_OPTIONS)),
+    *(option.name for option in (*RUN_OPTIONS, *CHART_OPTIONS, *INTEROP_OPTIONS, *SEARCH_OPTIONS)),
 }  # fmt: skip
 
 

@@ -51,7 +51,8 @@ def test_what_megatron_does_unless_told():
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1", ("full", None, ())),
+        ("--recompute-granularity full --recompute-method uniform --recompute-num-layers 1",
+         ("full", None, ())),
         ("--recompute-granularity full --recompute-method block --recompute-num-layers 4", ("full", 4, ())),
         ("--recompute-activations", ("selective", None, ())),
         ("--recompute-granularity selective --recompute-modules mlp core_attn",
@@ -74,7 +75,8 @@ def test_recomputation(words, expected):
     [
         ("--num-layers-per-virtual-pipeline-stage 4", (2, None)),
         ("--num-virtual-stages-per-pipeline-rank 2", (2, None)),
-        ("--decoder-first-pipeline-num-layers 7 --decoder-last-pipeline-num-layers 5", (None, (7, 10, 10, 5))),
+        ("--decoder-first-pipeline-num-layers 7 --decoder-last-pipeline-num-layers 5",
+         (None, (7, 10, 10, 5))),
         ("--decoder-last-pipeline-num-layers 2", (None, (10, 10, 10, 2))),
         ("--pipeline-model-parallel-layout Etttttttt|tttttttt|tttttttt|ttttttttL", (None, (8, 8, 8, 8))),
     ],
@@ -177,3 +179,24 @@ def test_bad_values_are_one_line(words, said):
 def test_a_list_without_a_shape_needs_a_model():
     with pytest.raises(ConfigError, match="or --model MODEL"):
         read_text("--micro-batch-size 1 --tensor-model-parallel-size 2", "arguments", "megatron")
+
+
+def test_experts_that_run_otherwise_than_estimated_are_said():
+    shape = "--num-layers 32 --hidden-size 4096 --num-attention-heads 32 --num-experts 8 "
+    mixtral = load_model("mixtral-8x7b")
+    said = kinds(read_text(f"{shape} --bf16", "arguments", "megatron", config=mixtral))
+    assert said["moe-token-dispatcher-type"] == said["moe-grouped-gemm"] == "not modelled"
+    words = "--moe-token-dispatcher-type alltoall --moe-grouped-gemm --moe-permute-fusion"
+    said = kinds(read_text(f"{shape} {words}", "arguments", "megatron", config=mixtral))
+    assert said["moe-token-dispatcher-type"] == said["moe-permute-fusion"] == "read"
+
+
+@pytest.mark.parametrize(
+    ("words", "method", "kind"),
+    [("p2p", "ring", "read"), ("a2a a2a", "ulysses", "read"), ("a2a p2p", None, "not modelled")],
+)
+def test_how_ranks_of_a_sequence_exchange(words, method, kind):
+    reading = read_text(
+        f"--num-layers 32 --cp-comm-type {words}", "arguments", "megatron", config=LLAMA
+    )
+    assert reading.fields.get("cp_method") == method and kinds(reading)["cp-comm-type"] == kind

@@ -134,14 +134,13 @@ class Pricer:
         works = works_by_block(structure, tf32)
         found = {}
         for block, counted in works.items():
-            sums = {"forward": [0.0, 0], "backward": [0.0, 0], "recompute": [0.0, 0]}
+            seconds: list[Any] = [0.0, 0.0]
+            launches = [0, 0]
             for work, times in counted:
-                own = sums[work.direction]
-                own[0] = own[0] + times * self.work(work) * self.rates.sum_residual
-                own[1] += times * work.launches
-            later = (sums["backward"][a] + sums["recompute"][a] for a in (0, 1))
-            seconds, launches = later
-            found[block] = Seconds(sums["forward"][0], seconds, sums["forward"][1], launches)
+                at = 0 if work.direction == "forward" else 1
+                seconds[at] = seconds[at] + times * self.work(work) * self.rates.sum_residual
+                launches[at] += times * work.launches
+            found[block] = Seconds(*seconds, *launches)
         for block, inside in self._inside(structure).items():
             known = found.get(block, Seconds())
             found[block] = known._replace(forward_inside_s=inside[0], backward_inside_s=inside[1])

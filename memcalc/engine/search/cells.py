@@ -90,7 +90,9 @@ def table_of(families: Sequence[Family], ends: Sequence[int], pricing: Pricing) 
             lanes.append(_Lane(number, micro_batch, values))
     parts = []
     for plan, lanes in groups.values():
-        parts.append(_columns(plan, lanes, [families[one.family].plan for one in lanes], ends, pricing))
+        parts.append(
+            _columns(plan, lanes, [families[one.family].plan for one in lanes], ends, pricing)
+        )
     names = dict.fromkeys(name for part in parts for name in part)
     counts = [len(lanes) for _, lanes in groups.values()]
     columns = {
@@ -111,7 +113,11 @@ def values_of(plan: Plan, micro_batch: int) -> dict[str, int]:
     """The dims of a Megatron rank with another micro-batch than its plan's."""
     resolved = plan.resolved
     whole = dim_values(
-        resolved.config, micro_batch, resolved.seq_len, resolved.setup.imbalance, resolved.target_len
+        resolved.config,
+        micro_batch,
+        resolved.seq_len,
+        resolved.setup.imbalance,
+        resolved.target_len,
     )
     return megatron_values(whole, resolved.config, plan.parallel, resolved.setup)
 
@@ -144,10 +150,7 @@ def _columns(
     """The columns of cells of one structure."""
     import numpy as np
 
-    ints, floats = (
-        {name: np.array([one.values[name] for one in lanes], kind) for name in lanes[0].values}
-        for kind in (np.int64, np.float64)
-    )
+    ints, floats = (_arrays(lanes, kind) for kind in ("int64", "float64"))
     layouts = Layouts(
         {
             "tp": np.array([one.parallel.tp for one in plans]),
@@ -171,10 +174,13 @@ def _columns(
         found["end", end, "buffer"] = global_buffer_bytes(own._replace(values=ints))
     _settle_edges(found)
     if BEGINS in ends:
-        for number, kind in kinds.items():
-            own = plan._replace(kinds=(kind,), ends=(False, False))
-            top = live_parts(own.structure(True)[0], ints, len(lanes)).blocks[0]
+        found[order[-1], "top_peak"] = found.pop("top peak")
+        for number in set(order[:-1]) - {order[-1]}:
+            one = plan._replace(kinds=(kinds[number],), ends=(False, False))
+            top = live_parts(one.structure(True)[0], ints, len(lanes)).blocks[0]
             found[number, "top_peak"] = top.backward_peak
+        if not plan.config.tie_word_embeddings:
+            _join_ends(found)
     wide = plan._replace(values=ints)
     found["angles"] = angle_bytes(wide)
     found["tables"] = wide.table_bytes
@@ -182,6 +188,13 @@ def _columns(
     for number, kind in kinds.items():
         found[number, "dispatcher"] = dispatcher_bytes(wide._replace(kinds=(kind,)))
     return found
+
+
+def _arrays(lanes: list[_Lane], kind: str) -> dict[str, Any]:
+    """The dims of cells, an array each."""
+    import numpy as np
+
+    return {name: np.array([one.values[name] for one in lanes], kind) for name in lanes[0].values}
 
 
 def _id_bytes(plan: Plan) -> Any:
@@ -201,10 +214,8 @@ def _put_parts(found: dict[Any, Any], end: int, order: Sequence[int], parts: Par
     everything = (parts.first, *parts.blocks, parts.last)
     found["end", end, "more"] = sum(one.more for one in everything)
     found["end", end, "last more"] = parts.last.more
-    if end != BEGINS:
-        found["end", end, "loss"] = parts.stream
-    else:
-        found["stream"] = parts.stream
+    if end == BEGINS:
+        found["stream"], found["top peak"] = parts.stream, parts.blocks[-1].backward_peak
 
 
 def _put_seconds(
@@ -227,6 +238,17 @@ def _put_seconds(
     if where:
         for name in _AT_EDGES:
             found[where, name] = (order[odd], getattr(seconds[odd], name))
+
+
+def _join_ends(found: dict[Any, Any]) -> None:
+    """Both ends of a model on one chunk: where they share no weight, each as it is alone."""
+    for name in [name for name in found if isinstance(name, tuple) and name[:2] == ("end", BEGINS)]:
+        from_last = name[2] in ("last", "last more", "buffer")
+        source = ("end", FINISHES, *name[2:])
+        if name[2] in Seconds._fields:
+            found["end", WHOLE, *name[2:]] = found[name] + found[source]
+        else:
+            found["end", WHOLE, *name[2:]] = found[source if from_last else name]
 
 
 def _settle_edges(found: dict[Any, Any]) -> None:

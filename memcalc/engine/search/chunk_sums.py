@@ -44,7 +44,10 @@ class ChunkTimes(NamedTuple):
 
 
 def counts_of(chunk: Chunk, again: Any) -> dict[int, Any]:
-    """How many blocks of each kind, shape (1, K). again: (K,)."""
+    """How many blocks of each kind, shape (1, K). again: (K,).
+
+    Of a chunk whose blocks are an array of shape (rows, 1): (rows, K).
+    """
     import numpy as np
 
     dense = np.minimum(again, chunk.dense)
@@ -53,7 +56,7 @@ def counts_of(chunk: Chunk, again: Any) -> dict[int, Any]:
         DENSE_AGAIN: dense, DENSE: chunk.dense - dense, SPARSE_AGAIN: sparse,
         SPARSE: chunk.sparse - sparse,
     }  # fmt: skip
-    return {kind: count[None, :] for kind, count in found.items() if count.any()}
+    return {kind: np.atleast_2d(count) for kind, count in found.items() if count.any()}
 
 
 class Sums:
@@ -163,7 +166,9 @@ class Sums:
 
     def _edges(self, chunk: Chunk) -> tuple[Any, Any]:
         """Seconds and launches of backward that the lowest and the topmost block have more."""
-        plain_top = (self.again < chunk.layers)[None, :]
+        import numpy as np
+
+        plain_top = np.atleast_2d(self.again < chunk.layers)
         found = []
         for name in ("backward_s", "backward_launches"):
             more: Any = 0.0

@@ -13,23 +13,22 @@ from typing import Any, Final
 
 from memcalc.engine.search.chunk_sums import ChunkTimes
 from memcalc.engine.search.spans import one_f_one_b_s
-from memcalc.engine.search.splits import Cut, breaks_of
+from memcalc.engine.search.splits import Cut
 from memcalc.engine.search.waves import Chunks, interleaved_s
 
 #: How straight a line is, relative.
 _EQUAL: Final = 1e-11
 
 
-def span_s(
-    times: Sequence[ChunkTimes], send: Any, batches: Any, cut: Cut, columns: int
-) -> Any:
+def span_s(times: Sequence[ChunkTimes], send: Any, batches: Any, cut: Cut, ends: list[int]) -> Any:
     """Seconds of a pipeline's schedule, shape (rows, K).
 
-    times: of each class of chunk, (rows, K). send: between two stages, (rows,). batches: (rows,).
+    times: of each class of chunk, (rows, K). send: between two stages, (rows,). batches: (rows,). ends:
+    numbers of blocks computed again between which seconds grow evenly (splits.breaks_of), the last K - 1.
     """
     import numpy as np
 
-    rows = len(batches)
+    rows, columns = len(batches), ends[-1] + 1
     forward, backward = (
         np.array([np.broadcast_to(getattr(one, name), (rows, columns)) for one in times])
         for name in ("forward_s", "backward_s")
@@ -43,7 +42,6 @@ def span_s(
             (send[rows_of], batches[rows_of]), cut,
         )  # fmt: skip
 
-    ends = breaks_of(cut.classes, columns - 1)
     stretches = [(a, b) for a, b in zip(ends, ends[1:], strict=False) if b - a > 1]
     everyone = np.arange(rows)
     fill(everyone, ends + [(first + last) // 2 for first, last in stretches])

@@ -5,8 +5,8 @@ Checked by: property/test_search_grid.py, unit/test_search_space.py.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from memcalc.engine.parallel.pipeline.actions import Pipe
 from memcalc.engine.parallel.pipeline.schedules import chunks_of
@@ -78,13 +78,24 @@ def cut_of(config: ModelConfig, split: Split) -> Cut:
     return Cut(split, classes, of, ranks, tuple(kinds.index(one) for one in held))
 
 
+def alike(cuts: Sequence[Cut]) -> list[tuple[Cut, ...]]:
+    """Cuts that differ only in how many blocks their classes have, the most of which are as many."""
+    found: dict[Any, list[Cut]] = {}
+    for cut in cuts:
+        ends = tuple((chunk.begins, chunk.finishes) for chunk in cut.classes)
+        shape = cut.split._replace(stage_layers=None)
+        key = (shape, cut.most_layers, cut.of, cut.ranks, cut.kind_of_rank, ends)
+        found.setdefault(key, []).append(cut)
+    return [tuple(own) for own in found.values()]
+
+
 def is_ordered(config: ModelConfig) -> bool:
     """Whether every sparse block comes after every dense one."""
     sparse = [config.is_sparse(layer) for layer in range(config.num_hidden_layers)]
     return sparse == sorted(sparse)
 
 
-def breaks_of(classes: Sequence[Chunk], most: int) -> list[int]:
+def breaks_of(classes: Iterable[Chunk], most: int) -> list[int]:
     """Numbers of blocks computed again at which a chunk's seconds change their slope, 0 and most with
     them."""
     found = {0, most}

@@ -91,6 +91,21 @@ class StatesGrid:
         found: Held = self.known[option]
         return found
 
+    def stacked(self, options: tuple[StatesOption, ...]) -> Held:
+        """Several options: arrays with one more axis before."""
+        import numpy as np
+
+        if options not in self.known:
+            every = [self.held(option) for option in options]
+            once = Once(*(np.array(column) for column in zip(*(one.once for one in every))))  # noqa: B905
+            possible, bytes_of, stepped = (
+                np.array([getattr(one, name) for one in every])
+                for name in ("possible", "bytes", "stepped")
+            )
+            self.known[options] = Held(possible, bytes_of, stepped, once)
+        found: Held = self.known[options]
+        return found
+
     def _ranks(self, option: StatesOption) -> tuple[Any, Any]:
         """Ranks that share states, and experts'."""
         import numpy as np
@@ -186,9 +201,7 @@ class StatesGrid:
             self.known[key] = self.wires.group_s(kind, size, ranks, stride)
         return self.known[key]
 
-    def _reduced(
-        self, sums: list[Any], option: StatesOption, seconds: Any, buckets: Any
-    ) -> None:
+    def _reduced(self, sums: list[Any], option: StatesOption, seconds: Any, buckets: Any) -> None:
         """Add a reduction, whole or in buckets of so many seconds each."""
         if not option.overlap_grad_reduce:
             sums[0] = sums[0] + seconds
@@ -221,12 +234,16 @@ class StatesGrid:
         key = ("stepping", option.zero, option.replicas, str(kinds))
         if key not in self.known:
             held, found = self.held(option), np.zeros(len(self.weights))
-            for own in kinds:
-                counts = held.stepped[:, list(own)].sum(axis=1).tolist()
-                tensors = self.tensors[:, list(own)].sum(axis=1).tolist()
-                for place in np.flatnonzero(held.possible).tolist():
-                    count, number = int(counts[place]), int(tensors[place])
-                    seconds = self.weights[place].optimizer_s(count, number, self.rates)
-                    found[place] = max(found[place], seconds)
+            counts = np.array([held.stepped[:, list(own)].sum(axis=1) for own in kinds])
+            tensors = np.array([self.tensors[:, list(own)].sum(axis=1) for own in kinds])
+            most = (counts == counts.max(axis=0)) & (tensors == tensors.max(axis=0))
+            for place in np.flatnonzero(held.possible).tolist():
+                own = np.flatnonzero(most[:, place])[:1]  # more of both is never faster
+                found[place] = max(
+                    self.weights[place].optimizer_s(
+                        int(counts[kind, place]), int(tensors[kind, place]), self.rates
+                    )
+                    for kind in (own.tolist() or range(len(kinds)))
+                )
             self.known[key] = found
         return self.known[key]

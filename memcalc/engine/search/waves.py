@@ -38,9 +38,7 @@ class Chunks(NamedTuple):
 
     def lanes(self, chosen: Any) -> Chunks:
         """Those of some lanes."""
-        return Chunks(
-            self.of, self.forward[:, chosen], self.backward[:, chosen], self.send[chosen]
-        )
+        return Chunks(self.of, self.forward[:, chosen], self.backward[:, chosen], self.send[chosen])
 
 
 def interleaved_s(chunks: Chunks, batches: Any) -> Any:

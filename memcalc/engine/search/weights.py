@@ -69,6 +69,7 @@ class Weights:
         for copy in self.copies:
             copy.name = "lm_head.weight"
         self.numels: dict[int, int] = {}
+        self.paddings: dict[object, int] = {}
         self.fixed: dict[tuple[bool, ...], int] = {}
         self.known: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
         self.stepped: dict[tuple[int, int], float] = {}
@@ -151,6 +152,12 @@ class Weights:
 
     def padding(self, chunk: Chunk, experts: bool, ranks: int, bucket: int | None) -> int:
         """Elements that a chunk's buffer has beyond its parameters."""
+        key = (chunk, experts, ranks, bucket)
+        if key not in self.paddings:
+            self.paddings[key] = self._padding(chunk, experts, ranks, bucket)
+        return self.paddings[key]
+
+    def _padding(self, chunk: Chunk, experts: bool, ranks: int, bucket: int | None) -> int:
         counts = self.counts(chunk, experts)
         if self.is_even and bucket is not None:
             sizes = buckets_of(counts, bucket)
@@ -186,9 +193,7 @@ class Weights:
 
 
 @lru_cache(maxsize=1 << 14)
-def buckets_of(
-    counts: tuple[tuple[tuple[int, ...], int], ...], bucket: int
-) -> Any:
+def buckets_of(counts: tuple[tuple[tuple[int, ...], int], ...], bucket: int) -> Any:
     """Elements of each bucket of a buffer whose leaves fill whole steps, last leaves first.
 
     A bucket closes with the leaf that brings it to so many elements.

@@ -226,10 +226,10 @@ def staged(plan: Plan, device: Device, rates: Rates, with_slots: bool = False) -
     """The schedule of a plan with stages. with_slots: when every action of every rank runs."""
     schedule = plan.parallel.schedule
     pipe = Pipe(plan.parallel.pp, plan.parallel.vpp, plan.resolved.grad_accum_steps)
-    chunks = tuple(
-        chunk_step(chunk_plan(plan, number), device, rates)
-        for number in range(plan.parallel.chunks)
-    )
+    plans = [chunk_plan(plan, number) for number in range(plan.parallel.chunks)]
+    known = {(one.kinds, one.ends): one for one in plans}
+    priced = {key: chunk_step(one, device, rates) for key, one in known.items()}
+    chunks = tuple(priced[one.kinds, one.ends] for one in plans)
     times = [_chunk_time(chunk, schedule in SPLIT_BACKWARD) for chunk in chunks]
     turns = sends_in_turn(plan)
     sends = [max(turns, 1) * between_stages_s(chunk.exchanges) for chunk in chunks[:-1]]
@@ -239,7 +239,9 @@ def staged(plan: Plan, device: Device, rates: Rates, with_slots: bool = False) -
         for rank in range(pipe.pp)
     )
     once = max(sum(c.exposed.last_s + c.exposed.step_s for c in own) for own in held)
-    steps = [stepped_by([chunk.plan for chunk in own]) for own in held]
+    alike = {tuple(map(id, own)): own for own in held}
+    stepped = {key: stepped_by([chunk.plan for chunk in own]) for key, own in alike.items()}
+    steps = [stepped[tuple(map(id, own))] for own in held]
     stepping_s, rank = max((optimizer_s(rates, plan, one), rank) for rank, one in enumerate(steps))
     return Staged(pipe, chunks, held, span, turns, once, stepping_s, steps[rank])
 

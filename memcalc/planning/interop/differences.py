@@ -24,6 +24,16 @@ _DERIVED: Final = ("dp", "global_batch", "peft")
 _RESOLVED: Final = ("micro_batch_size", "grad_accum_steps", "gpus", "seq_len")
 #: Facts of a model that no estimate on a stack with one code for all families reads.
 _NAMES: Final = ("name", "model_type", "dtype", "notes", "max_position_embeddings", "fused_qkv")
+#: A field that is stated beside a document takes the place of these of the document's, too.
+REPLACES: Final[Mapping[str, tuple[str, ...]]] = {
+    "zero": ("fsdp", "shard", "reshard"),
+    "fsdp": ("zero", "shard", "reshard"),
+    "gpus": ("gpus_per_node",),
+    "pp": ("vpp", "schedule", "stage_layers"),
+    "vpp": ("stage_layers",),
+    "recompute": ("recompute_modules",),
+    "optimizer": ("optimizer_impl", "optimizer_dtype"),
+}
 _WHY: Final = "not among its settings"
 
 
@@ -52,7 +62,22 @@ def unexpressed(tool: Tool, document: Document, facts: Facts) -> list[Unexpresse
             if name == "recompute_layers" and all(one.field != "recompute" for one in found):
                 found.append(Unexpressed("recompute", facts["recompute"], _why(tool, name)))
             found.append(Unexpressed(name, value, _why(tool, name)))
+    found = _together(tool, found, facts)
     return [*found, *_overridden(tool, reading.fields, facts), *_adapters(tool, facts)]
+
+
+def _together(tool: Tool, found: list[Unexpressed], facts: Facts) -> list[Unexpressed]:
+    """The list with what goes with its fields: stated beside a document they replace that too."""
+    lacking = {one.field for one in found}
+    if facts["fsdp"] and not lacking.isdisjoint(("zero", "fsdp")):
+        found = [one for one in found if one.field not in ("zero", "fsdp")]
+        found.append(Unexpressed("fsdp", True, _why(tool, "fsdp")))
+    for name in lacking:
+        for other in REPLACES.get(name, ()):
+            if other in facts.stated and other not in lacking and other not in ("zero", "fsdp"):
+                lacking = lacking | {other}
+                found.append(Unexpressed(other, facts[other], _why(tool, other)))
+    return found
 
 
 def _why(tool: Tool, name: str) -> str:

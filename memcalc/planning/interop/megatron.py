@@ -21,7 +21,6 @@ from memcalc.planning.interop.rows import (
     Reading,
     Row,
     always,
-    fixed,
     same,
     seen,
     words,
@@ -80,6 +79,22 @@ def _layout(facts: Facts) -> str | None:
         return None
     parts = ["t" * count for count in counts]
     return "E" + "|".join(parts) + "L"
+
+
+def _estimated(key: str, value: Any, when: Callable[[Facts], Any]) -> Row:
+    """An argument whose other values are not estimated."""
+    kind = "switch" if value is True else "text"
+    return seen(key, kind, "", lambda facts: value if when(facts) else None, "what is estimated")
+
+
+def _cp_method(value: Any, reading: Reading) -> None:
+    """One type for all layers, or a list of one a layer."""
+    kinds = {str(one) for one in (value if isinstance(value, list) else [value])}
+    found = {"p2p": "ring", "a2a": "ulysses"}.get(kinds.pop()) if len(kinds) == 1 else None
+    if found is None:
+        reading.say("cp-comm-type", NOT_MODELLED, "p2p (a ring) or a2a in every layer is estimated")
+    else:
+        reading.fields["cp_method"] = found
 
 
 def _clips(value: Any, reading: Reading) -> None:
@@ -150,8 +165,14 @@ ROWS: Final = (
     seen("pipeline-model-parallel-layout", "text", "--stage-layers", _layout,
          "a letter t a block, a bar between stages"),
     _above_one("context-parallel-size", "cp"),
-    words("cp-comm-type", "cp_method", {"ring": "p2p", "ulysses": "a2a"})._replace(
-        write=lambda f: {"ring": "p2p", "ulysses": "a2a"}[f["cp_method"]] if f["cp"] > 1 else None),
+    Row(
+        "cp-comm-type",
+        "any",
+        "--cp-method",
+        lambda f: {"ring": "p2p", "ulysses": "a2a"}[f["cp_method"]] if f["cp"] > 1 else None,
+        _cp_method,
+        "`p2p` is ring, `a2a` ulysses",
+    ),
     _above_one("expert-model-parallel-size", "ep"),
     same("expert-tensor-parallel-size", "count", "etp", lambda f: f["etp"] is not None),
     flag("sequence-parallel", "sp"),
@@ -168,10 +189,10 @@ ROWS: Final = (
         read=lambda value, reading: reading.fields.update({"stack.adds_in_place": False})),
     same("moe-expert-capacity-factor", "number", "capacity_factor"),
     flag("moe-pad-expert-input-to-capacity", "pad_to_capacity"),
-    fixed("moe-token-dispatcher-type", "alltoall", _experts, "the dispatcher that is estimated"),
-    fixed("moe-grouped-gemm", True, _experts, "what is estimated"),
-    fixed("moe-permute-fusion", True, _experts, "what is estimated"),
-    fixed("transformer-impl", "transformer_engine", always, "the layers that are estimated"),
+    _estimated("moe-token-dispatcher-type", "alltoall", _experts),
+    _estimated("moe-grouped-gemm", True, _experts),
+    _estimated("moe-permute-fusion", True, _experts),
+    _estimated("transformer-impl", "transformer_engine", always),
 )  # fmt: skip
 
 
@@ -192,10 +213,22 @@ def finish(reading: Reading) -> None:
     cut(reading)
     world(reading)
     dropouts(reading)
-    kept = {"moe-token-dispatcher-type": "alltoall", "transformer-impl": "transformer_engine"}
-    for key, estimated in kept.items():
-        if got.get(key, estimated) != estimated:
-            reading.say(key, NOT_MODELLED, f"{estimated} is estimated")
+    _check_estimated(reading)
+
+
+def _check_estimated(reading: Reading) -> None:
+    """Say where layers run otherwise than they are estimated; absent means Megatron's default."""
+    got = reading.seen
+    if got.get("transformer-impl", "transformer_engine") != "transformer_engine":
+        reading.say("transformer-impl", NOT_MODELLED, "transformer_engine is estimated")
+    if "num-experts" not in got:
+        return
+    if got.get("moe-token-dispatcher-type", "allgather") != "alltoall":
+        why = "alltoall is estimated; allgather where absent"
+        reading.say("moe-token-dispatcher-type", NOT_MODELLED, why)
+    for key in ("moe-grouped-gemm", "moe-permute-fusion"):
+        if not got.get(key):
+            reading.say(key, NOT_MODELLED, "estimated as on; off where absent")
 
 
 TOOL: Final = Tool(

@@ -88,6 +88,8 @@ MODEL_ROWS: Final[tuple[Row, ...]] = (
          lambda f: max(f["seq_len"], f.config.max_position_embeddings)),
     seen("position-embedding-type", "text", "MODEL",
          lambda f: _POSITIONS.get(f.config.position_embedding), "learned_absolute where absent"),
+    seen("use-rotary-position-embeddings", "switch", "MODEL", lambda f: None, "rope's older name"),
+    seen("quick-geglu", "switch", "MODEL", lambda f: None, "a gated MLP"),
     seen("rotary-percent", "number", "MODEL",
          lambda f: f.config.rotary_dim / f.config.head_dim
          if f.config.rotary_dim and _partial(f.config) else None),
@@ -129,10 +131,14 @@ def fields_of(got: Mapping[str, Any]) -> dict[str, Any]:
             )
         check_dim(f"megatron, {key}", got[key])
     hidden, heads = got["hidden-size"], got["num-attention-heads"]
-    gated, biased = bool(got.get("swiglu")), not got.get("disable-bias-linear")
-    wide = int(4 * hidden * 2 / 3 / 64) * 64 if gated else 4 * hidden
+    gated, biased = (
+        bool(got.get("swiglu") or got.get("quick-geglu")),
+        not got.get("disable-bias-linear"),
+    )
+    wide = int(4 * hidden * 2 / 3 / 64) * 64 if got.get("swiglu") else 4 * hidden
     positions = {theirs: ours for ours, theirs in _POSITIONS.items()}
-    kind = str(got.get("position-embedding-type", "learned_absolute"))
+    older = "rope" if got.get("use-rotary-position-embeddings") else "learned_absolute"
+    kind = str(got.get("position-embedding-type", older))
     found = {
         "num_hidden_layers": got["num-layers"],
         "hidden_size": hidden,
@@ -260,7 +266,7 @@ def _made(reading: Reading, fields: Mapping[str, Any]) -> None:
             "megatron, model: got latent attention in no profile's shape; rule: --model MODEL, a "
             "config.json"
         )
-    gated = bool(got.get("swiglu"))
+    gated = bool(fields["gated_mlp"])
     base = "mixtral-8x7b" if "num-experts" in got else "llama-2-7b" if gated else "gpt-3-175b"
     config = load_model(base)
     changed = {name: fields[name] for name in _unlike(config, fields)}

@@ -44,7 +44,7 @@ def script_words(text: str) -> list[str]:
         raise ConfigError(f"arguments: not words of a shell ({error})") from None
     known: dict[str, str] = {}
     found: list[str] = []
-    for word in words:
+    for word in (word.rstrip(";") for word in words):
         assigned = None if word.startswith("-") else _ASSIGNED.fullmatch(word)
         if assigned is None:
             found.append(_filled(word, known))

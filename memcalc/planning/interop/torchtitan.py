@@ -148,7 +148,9 @@ FLAG_ROWS: Final = (
     seen("config", "text", "MODEL", _recipe(1), "the recipe that flags change"),
     fixed("training.disable_cuda_graphs", True, always,
           "its CUDA graphs' pools are not estimated"),
-    same("loss.num_chunks", "count", "loss_chunks", lambda f: f["loss"] == "chunked"),
+    same("loss.num_chunks", "count", "loss_chunks", lambda f: f["loss"] == "chunked")._replace(
+        options="--set training.loss_chunks"
+    ),
     same(f"{_P}enable_sequence_parallel", "switch", "sp", lambda f: f["tp"] > 1),
     seen("activation-checkpoint", "text", "--recompute",
          lambda f: {"full": "full", "sac": "selective", "sac-attention": "selective"}.get(

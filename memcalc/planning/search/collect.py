@@ -1,8 +1,8 @@
 """Collect: what is kept of millions of setups as they come by, a block of arrays at a time.
 
-Kept are the fastest that may fit, the front of memory and speed, and of what does not fit the fastest and
-the least lacking. A block is looked through by few array operations: most of its setups are slower than what
-is known at less memory. Checked by: unit/test_search_collect.py.
+Kept are the fastest that may fit, the front of memory and speed, and of what does not fit the front of what
+it lacks and speed. A block is looked through by few array operations: most of its setups are slower than
+what is known at less memory. Checked by: unit/test_search_collect.py.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any, Final, NamedTuple
 
 #: Bins of memory, to which the fastest setup that needs no more is known.
 _BINS: Final = 512
-#: Setups of the front are sorted out once so many are waiting.
+#: Setups of a front are sorted out once so many are waiting.
 _WAITING: Final = 20_000
 
 
 class Kept(NamedTuple):
     """A setup: seconds of its step, bytes it allocates, bytes it lacks (<= 0: it may fit), what it is.
 
-    what: of the space it comes from, with the column it is in.
+    what: what was told of its block, and its place in the block's arrays.
     """
 
     step_s: float
@@ -29,135 +29,115 @@ class Kept(NamedTuple):
 
 
 class Collector:
-    """Keeps `most` of each kind. scale_bytes: what bins of memory end at. limit_bytes: what a setup may lack
-    at most to count as one that may fit; below 0 where memory must stay free."""
+    """Keeps what matters. most: of the fastest. scale_bytes: the most memory that bins tell apart.
+
+    limit_bytes: what a setup may lack at most to count as one that may fit; below 0 where memory must
+    stay free.
+    """
 
     def __init__(self, most: int, scale_bytes: float, limit_bytes: float = 0.0) -> None:
-        import numpy as np
-
-        self.most, self.scale, self.limit = most, _BINS / scale_bytes, limit_bytes
-        self.best = np.full(_BINS + 1, np.inf)  # fastest of those that need at most a bin
+        self.most, self.limit = most, limit_bytes
         self.valid = self.may_fit = 0
         self.fastest: list[Kept] = []
-        self.front: list[Kept] = []
-        self.misses: list[Kept] = []  # the fastest that lack memory
-        self.nearest: list[Kept] = []  # those that lack least
+        self.front = Front(scale_bytes, 1)
+        self.misses = Front(2 * scale_bytes, 2)
 
-    def add(self, arrays: tuple[Any, Any, Any], rows: Any, what: Any) -> None:
-        """Look through a block: (step_s, allocated, lacking or None) of shape (rows, K).
+    def add(self, arrays: tuple[Any, Any, Any], valid: int, what: Any) -> None:
+        """Look through a block: (step_s, allocated, lacking or None), arrays of one shape.
 
-        rows: those that count; what: told of each setup kept, with its place (row, column).
+        valid: setups in it; places of none take infinitely long. what: told of each setup kept.
         """
         import numpy as np
 
         step, allocated, lacking = arrays
-        if not rows.all():
-            chosen = np.flatnonzero(rows)
-            step, allocated = step[chosen], allocated[chosen]
-            lacking = None if lacking is None else lacking[chosen]
-        else:
-            chosen = None
-        self.valid += step.size
-        if not step.size:
-            return
-        fits = np.ones(step.shape, bool) if lacking is None else lacking <= self.limit
+        if lacking is None:
+            lacking = np.where(np.isinf(step), np.inf, -1.0)
+        self.valid += valid
+        block = _Block(step, allocated, lacking, what)
+        fits = lacking <= self.limit
         count = int(np.count_nonzero(fits))
         self.may_fit += count
-        found = _Block(step, allocated, lacking, (what, chosen))
         if count:
-            limit = self.fastest[-1].step_s if len(self.fastest) >= self.most else np.inf
-            good = fits & (step < limit)
-            if good.any():
-                self.fastest = self._least(self.fastest, found, good, _by_step)
-            bins = (allocated * self.scale).astype(np.int32)
-            np.minimum(bins, _BINS, out=bins)
-            good = fits & (step < self.best[bins])
-            if good.any():
-                self._forward(found, good, bins)
-        if count < step.size:
-            self._missed(found, fits)
+            self._fastest(block, fits)
+            self.front.add(block, allocated, fits)
+        if count < valid:
+            self.misses.add(block, lacking, ~fits)
 
-    def _missed(self, block: _Block, fits: Any) -> None:
+    def _fastest(self, block: _Block, fits: Any) -> None:
         import numpy as np
 
-        limit = self.misses[-1].step_s if len(self.misses) >= self.most else np.inf
-        good = ~fits & (block.step < limit)
-        if good.any():
-            self.misses = self._least(self.misses, block, good, _by_step)
-        if self.fastest:
+        limit = self.fastest[-1].step_s if len(self.fastest) >= self.most else np.inf
+        where = np.flatnonzero(fits & (block.step < limit))
+        if not len(where):
             return
-        limit = self.nearest[-1].lacking if len(self.nearest) >= self.most else np.inf
-        good = ~fits & (block.lacking < limit)
-        if good.any():
-            self.nearest = self._least(self.nearest, block, good, _by_lack)
-
-    def _forward(self, block: _Block, good: Any, bins: Any) -> None:
-        """Setups that no known one beats in both; the bins learn of them."""
-        import numpy as np
-
-        where = np.flatnonzero(good)
-        np.minimum.at(self.best, bins.reshape(-1)[where], block.step.reshape(-1)[where])
-        np.minimum.accumulate(self.best, out=self.best)
-        step, size = block.step.reshape(-1)[where], block.allocated.reshape(-1)[where]
-        self.front += block.kept(where[front_of(size, step)])
-        if len(self.front) > _WAITING:
-            self.front = front(self.front)
-
-    def _least(self, known: list[Kept], block: _Block, good: Any, by: Any) -> list[Kept]:
-        import numpy as np
-
-        where = np.flatnonzero(good)
         if len(where) > self.most:
-            values = by(block).reshape(-1)[where]
-            where = where[np.argpartition(values, self.most - 1)[: self.most]]
-        key = (lambda one: one.step_s) if by is _by_step else (lambda one: one.lacking)
-        return sorted([*known, *block.kept(where)], key=key)[: self.most]
+            step = block.step.reshape(-1)[where]
+            where = where[np.argpartition(step, self.most - 1)[: self.most]]
+        found = [*self.fastest, *block.kept(where)]
+        self.fastest = sorted(found, key=lambda one: one.step_s)[: self.most]
+
+
+class Front:
+    """Setups that no other one beats in speed and in some bytes. key: which of Kept these are."""
+
+    def __init__(self, scale_bytes: float, key: int) -> None:
+        import numpy as np
+
+        self.scale, self.key = _BINS / scale_bytes, key
+        self.best = np.full(_BINS + 1, np.inf)  # the fastest of those within a bin and below
+        self.waiting: list[Kept] = []
+
+    def add(self, block: _Block, size: Any, good: Any) -> None:
+        """Look through some setups of a block; size: their bytes."""
+        import numpy as np
+
+        bins = np.clip(size * self.scale, 0, _BINS, out=np.empty(size.shape)).astype(np.int32)
+        where = np.flatnonzero(good & (block.step < self.best[bins]))
+        if not len(where):
+            return
+        step, bins = block.step.reshape(-1)[where], bins.reshape(-1)[where]
+        kept = where[front_of(size.reshape(-1)[where], step)]
+        # a bin's own fastest may need more than another setup of the bin: it counts from the next on
+        np.minimum.at(self.best, np.minimum(bins + 1, _BINS), step)
+        np.minimum.accumulate(self.best, out=self.best)
+        self.waiting += block.kept(kept)
+        if len(self.waiting) > _WAITING:
+            self.waiting = self.points()
+
+    def points(self) -> list[Kept]:
+        """The front, least bytes first."""
+        import numpy as np
+
+        if not self.waiting:
+            return []
+        size = np.array([one[self.key] for one in self.waiting])
+        step = np.array([one.step_s for one in self.waiting])
+        return [self.waiting[place] for place in front_of(size, step).tolist()]
 
 
 class _Block(NamedTuple):
     step: Any
     allocated: Any
     lacking: Any
-    what: tuple[Any, Any]
+    what: Any
 
     def kept(self, where: Iterable[int]) -> list[Kept]:
         """The setups at these places."""
-        what, chosen = self.what
+        import numpy as np
+
         found = []
         for place in where:
-            row, column = divmod(int(place), self.step.shape[1])
-            lacking = -1.0 if self.lacking is None else float(self.lacking[row, column])
-            at = row if chosen is None else int(chosen[row])
-            found.append(
-                Kept(float(self.step[row, column]), float(self.allocated[row, column]), lacking,
-                     (what, at, column))
-            )  # fmt: skip
+            at = tuple(int(one) for one in np.unravel_index(int(place), self.step.shape))
+            step, allocated, lacking = (float(one[at]) for one in self[:3])
+            found.append(Kept(step, allocated, lacking, (self.what, at)))
         return found
 
 
-def _by_step(block: _Block) -> Any:
-    return block.step
-
-
-def _by_lack(block: _Block) -> Any:
-    return block.lacking
-
-
 def front_of(size: Any, step: Any) -> Any:
-    """Places of the setups that no other one beats in both, least memory first."""
+    """Places of the setups that no other one beats in both, least bytes first."""
     import numpy as np
 
     order = np.lexsort((step, size))
     ordered = step[order]
     before = np.minimum.accumulate(np.concatenate([[np.inf], ordered[:-1]]))
     return order[ordered < before]
-
-
-def front(kept: list[Kept]) -> list[Kept]:
-    """The front of these setups, least memory first."""
-    import numpy as np
-
-    if not kept:
-        return []
-    size, step = (np.array([one[at] for one in kept]) for at in (1, 0))
-    return [kept[place] for place in front_of(size, step).tolist()]

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from memcalc.collector import paused
 from memcalc.engine.search.cells import BEGINS, FINISHES, WHOLE, Family, Pricing, table_of
-from memcalc.engine.search.megatron_grid import Block, Job, MegatronGrid
-from memcalc.engine.search.splits import Cut, cut_of
+from memcalc.engine.search.grid_parts import Block, Job
+from memcalc.engine.search.megatron_grid import MegatronGrid
+from memcalc.engine.search.splits import Cut, alike, cut_of
 from memcalc.engine.search.states_grid import StatesOption
 from memcalc.engine.timing.topology import wires_of
 from memcalc.inputs.choose_rates import choose_rates
@@ -58,10 +59,9 @@ class Setup(NamedTuple):
     def _recompute(self) -> dict[str, str]:
         setup = self.family.plan.resolved.setup
         if setup.recompute == "selective":
-            return {
-                "recompute": "selective",
-                "recompute-modules": ",".join(setup.recompute_modules),
-            }
+            modules = ",".join(setup.recompute_modules)
+            named = {} if modules == "core_attn" else {"recompute-modules": modules}
+            return {"recompute": "selective", **named}
         if self.again == 0:
             return {"recompute": "none"}
         every = self.again == self.cut.most_layers
@@ -104,29 +104,32 @@ class Megatron:
         stack = load_stack("megatron").parallel
         staged = any(split.pp > 1 for split in self.space.splits)
         alone = any(split.pp == 1 for split in self.space.splits)
-        ends = ([WHOLE] if alone else []) + ([BEGINS, FINISHES] if staged else [])
+        tied = wishes.config.tie_word_embeddings or not staged
+        ends = ([WHOLE] if alone and tied else []) + ([BEGINS, FINISHES] if staged else [])
         pricing = Pricing(rates, wires, bool(stack.get("tp_beside_products", False)))
         table = table_of(families, ends, pricing)
         cuts = [cut_of(wishes.config, split) for split in self.space.splits]
         grid = MegatronGrid(families, Job(wishes.gpus, wishes.batch, device, rates, wires), cuts)
         by_name = np.array([bool(f.plan.resolved.setup.recompute != "none") for f in families])
         parts = [table.take(np.flatnonzero(by_name[table.family] == one)) for one in (False, True)]
-        for done, split in enumerate(self.space.splits):
+        for done, own in enumerate(groups := alike(cuts)):
             if tell is not None:
-                tell("splits", done, len(self.space.splits))
-            cut = cut_of(wishes.config, split)
+                tell("splits", done, len(groups))
+            cut = own[0]
             for selective, part in enumerate(parts):
                 again = np.array([0]) if selective else self._again(cut)
-                self.considered += len(part.family) * len(again) * len(self.space.options)
+                self.considered += (
+                    len(part.family) * len(own) * len(again) * len(self.space.options)
+                )
                 if len(part.family) and len(again):
-                    for block in grid.blocks(part, again, cut, self.space.options):
+                    for block in grid.blocks(part, again, own, self.space.options):
                         self._add(into, part, block)
 
     def _add(self, into: Collector, part: Any, block: Block) -> None:
         arrays = (block.step_s, block.allocated, block.lacking)
-        into.add(
-            arrays, block.possible, (self, part, block.cut, block.option, block.rows, block.again)
-        )
+        valid = int(block.possible.sum()) * len(block.again)
+        what = (self, part, block.cuts, block.options, (block.rows, block.which), block.again)
+        into.add(arrays, valid, what)
 
     def _again(self, cut: Cut) -> Any:
         """Numbers of blocks computed again that are wanted; none of them is recompute none."""
@@ -144,10 +147,10 @@ class Megatron:
 
     def setup(self, kept: Kept) -> Setup:
         """The setup that was kept of a block."""
-        (_, part, cut, option, rows, again), row, column = kept.what
-        place = rows[row]
+        (_, part, cuts, options, (rows, which), again), (choice, column, row) = kept.what
+        place, cut = rows[row], cuts[which[row]]
         family = self.space.families[int(part.family[place])]
-        return Setup(family, int(part.micro_batch[place]), int(again[column]), cut, option)
+        return Setup(family, int(part.micro_batch[place]), int(again[column]), cut, options[choice])
 
     def options(self, kept: Kept) -> dict[str, str | bool]:
         """A kept setup's options of `memcalc estimate`."""
@@ -155,4 +158,4 @@ class Megatron:
 
     def stages(self, kept: Kept) -> tuple[int, ...]:
         """The first stage of each kind of rank: of equal ranks it holds most."""
-        return tuple(rank for rank, _ in kept.what[0][2].ranks)
+        return tuple(rank for rank, _ in kept.what[0][2][0].ranks)

@@ -36,7 +36,6 @@ LEAST_POSITIONS: Final = 1024
 MODULES: Final = (
     ("core_attn",),
     ("moe_act",),
-    ("layernorm", "moe_act"),
     ("layernorm", "mla_up_proj", "moe_act"),
 )
 
@@ -86,7 +85,10 @@ def _layouts(wishes: Wishes) -> Iterator[ParallelPlan]:
     heads = math.gcd(config.num_attention_heads, config.num_key_value_heads)
     moe = config.moe
     experts = wishes.chosen("ep", divisors(moe.num_experts) if moe else [1])
-    for tp in wishes.chosen("tp", divisors(math.gcd(heads, gpus))):
+    degrees = wishes.chosen("tp", divisors(math.gcd(heads, gpus)))
+    if moe and "tp" not in wishes.fixed and "tp" not in wishes.most:  # experts are spread instead
+        degrees = [tp for tp in degrees if tp <= wishes.domain]
+    for tp in degrees:
         for sp in wishes.chosen("sp", (False,) if tp == 1 else (True,) if moe else (True, False)):
             for cp in _rings(wishes, gpus // tp):
                 for ep in experts:
@@ -120,7 +122,7 @@ def _setups(wishes: Wishes) -> Iterator:  # type: ignore[type-arg]
     if texts is None or any(text == "none" or text.startswith("full") for text in texts):
         yield base
     if texts is None or "selective" in texts:
-        for modules in MODULES:
+        for modules in MODULES if wishes.config.moe else MODULES[:1]:
             try:
                 yield replace(base, recompute="selective", recompute_modules=modules)
             except ConfigError:

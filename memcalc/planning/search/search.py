@@ -12,18 +12,19 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
 from memcalc.errors import ConfigError
-from memcalc.planning.search.collect import Collector, Kept, front
+from memcalc.planning.search.collect import Collector, Kept
 from memcalc.planning.search.megatron_search import Megatron
 from memcalc.planning.search.megatron_space import megatron_space
 from memcalc.planning.search.scalar_search import SCALAR_STACKS, Scalar
 from memcalc.planning.search.stability import stability
-from memcalc.planning.search.verify import PARTS, CaseOf, verified
+from memcalc.planning.search.verify import PARTS, REPLAYED, Asked, CaseOf, verified
 from memcalc.planning.search.wishes import Wishes
 
 Tell = Callable[[str, int, int], None]
-#: Setups kept of each kind while the space goes by, and looked at again for each row shown.
+#: Setups kept while the space goes by.
 _KEPT: Final = 400
-_TRIES: Final = 3
+#: Layers of ranks that are replayed: of 126 layers and three kinds of rank two setups, of 16 all ten.
+_MOST_REPLAYED: Final = 480
 #: Near misses shown, and points of the front.
 _MISSES: Final = 3
 _FRONT: Final = 24
@@ -100,27 +101,58 @@ def search(wishes: Wishes, case_of: CaseOf, tell: Tell | None = None) -> dict[st
 def _best(
     wishes: Wishes, fastest: Sequence[Kept], case_of: CaseOf
 ) -> tuple[list[dict[str, Any]], int]:
-    """The fastest that fit once their caches are replayed, and how many of the faster ones did not."""
+    """The fastest that fit once their caches are replayed, and how many faster layouts did not.
+
+    Of setups that differ only in how states are held the fastest alone; none that needs more bytes than
+    one of them that did not fit. The first is always replayed, others while that is soon done; the rest
+    reserve by the largest ratio that a replay of these setups found.
+    """
     found: list[dict[str, Any]] = []
-    failed = 0
-    for kept in fastest[: wishes.top * _TRIES]:
-        row = _row(wishes, kept, case_of)
-        if row["fits"] is False or not _has_headroom(row, wishes.headroom):
-            failed += 1
+    seen: set[tuple[Any, ...]] = set()
+    failed: dict[tuple[Any, ...], float] = {}  # layout -> fewest bytes that did not fit
+    layers, replayed = wishes.config.num_hidden_layers, 0
+    for kept in fastest:
+        layout = _layout(_options(kept))
+        if layout in seen or kept.allocated >= failed.get(layout, float("inf")):
             continue
+        ratio = _ratio(found) if found and replayed >= _MOST_REPLAYED else None
+        row = _row(wishes, kept, case_of, (ratio, True))
+        ranks = len(_space(kept).stages(kept)) if row else 1
+        replayed += layers * ranks if ratio is None else 0
+        if row is None or not _has_headroom(row, wishes.headroom):
+            failed[layout] = kept.allocated
+            continue
+        seen.add(layout)
         found.append({"place": len(found) + 1, **row})
         if len(found) == wishes.top:
             break
-    return found, failed
+    return found, len(failed)
 
 
-def _row(wishes: Wishes, kept: Kept, case_of: CaseOf) -> dict[str, Any]:
-    space: Space = kept.what[0][0]
-    options = space.options(kept)
-    return {
-        "options": options,
-        **verified(case_of(options), space.stages(kept), wishes.price).row,
-    }
+def _ratio(rows: Sequence[dict[str, Any]]) -> float:
+    """Reserved over allocated bytes, the most of the rows that were replayed; 1 of none."""
+    known = [row for row in rows if row["reserved"] == REPLAYED and row["peak_reserved_bytes"]]
+    ratios = [row["peak_reserved_bytes"] / row["peak_allocated_bytes"] for row in known]
+    return max(ratios, default=1.0)
+
+
+def _space(kept: Kept) -> Space:
+    found: Space = kept.what[0][0]
+    return found
+
+
+def _options(kept: Kept) -> dict[str, str | bool]:
+    return _space(kept).options(kept)
+
+
+def _row(
+    wishes: Wishes, kept: Kept, case_of: CaseOf, how: tuple[float | None, bool]
+) -> dict[str, Any] | None:
+    """A kept setup's row. how: the ratio of reserved bytes (None: replayed), whether it must fit."""
+    options = _options(kept)
+    asked = Asked(_space(kept).stages(kept), wishes.price, *how)
+    found = verified(case_of(options), asked)
+    return None if found is None else {"options": options, **found}
 
 
 def _has_headroom(row: dict[str, Any], share: float) -> bool:
@@ -131,13 +163,13 @@ def _has_headroom(row: dict[str, Any], share: float) -> bool:
 
 def _front(into: Collector, wishes: Wishes) -> list[dict[str, Any]]:
     """The front of memory and speed, least memory first: what may fit, cached blocks not counted."""
-    points = front(into.front)
+    points = into.front.points()
     step = max(1, -(-len(points) // _FRONT))
     chosen = sorted({*range(0, len(points), step), *range(max(0, len(points) - 1), len(points))})
     tokens = wishes.batch * (wishes.setup.seq_len or 0)
     return [
         {
-            "options": one.what[0][0].options(one),
+            "options": _options(one),
             "step_s": one.step_s,
             "tokens_per_s": tokens / one.step_s,
             "allocated_bytes": int(one.allocated),
@@ -149,25 +181,28 @@ def _front(into: Collector, wishes: Wishes) -> list[dict[str, Any]]:
 def _misses(
     wishes: Wishes, into: Collector, case_of: CaseOf, best: Sequence[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """What does not fit and would be faster, and what it lacks; where nothing fits, what lacks least."""
-    chosen = into.misses if best else into.nearest
+    """What lacks least of all that would be faster; where nothing fits, of everything."""
+    least = best[0]["step_s"] if best else float("inf")
+    chosen: dict[tuple[Any, ...], Kept] = {}
+    for kept in into.misses.points():
+        if kept.step_s < least and len(chosen) < _MISSES:
+            chosen.setdefault(_layout(_options(kept)), kept)
     found = []
-    for kept in chosen[:_MISSES]:
-        if best and kept.step_s >= best[0]["step_s"]:
-            break
-        row = _row(wishes, kept, case_of)
-        lacks = max(int(kept.lacking), -(row["headroom_bytes"] or 0))
-        faster = best[0]["step_s"] / row["step_s"] - 1 if best else None
-        found.append({**row, "lacking_bytes": lacks, "faster": faster})
-    return found
+    for kept in chosen.values():
+        row = _row(wishes, kept, case_of, (_ratio(best), False))
+        if row is not None:
+            lacks = max(int(kept.lacking), -(row["headroom_bytes"] or 0))
+            faster = best[0]["step_s"] / row["step_s"] - 1 if best else None
+            found.append({**row, "lacking_bytes": lacks, "faster": faster})
+    return sorted(found, key=lambda row: row["lacking_bytes"])
 
 
 def _why(best: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The winner's parts beside those of the fastest that differs in more than how states are held."""
+    """The winner's parts beside the runner-up's."""
     if len(best) < 2:
         return None
     winner = best[0]
-    other = next((row for row in best[1:] if _layout(row) != _layout(winner)), best[1])
+    other = best[1]
     parts = {
         name: {
             "winner_s": winner["parts"][name],
@@ -184,8 +219,9 @@ def _why(best: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 _STATES: Final = frozenset({"zero", "shard", "overlap-grad-reduce", "overlap-param-gather"})
 
 
-def _layout(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(item for item in row["options"].items() if item[0] not in _STATES)
+def _layout(options: dict[str, str | bool]) -> tuple[Any, ...]:
+    """A setup without how its states are held."""
+    return tuple(item for item in options.items() if item[0] not in _STATES)
 
 
 def _differs(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]:
@@ -198,7 +234,7 @@ def _differs(one: dict[str, Any], other: dict[str, Any]) -> dict[str, list[Any]]
 
 def _refused(spaces: Sequence[Space]) -> list[dict[str, Any]]:
     """Why parts of the space were left out, most frequent first."""
-    sums = {}
+    sums: dict[str, int] = {}
     for space in spaces:
         for reason, count in space.refused.items():
             sums[reason] = sums.get(reason, 0) + count

@@ -7,12 +7,12 @@ what `memcalc estimate` says of the same command. Checked by: unit/test_search.p
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
-from memcalc.engine.device_side import with_modules
+from memcalc.engine.device_side import Device, with_modules
 from memcalc.engine.parallel.rules import check_size
 from memcalc.engine.plan import Plan, plan_of
-from memcalc.engine.rank_memory import RankMemory, rank_memory
+from memcalc.engine.rank_memory import RankMemory, rank_memory, used_bytes
 from memcalc.engine.timing.answer import time_estimate
 from memcalc.engine.timing.time_estimate import TimeEstimate
 from memcalc.errors import ConfigError
@@ -25,20 +25,31 @@ PARTS = (
     "forward_s", "backward_s", "recompute_s", "launch_s", "exposed_communication_s", "bubble_s",
     "optimizer_s", "offload_s",
 )  # fmt: skip
+#: Ranks that need less of the most than this are not replayed: caches never hold so much more.
+_NEAR: Final = 0.8
 #: From the options of a setup to what `estimate` takes.
 CaseOf = Callable[[Mapping[str, str | bool]], Case | Refused]
 
 
-class Verified(NamedTuple):
-    """A setup with its exact memory and time."""
-
-    row: dict[str, Any]
-    plan: Plan
-    time: TimeEstimate
+#: What a row says of reserved bytes that come from a replay of its own.
+REPLAYED: Final = "simulated"
 
 
-def verified(case: Case | Refused, stages: Sequence[int], price: float | None) -> Verified:
-    """The row of a setup. stages: of its pipeline, those that may need most.
+class Asked(NamedTuple):
+    """How a setup is looked at again.
+
+    stages: of its pipeline, those that may need most. ratio: reserved over allocated bytes, in place of a
+    replay; None: replay. only_fitting: a setup that does not fit needs no row.
+    """
+
+    stages: Sequence[int]
+    price: float | None = None
+    ratio: float | None = None
+    only_fitting: bool = False
+
+
+def verified(case: Case | Refused, asked: Asked) -> dict[str, Any] | None:
+    """The row of a setup; None for one that does not fit, where only fitting ones are wanted.
 
     Raises ConfigError where the setup cannot be estimated: then the space has what `estimate` refuses.
     """
@@ -47,22 +58,64 @@ def verified(case: Case | Refused, stages: Sequence[int], price: float | None) -
     device = with_modules(case.device, load_stack(case.setup.code))
     plan = plan_of(case.config, case.setup, case.kernels, case.parallel)
     check_size(plan.parallel, device.cluster)
-    ranks = [rank_memory(plan, stage, device, True) for stage in stages]
+    ranks = _ranks(plan, asked, device)
     worst = max(ranks, key=lambda rank: rank.memory.device_used_bytes or 0)
+    fits = None if worst.fits is None else all(rank.fits for rank in ranks)
+    if fits is False and asked.only_fitting:
+        return None
     time, _ = time_estimate(plan, device)
-    return Verified(_row(case, plan, (worst, ranks), time, price), plan, time)
+    row = _row(case, plan, (worst, fits), time, asked.price)
+    row["reserved"] = REPLAYED if asked.ratio is None else f"{asked.ratio:.4f} of allocated bytes"
+    return row
+
+
+def _ranks(plan: Plan, asked: Asked, device: Device) -> list[RankMemory]:
+    """One rank of each stage asked for, that which needs most first; no more once one does not fit.
+
+    Replayed are those that need nearly as much as the most.
+    """
+    plain = [(stage, rank_memory(plan, stage, device, False)) for stage in asked.stages]
+    plain.sort(key=lambda one: -_need(one[1]))
+    found: list[RankMemory] = []
+    for stage, rank in plain:
+        if asked.ratio is not None:
+            found.append(_scaled(rank, plan, device, asked.ratio))
+        elif _need(rank) >= _NEAR * _need(plain[0][1]):
+            found.append(rank_memory(plan, stage, device, True))
+        else:
+            found.append(rank)
+        if asked.only_fitting and found[-1].fits is False:
+            break
+    return found
+
+
+def _need(rank: RankMemory) -> int:
+    return rank.memory.peak_allocated_bytes + rank.memory.communication_bytes
+
+
+def _scaled(rank: RankMemory, plan: Plan, device: Device, ratio: float) -> RankMemory:
+    """A rank that was not replayed, with reserved bytes by a ratio."""
+    memory = rank.memory
+    allocated = memory.peak_allocated_bytes
+    reserved = round(allocated * ratio)
+    used, low, high = used_bytes(plan, device, rank.communication, allocated, reserved)
+    usable = memory.usable_bytes
+    memory = memory._replace(
+        peak_reserved_bytes=reserved, device_used_bytes=used, low_bytes=low, high_bytes=high,
+        headroom_bytes=None if usable is None else usable - used,
+    )  # fmt: skip
+    return rank._replace(memory=memory, fits=None if usable is None else used <= usable)
 
 
 def _row(
     case: Case,
     plan: Plan,
-    of: tuple[RankMemory, Sequence[RankMemory]],
+    of: tuple[RankMemory, bool | None],
     time: TimeEstimate,
     price: float | None,
 ) -> dict[str, Any]:
-    worst, ranks = of
+    worst, fits = of
     memory = worst.memory
-    fits = None if worst.fits is None else all(rank.fits for rank in ranks)
     tight = memory.high_bytes is not None and memory.high_bytes > (memory.usable_bytes or 0)
     verdict = None if fits is None else "does-not-fit" if not fits else "tight" if tight else "fits"
     layout = plan.parallel

@@ -22,8 +22,10 @@ AXES: Final = (
 )  # fmt: skip
 #: Axes that are numbers, which --max-AXIS bounds.
 NUMBERS: Final = ("tp", "pp", "vpp", "cp", "ep", "etp", "micro-batch")
-#: Bounds where none is stated. tp: the GPUs of a fast domain.
-USUAL_MOST: Final = {"micro-batch": 32, "vpp": 12}
+#: Bounds where none is stated.
+USUAL_MOST: Final = {"tp": 64, "vpp": 12}
+#: Tokens of a micro-batch at most, unless its sequences are fixed or bounded.
+MOST_TOKENS: Final = 1 << 17
 RANKS: Final = ("tokens", "time", "cost")
 
 
@@ -64,8 +66,8 @@ class Wishes:
     def allows(self, axis: str, value: Any) -> bool:
         """Whether a value of an axis is wanted."""
         most = self.most.get(axis, USUAL_MOST.get(axis))
-        if axis == "tp" and most is None:
-            most = self.domain
+        if axis == "micro-batch" and most is None:
+            most = max(1, MOST_TOKENS // (self.setup.seq_len or 1))
         values = self.fixed.get(axis)
         if values is not None:
             return text_of(value) in values
@@ -73,7 +75,7 @@ class Wishes:
 
     @property
     def domain(self) -> int:
-        """GPUs of a fast domain: tensor parallelism stays within, unless it is fixed or bounded."""
+        """GPUs of a fast domain."""
         cluster = self.device.cluster
         return self.gpus_per_node or (NODE_GPUS if cluster is None else cluster.domain_gpus)
 

@@ -9,7 +9,6 @@ Checked by: oracle/test_pipeline.py, unit/test_stages.py.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -69,7 +68,7 @@ class Program:
         self.chunks = pipe.pp * pipe.vpp
         self.instructions: list[Instruction] = []
         self.standing: list[Item] = []
-        self._held: Counter[Item] = Counter()
+        self._held: dict[Item, int] = {}
         self._names: dict[Hashable, Item] = {}
 
     def do(self, action: Action) -> None:
@@ -84,18 +83,18 @@ class Program:
 
     def bind(self, name: Hashable, item: Item | None) -> None:
         """name = item; what the name held before goes if nothing else holds it."""
+        held, names = self._held, self._names
+        before = names.pop(name, None)
         if item is not None and self.exists(item):
-            self._held[item] += 1
-        else:
-            item = None
-        before = self._names.pop(name, None)
-        if item is not None:
-            self._names[name] = item
+            held[item] = held.get(item, 0) + 1
+            names[name] = item
         if before is not None:
-            self._held[before] -= 1
-            if not self._held[before]:
+            left = held[before] - 1
+            held[before] = left
+            if not left:
                 self.instructions.append(Drop(before))
-                self.bind(("of", before), None)
+                if ("of", before) in names:
+                    self.bind(("of", before), None)
 
     def stands(self, item: Item) -> None:
         """A tensor that is there before the step and after it."""
