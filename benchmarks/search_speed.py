@@ -32,6 +32,8 @@ from memcalc.planning.search.collect import Collector, Kept
 from memcalc.planning.search.search import search, spaces_of
 
 HERE = Path(__file__).parent
+#: Setups drawn of each block of arrays.
+_OF_A_BLOCK = 4
 SPACES = {
     "gpt-3-175b on 4,096": "gpt-3-175b --cluster dgx-h100 --gpus 4096 --global-batch 1536 --seq 2k",
     "deepseek-v3 on 2,048": "deepseek-v3 --gpu h800 --gpus 2048 --global-batch 15360 --seq 4k",
@@ -76,12 +78,11 @@ class Sampler(Collector):
         import numpy as np
 
         step = arrays[0]
-        while True:
-            place = self.choose.randrange(step.size)
+        there = np.flatnonzero(np.isfinite(step))
+        for _ in range(_OF_A_BLOCK):
+            place = int(there[self.choose.randrange(len(there))])
             at = tuple(int(part) for part in np.unravel_index(place, step.shape))
-            if np.isfinite(step[at]):
-                break
-        self.drawn.append(Kept(*(float(part[at]) for part in arrays), (what, at)))
+            self.drawn.append(Kept(*(float(part[at]) for part in arrays), (what, at)))
         self.valid += valid
 
 

@@ -17,6 +17,9 @@ Found = Mapping[str, Any]
 Row = Mapping[str, Any]
 #: Options of a setup in a table, in order: name and heading.
 _SHOWN: Final = ("stack", "tp", "pp", "vpp", "cp", "ep", "micro-batch", "recompute")
+_BESIDE: Final = ("overlap-grad-reduce", "overlap-param-gather")
+#: Points of the front shown.
+_FRONT: Final = 10
 _PARTS: Final = {
     "forward_s": "forward", "backward_s": "backward", "recompute_s": "recomputation",
     "launch_s": "launches", "exposed_communication_s": "exchanges", "bubble_s": "bubble",
@@ -60,7 +63,8 @@ def _counts(found: Found) -> str:
 def _best(page: Page, rows: Sequence[Row]) -> None:
     shown = [name for name in _SHOWN if len({row["options"].get(name) for row in rows}) > 1]
     shown = shown or ["tp"]
-    columns = ["", *shown, ">dp", ">step", ">tokens/s", ">MFU", ">memory", "fits"]
+    heads = [">mb" if name == "micro-batch" else f">{name}" for name in shown]
+    columns = ["", *heads, ">dp", ">step", ">tokens/s", ">MFU", ">memory", ">fits"]
     cells = []
     for row in rows:
         own = [str(row["options"].get(name, "1" if name in ("tp", "pp", "vpp", "cp", "ep") else ""))
@@ -134,17 +138,19 @@ def _misses(page: Page, found: Found) -> None:
 def _front(page: Page, rows: Sequence[Row]) -> None:
     if len(rows) < 2:
         return
+    step = -(-len(rows) // _FRONT)
     cells = [
         [gib(row["allocated_bytes"]), duration(row["step_s"]), f"{row['tokens_per_s']:,.0f}",
          _words(row["options"])]
-        for row in rows
+        for row in reversed(rows[::-1][::step])
     ]  # fmt: skip
     page.table([">allocated", ">step", ">tokens/s", "setup"], cells, "Front of memory and speed")
 
 
 def _words(options: Mapping[str, Any]) -> str:
-    """A setup in a line, without what all of them share."""
-    skipped = ("gpus", "schedule", "stage-layers")
+    """A setup in a line, without what most of them share."""
+    skipped = {"gpus", "schedule", "stage-layers", "zero", "shard", *_BESIDE}
+    skipped |= {"stack"} if options["stack"] == "megatron" else set()
     said = []
     for name, value in options.items():
         if name not in skipped:

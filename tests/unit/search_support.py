@@ -40,6 +40,8 @@ def case_maker(model: str, wishes: Wishes, gpu: str = "h100-80gb") -> Any:
     }  # fmt: skip
     if setup.num_layers is not None:
         base["layers"] = str(setup.num_layers)
+    if setup.attention != "flash":
+        base["attention"] = setup.attention
     if setup.grad_clip:
         base["grad-clip"] = True
 

@@ -190,6 +190,14 @@ def test_headroom_is_kept():
         assert row["headroom_bytes"] >= 0.3 * wishes.device.usable_bytes
 
 
+@pytest.mark.parametrize("model", ["llama-3.1-8b", "gpt2"])
+def test_one_gpu(model):
+    wishes = wishes_of(model, 1, 4, layers=3, seq=1024, top=1)
+    found = search(wishes, case_maker(model, wishes))
+    assert found["valid"] == 3 * (4 + 1)  # three micro-batches, none to full and selective
+    assert found["best"][0]["fits"]
+
+
 def test_a_prime_number_of_gpus_leaves_data_parallelism():
     wishes = wishes_of("llama-3.2-1b", 7, 14, top=1)
     row = search(wishes, case_maker("llama-3.2-1b", wishes))["best"][0]

@@ -63,12 +63,15 @@ class Sums:
     """Sums over the figures of some cells."""
 
     def __init__(self, table: Table, again: Any) -> None:
+        import numpy as np
+
         self.table, self.again = table, again
+        self.nothing = np.zeros((len(table.family), 1))
 
     def column(self, *name: Any) -> Any:
         """A figure, shape (rows, 1); 0 where no cell has it."""
         found = self.table.columns.get(name if len(name) > 1 else name[0])
-        return 0.0 if found is None else found[:, None]
+        return self.nothing if found is None else found[:, None]
 
     def end(self, chunk: Chunk) -> int | None:
         """Which ends a chunk has, of cells.BEGINS, FINISHES, WHOLE; None: an inner one."""
