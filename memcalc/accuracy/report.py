@@ -2,7 +2,7 @@
 
 Names are a contract: `memory` and `throughput` by kind, `rows`, `unexpressed`; the rest is beside it:
 splits (`by_...`), `promised` (the rows the accuracy promised of throughput covers), `fitted_sources`,
-`outliers`.
+`outliers`. Runs that serve are scored apart, under `serving`, by engine.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from memcalc.accuracy import scores
 from memcalc.accuracy.groups import FITTED_SOURCES, is_fitted, outliers
 from memcalc.accuracy.pricing import BOTH, MEMORY, THROUGHPUT, Left, Pair, Priced
 from memcalc.accuracy.rows import Row
+from memcalc.accuracy.serving import by_engine, is_serving
 from memcalc.engine.results import SCHEMA
 from memcalc.errors import ConfigError, unknown
 
@@ -61,7 +62,8 @@ def report(
     """The JSON object; what: the figures asked for. Checked by: cli/test_accuracy.py."""
     from memcalc import __version__
 
-    frame = scores.frame_of(priced.pairs)
+    pairs = [pair for pair in priced.pairs if not is_serving(pair.row)]
+    frame = scores.frame_of(pairs)
     memory, rate = (frame[frame["what"] == one] for one in BOTH)
     promised = rate[rate["promised"]]
     return {
@@ -91,11 +93,29 @@ def report(
              "error_pct": 100 * pair.error}
             for pair in outliers(priced.pairs)
         ],
+        "serving": _serving(pair for pair in priced.pairs if is_serving(pair.row)),
         "rows": [_pair(pair) for pair in priced.pairs],
         "unexpressed": [_left(left) for left in priced.unexpressed],
         "unscored": [_left(left) for left in priced.unscored],
         "notes": _notes(priced.pairs),
     }  # fmt: skip
+
+
+def _serving(pairs: Iterable[Pair]) -> dict[str, Any]:
+    """Scores of runs that serve: memory, and tokens/s of a GPU, of each engine.
+
+    Their sources do not say which kind their memory is; it is held against allocated, and scored here.
+    """
+    found: dict[str, Any] = {"memory": {}, "throughput": {}}
+    for engine, of in by_engine(pairs).items():
+        frame = scores.frame_of(of)
+        for what in BOTH:
+            part = frame[frame["what"] == what]
+            if what == MEMORY:
+                part = part.assign(scored=True)
+            if part["scored"].any():
+                found[what][engine] = scores.score(part)
+    return found
 
 
 def _split(memory: Any, rate: Any, column: str) -> dict[str, Any]:
@@ -118,6 +138,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
     return {
         **_who(pair.row),
         "setup": _setup(pair.row),
+        "class": "serving" if is_serving(pair.row) else "training",
         "what": pair.what,
         "kind": pair.kind,
         "unit": _UNITS.get(pair.kind, _UNITS["memory"]),
@@ -156,7 +177,9 @@ def _who(row: Row) -> dict[str, Any]:
 
 def _notes(pairs: Iterable[Pair]) -> list[str]:
     found = []
-    listed = list(pairs)
+    every = list(pairs)
+    listed = [pair for pair in every if not is_serving(pair.row)]
+    found += _serving_notes([pair for pair in every if is_serving(pair.row)])
     if any(pair.what == MEMORY and not pair.scored for pair in listed):
         found.append("memory of unknown kind is shown beside predicted allocated and not scored")
     wrong = [pair.row.id for pair in listed if pair.what == THROUGHPUT and not pair.scored]
@@ -180,6 +203,18 @@ def _notes(pairs: Iterable[Pair]) -> list[str]:
             else "no constant is fitted to a row of this table"
         )  # fmt: skip
     return found
+
+
+def _serving_notes(pairs: list[Pair]) -> list[str]:
+    """What is said of runs that serve."""
+    found = []
+    if any(pair.what == MEMORY for pair in pairs):
+        found.append("memory of runs that serve is of unknown kind: held against allocated")
+    shown = sorted({
+        said for pair in pairs if pair.what == THROUGHPUT and not pair.scored
+        for said in pair.assumed if said.startswith("not scored")
+    })  # fmt: skip
+    return [*found, *(f"rates of runs that serve, {said}" for said in shown)]
 
 
 def to_csv(found: Mapping[str, Any]) -> str:

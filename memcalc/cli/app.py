@@ -208,7 +208,7 @@ def _positionals(command: str) -> list[tuple[str, Any, Any]]:
     shown = {
         "MODEL": "Profile name, Hub id, config.json, its directory, or a .safetensors file",
         "[MODEL]": "The same as of estimate",
-        "[KIND]": "models, gpus, stacks, clusters or calibrations",
+        "[KIND]": "models, gpus, stacks, clusters, weights, engines or calibrations",
         "KIND": ", ".join(KINDS),
         "NAME": "A name of `memcalc list`",
         "A": "Run file, JSON result, or a quoted command line",
@@ -260,11 +260,12 @@ def _from_profiles(*kinds: str) -> Callable[..., list[str]]:
 
 _COMPLETE: dict[str, Callable[..., list[str]]] = {
     "MODEL": _from_profiles("models"),
-    "NAME": _from_profiles("models", "gpus", "stacks", "clusters"),
+    "NAME": _from_profiles("models", "gpus", "stacks", "clusters", "engines"),
     "KIND": lambda incomplete="": [kind for kind in KINDS if kind.startswith(incomplete)],
     "[KIND]": lambda incomplete="": [
-        kind for kind in ("models", "gpus", "stacks", "clusters", "calibrations")
-        if kind.startswith(incomplete)
+        kind for kind in (
+            "models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations",
+        ) if kind.startswith(incomplete)
     ],
     "gpu": _from_profiles("gpus"),
     "stack": _from_profiles("stacks"),

@@ -28,7 +28,7 @@ EVERY: Final = (
     "diff", "train-time", "mfu", "infer", *SEVERAL,
 )  # fmt: skip
 PANELS: Final = (
-    "Model", "Training", "Serving", "Parallelism", "Hardware", "Comparison", "Chart", "Run",
+    "Model", "Training", "Feedback", "Serving", "Parallelism", "Hardware", "Comparison", "Chart", "Run",
     "Throughput", "Cost", "Measuring", "Rows", "Output",
 )  # fmt: skip
 

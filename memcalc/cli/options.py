@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from memcalc.cli.chart_options import CHART_OPTIONS
+from memcalc.cli.feedback_options import FEEDBACK_OPTIONS
 from memcalc.cli.option import (
     ACCURACY,
     DEVICE,
@@ -25,6 +26,7 @@ from memcalc.cli.option import (
     Option,
 )
 from memcalc.cli.peft_options import PEFT_OPTIONS
+from memcalc.cli.phase_options import PHASE_OPTIONS
 from memcalc.cli.run_options import RUN_OPTIONS
 from memcalc.cli.serving_options import SERVING_OPTIONS
 from memcalc.inputs.parallel import (
@@ -43,7 +45,8 @@ _NOW: Final = (
     Option("layers", "count", "Model", "Only the first N blocks", "all", "num_layers",
            commands=SERVED),
     Option("imbalance", "number", "Model",
-           "Token rows of the rank whose experts receive most, over the mean", "1", "imbalance"),
+           "Token rows of the rank whose experts receive most, over the mean", "1", "imbalance",
+           commands=SERVED),
     Option("capacity-factor", "number", "Model",
            "Rows an expert takes at most, over the mean; the rest is dropped (stack megatron)",
            "none are dropped", "capacity_factor", commands=LAYOUT),
@@ -100,8 +103,8 @@ _NOW: Final = (
            "a name of `memcalc list calibrations`, or a file", "default; auto for --gpu local",
            commands=(*DEVICE, "verify")),
     Option("reserve", "memory", "Hardware", "Memory to leave free", "0GiB", commands=DEVICE),
-    Option("device", "text", "Measuring", "cuda, cuda:1 or cpu", "cuda where there is one",
-           commands=ON_DEVICE),
+    Option("device", "text", "Measuring", "cuda, cuda:1 or cpu; infer: gpu or cpu",
+           "cuda where there is one", commands=(*ON_DEVICE, "infer", "chart")),
     Option("steps", "count", "Measuring", "Timed optimizer steps", "20; 5 on a CPU",
            commands=MEASURE),
     Option("warmup", "count", "Measuring", "Steps before them", "10; 2 on a CPU",
@@ -138,9 +141,6 @@ _NOW: Final = (
     Option("chart", "file", "Output",
            "Draw memory over the step, predicted and measured (.png, .svg or .pdf)",
            commands=("verify",)),
-    Option("phase", "text", "Output",
-           "Peaks outside the step too: load, eval, save (with the checkpoint's size), or all of them",
-           "train", commands=ESTIMATE, choices=("train", "load", "eval", "save", "all")),
     Option("out", "file", "Output",
            "Write the result there, as the ending says: .json; chart: .png .svg .pdf .csv; compare: "
            ".csv .md; report: .html; else text", commands=EVERY, flags=("-o",)),
@@ -171,12 +171,14 @@ _PARALLEL: Final = (
     _split("pp", "count", "Pipeline stages", commands=(*RANKS, "infer")),
     _split("vpp", "count", "Chunks of the model a stage holds (interleaved)"),
     _split("schedule", "text", "Pipeline schedule", "1f1b", choices=SCHEDULES, commands=RANKS),
-    _split("stage-layers", "counts", "Blocks of each stage, as 7,8,8,7", "evenly"),
+    _split("stage-layers", "counts", "Blocks of each stage, as 7,8,8,7", "evenly",
+           commands=(*LAYOUT, "infer")),
     _split("cp", "count", "Ranks a sequence is split over", commands=RANKS),
     _split("cp-method", "text", "How: ring or ulysses", "ring", choices=CP_METHODS, commands=RANKS),
     _split("ep", "count", "Ranks the experts are spread over", commands=(*RANKS, "infer")),
     _split("etp", "count", "Ranks one expert is split over", "the stack's"),
-    _split("dp", "count", "Ranks that split the batch", "what gpus leaves", commands=RANKS),
+    _split("dp", "count", "Ranks that split the batch", "what gpus leaves",
+           commands=(*RANKS, "infer")),
     _split("zero", "stage", "Sharded over dp: 1 optimizer states, 2 gradients, 3 parameters", "0",
            choices=("0", "1", "2", "3")),
     _split("fsdp", "flag", "Stage 3 as PyTorch's fully_shard (FSDP2)", "", commands=RANKS),
@@ -198,12 +200,12 @@ _PARALLEL: Final = (
 
 
 _LATER: Final = (
-    _later("rlhf", "Training"),
     _later("fix", "Output"),
 )  # fmt: skip
 
 OPTIONS: Final = (
-    *_NOW, *_PARALLEL, *PEFT_OPTIONS, *SERVING_OPTIONS, *CHART_OPTIONS, *RUN_OPTIONS, *_LATER,
+    *_NOW, *_PARALLEL, *PEFT_OPTIONS, *FEEDBACK_OPTIONS, *PHASE_OPTIONS, *SERVING_OPTIONS,
+    *CHART_OPTIONS, *RUN_OPTIONS, *_LATER,
 )  # fmt: skip
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *option.flags)}
@@ -215,7 +217,7 @@ COMMANDS: Final = {
     "infer": ("MODEL", "Serving: weights and cache, the batch and context that fit, latency, tokens/s"),
     "compare": ("[MODEL]", "Several models, GPUs and setups in a table: what fits, how fast, what cost"),
     "chart": ("KIND [MODEL]", "A picture: breakdown, timeline, sweep, compare, roofline, pipeline, "
-              "scaling, accuracy"),
+              "scaling, serving, accuracy"),
     "report": ("MODEL", "One HTML file of a setup: verdict, charts, ledger, the command behind it"),
     "verify": ("MODEL", "Run real steps and hold the estimate against them"),
     "measure": ("MODEL", "Run real steps: memory, tokens/s, utilisation"),
@@ -223,7 +225,7 @@ COMMANDS: Final = {
     "train-time": ("MODEL", "How long a training run takes: days, GPU-hours, energy, cost"),
     "mfu": ("[MODEL]", "How much of a GPU a run uses, by each method and convention"),
     "accuracy": ("", "Price measured runs, published or your own: predicted beside measured"),
-    "list": ("[KIND]", "Known models, gpus, stacks, clusters, weight formats, calibrations"),
+    "list": ("[KIND]", "Known models, gpus, stacks, clusters, weight formats, engines, calibrations"),
     "show": ("[KIND] NAME", "Every figure of one model, GPU or stack, with its source"),
     "doctor": ("", "What is installed, which device"),
     "diff": ("A B", "What moved between two runs: run files, results, or quoted commands"),

@@ -19,12 +19,12 @@ from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError
 from memcalc.inputs.hardware import Gpu
+from memcalc.inputs.measured_links import measured_links
 from memcalc.inputs.rate_figures import (
     AttentionRate,
-    Curve,
+    DecodeRate,
+    FewRows,
     GemmRate,
-    LinkRate,
-    LinkRates,
     MemoryRate,
     Rates,
     StepRate,
@@ -81,10 +81,42 @@ def _measured(profile: Mapping[str, Any], gpu: Gpu) -> Measured:
         launch_s=0.0 if serial else launch_s,
         optimizer=_optimizers(summary.get("optimizer", ())),
         kernels=_kernels(summary),
-        links=_links(summary.get("collective", ()), base, filled),
+        links=measured_links(summary.get("collective", ()), base, filled),
         sum_residual=_residual(summary.get("residual", ()), base, filled),
     )
+    if serial and summary.get("few_rows"):
+        found = replace(found, generating=_generating(found, base, summary, eager_s))
     return Measured(found, tuple(filled))
+
+
+def _generating(
+    found: Rates, base: Rates, summary: Mapping[str, Sequence[Row]], eager_s: float
+) -> Rates:
+    """Rates of passes without gradients: their own launches, products of few rows, cached attention."""
+    launches = [row["seconds"] for row in summary.get("launch_decode", ()) if row["seconds"] > 0]
+    launch_s = sum(launches) / len(launches) if launches else eager_s
+    pair = (launch_s, eager_s)
+    few: dict[str, list[FewRows]] = {}
+    for row in sorted(summary["few_rows"], key=lambda row: int(row["rows"])):
+        own = few.setdefault(f"{row['name']} {row['dtype']}", [])
+        own.append(
+            FewRows(int(row["rows"]), _beside(row["t0_s"], pair), row.get("bytes_per_s", _FREE))
+        )
+    cached = {
+        row["dtype"]: DecodeRate(
+            row.get("bytes_per_s", _FREE), row.get("flops_per_s", _FREE),
+            _beside(row["t0_s"], pair), 1.0, 0.0, 0.0, 0.0,
+        )
+        for row in summary.get("decode_attention", ())
+    }  # fmt: skip
+    return replace(
+        found,
+        gemm=_gemms(summary.get("gemm", ()), base, pair, []),
+        attention=_attention(summary.get("attention", ()), base, launch_s, []),
+        memory=_memory(summary, base, pair, []),
+        few_rows={name: tuple(rows) for name, rows in few.items()},
+        decode_by=cached,
+    )
 
 
 def _launch(summary: Mapping[str, Sequence[Row]], base: Rates) -> tuple[float, float]:
@@ -242,39 +274,6 @@ def _kernels(summary: Mapping[str, Sequence[Row]]) -> dict[str, float]:
         for dtype in ("bf16", "fp32"):  # zeros written, rows added: bytes are what counts
             found[f"embedding_dense_backward {dtype}"] = float(row["bytes_per_s"])
     return found
-
-
-def _links(rows: Sequence[Row], base: Rates, filled: list[str]) -> LinkRates:
-    """The default's tiers with the curves of the collectives that were measured, NCCL's alone.
-
-    Of one host they are those of the link, or of PCIe where there is none; of several the network's.
-    """
-    links = base.links
-    mine = [row for row in rows if row["backend"] == "nccl" and row.get("bus_bytes_per_s")]
-    if not mine:
-        filled.append("links")
-        return links
-    near = "pcie" if links.link is None else "link"
-    for tier, hosts in ((near, {1}), ("network", {row.get("hosts", 1) for row in mine} - {1})):
-        rate: LinkRate | None = getattr(links, tier)
-        own = [row for row in mine if row.get("hosts", 1) in hosts]
-        if rate is not None and own:
-            links = links._replace(**{tier: _with_curves(rate, own)})
-    return links
-
-
-def _with_curves(rate: LinkRate, rows: Sequence[Row]) -> LinkRate:
-    """A tier whose collectives follow one line each: alpha and the bytes/s a rank sends."""
-    curves: dict[str, list[Curve]] = {}
-    for row in sorted(rows, key=lambda row: int(row["ranks"])):
-        alpha, bus = row["alpha_s"], row["bus_bytes_per_s"]
-        curves.setdefault(row["what"], []).append(Curve(row["ranks"], alpha, bus, alpha, bus))
-    gathered = curves.get("all_gather") or next(iter(curves.values()))
-    return rate._replace(
-        alpha_s=gathered[-1].large_s,
-        bus_bytes_per_s=gathered[-1].large_bytes_per_s,
-        **{kind: tuple(lines) for kind, lines in curves.items()},
-    )
 
 
 def _optimizers(rows: Sequence[Row]) -> dict[str, StepRate]:

@@ -39,6 +39,7 @@ def accuracy_page(page: Page, found: Found) -> None:
     for what in ("memory", "throughput"):
         _tables(page, found, what)
     _promised(page, found)
+    _serving(page, found["serving"])
     _outliers(page, found["outliers"])
     _figures(page, found["rows"])
     _left_out(page, "Not expressed", found["unexpressed"])
@@ -158,6 +159,27 @@ def _promised(page: Page, found: Found) -> None:
              f"{over['bias_pct']:+.1f}", "", "", f"{over['worst_pct']:.1f}"),
         ],
     )  # fmt: skip
+
+
+def _serving(page: Page, found: Found) -> None:
+    """Runs that serve, by engine: scored apart from those that train."""
+    rows = [
+        (what, engine, str(score["n"]), *_errors(score))
+        for what in ("memory", "throughput")
+        for engine, score in found[what].items()
+    ]
+    if rows:
+        heads = (
+            "Serving, error %",
+            "engine",
+            ">rows",
+            ">mean",
+            ">bias",
+            ">median",
+            ">p90",
+            ">worst",
+        )
+        page.table(heads, rows)
 
 
 def _outliers(page: Page, far: Sequence[Found]) -> None:

@@ -203,6 +203,23 @@ def test_speed_and_memory_can_be_asked_for_alone(memcalc, timed: Path) -> None: 
     assert line.startswith("rows 3 scored 3 throughput_mae_pct ")
 
 
+def test_runs_that_serve_are_scored_apart_by_engine(memcalc) -> None:  # type: ignore[no-untyped-def]
+    """The published rows of Qwen2.5: memory and tokens/s of transformers, tokens/s of vLLM."""
+    found = memcalc("accuracy", "--source", "Qwen2.5", "--json").json
+    assert found["memory"] == {} and found["throughput"] == {}
+    assert set(found["serving"]["throughput"]) == {"transformers", "vllm"}
+    assert set(found["serving"]["throughput"]["vllm"]) >= _SCORES
+    assert found["serving"]["memory"]["transformers"]["n"] >= 14
+    assert found["serving"]["memory"]["transformers"]["mae_pct"] <= 6
+    assert found["serving"]["throughput"]["transformers"]["mae_pct"] <= 25
+    assert found["serving"]["throughput"]["vllm"]["mae_pct"] <= 15
+    assert {row["class"] for row in found["rows"]} == {"serving"}
+    memory = memcalc("accuracy", "--source", "Qwen2.5 inference", "--memory", "--json").json
+    assert memory["serving"]["throughput"] == {} and memory["serving"]["memory"]
+    text = memcalc("accuracy", "--source", "Qwen2.5").out
+    assert "Serving, error %" in text and max(map(len, text.splitlines())) <= 80
+
+
 def test_outliers_and_the_promise_are_printed(memcalc, timed: Path) -> None:  # type: ignore[no-untyped-def]
     text = memcalc("accuracy", "--rows", timed, "--throughput").out
     assert max(map(len, text.splitlines())) <= 80

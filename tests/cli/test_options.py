@@ -8,7 +8,9 @@ import pytest
 
 from memcalc.cli import options
 from memcalc.cli.chart_options import CHART_OPTIONS
+from memcalc.cli.feedback_options import FEEDBACK_OPTIONS
 from memcalc.cli.options import BY_NAME, COMMANDS, LATER_COMMANDS, OPTIONS, PANELS
+from memcalc.cli.phase_options import PHASE_OPTIONS
 from memcalc.cli.run_options import MFU_KINDS, RUN_OPTIONS
 from memcalc.inputs import parallel, training
 from memcalc.inputs.parallel import ParallelPlan
@@ -20,7 +22,8 @@ _NAMES = """
 seq micro-batch grad-accum global-batch batch context precision weights kv-cache optimizer
 optimizer-impl optimizer-dtype no-set-to-none grad-clip dropout recompute attention loss compile gpu
 gpu-memory reserve gpus gpus-per-node cluster tp pp cp ep vpp dp sp no-sp zero fsdp schedule offload
-peft lora-rank lora-targets lora-dropout lora-dtype rlhf engine stack calibration layers imbalance set
+peft lora-rank lora-targets lora-dropout lora-dtype virtual-tokens prefix-projection prompt-width
+adapter-kind adapter-reduction adapter-width rlhf engine stack calibration layers imbalance set
 config save json csv quiet ops timeline chart out device steps fix top price debug
 warmup threads reference profile records no-record
 cp-method etp shard reshard stage-layers tp-layout offload-device pin-memory no-pin-memory
@@ -32,7 +35,10 @@ samples-per-s step-time peak tflops reference-per-gpu power-fraction pue availab
 node-mtbf-hours checkpoint-minutes restart-minutes memory throughput
 model setup sort columns x y value strong weak record theme markdown
 prompt cache prefill-tokens shared-prefix gpu-memory-utilization no-cuda-graphs repeat-kv
-phase
+draft draft-tokens acceptance gpu-layers host-memory host-bandwidth
+phase decode load-from load-by eval-batches save-as
+reference-model critic reward-model generate rollout-batch group passes score-batch frozen-dtype
+offload-frozen keep-logits joint-update gpu-share sleep
 """
 _CONTRACT = _NAMES.split()
 _SETTINGS = {f.name for f in fields(TrainingSetup)}
@@ -41,7 +47,7 @@ _PEFT = {f"peft.{f.name}" for f in fields(PeftSetup)} - {"peft.layers"}
 _LAYOUT = {f.name for f in fields(ParallelPlan)}
 _SERVING = {f.name for f in fields(ServingSetup)}
 #: Fields of serving whose options are training's too.
-_SHARED = {"weights", "attention", "num_layers"}
+_SHARED = {"weights", "attention", "num_layers", "imbalance", "device"}
 #: Fields only --set reaches, or the second half of one option.
 _WITHOUT_OPTION = {"recompute_layers", "reentrant", "loss_chunks", "separate_labels"}
 #: Options that are no field of the training setup.
@@ -49,8 +55,10 @@ _OF_COMMANDS = {
     "gpu", "gpu-memory", "reserve", "set", "config", "save", "json", "csv", "quiet", "ops",
     "timeline", "out", "debug", "chart", "device", "steps", "warmup", "threads", "reference",
     "profile", "records", "no-record", "rows", "source", "confidence", "priceable", "cluster",
-    "memory", "throughput", "calibration", "markdown", "phase",
-    *(option.name for option in (*RUN_OPTIONS, *CHART_OPTIONS)),
+    "memory", "throughput", "calibration", "markdown", "phase", "decode",
+    *(option.name for option in (
+        *RUN_OPTIONS, *CHART_OPTIONS, *PHASE_OPTIONS, *FEEDBACK_OPTIONS,
+    )),
 }  # fmt: skip
 
 

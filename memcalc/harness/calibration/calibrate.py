@@ -22,6 +22,7 @@ from memcalc import __version__
 from memcalc.harness.calibration import (
     microbench_attention,
     microbench_collectives,
+    microbench_decode,
     microbench_fixed,
     microbench_gemm,
     microbench_memory,
@@ -147,6 +148,9 @@ def tasks_of(scale: Scale) -> list[Task]:
         ),
         *gemm.other_dtypes(scale),
         *microbench_step.steps(scale, scale.steps[1:]),
+        *microbench_decode.launches(scale),
+        *microbench_decode.few_rows(scale),
+        *microbench_decode.cached_attention(scale),
     ]
 
 

@@ -47,6 +47,21 @@ def deepspeed_kernels(kernels: Kernels, resolved: ResolvedSetup, stack: Stack) -
     return kernels._replace(param_dtype=dtype, compute_dtype=dtype, autocast=False)
 
 
+def in_one_dtype(kernels: Kernels, stated: str | None) -> Kernels:
+    """The kernels with adapters in the model's dtype: DeepSpeed casts the whole module.
+
+    stated: the dtype a user wants of them. Raises ConfigError where it is another.
+    """
+    if kernels.adapter is None:
+        return kernels
+    if stated not in (None, kernels.param_dtype):
+        raise ConfigError(
+            f"lora_dtype: got {stated} on stack deepspeed; rule: DeepSpeed casts the whole model; "
+            f"nearest valid: {kernels.param_dtype}"
+        )
+    return kernels._replace(adapter=kernels.adapter._replace(dtype=kernels.param_dtype))
+
+
 def deepspeed_optimizer(
     optimizer: OptimizerPlan, setup: TrainingSetup, kernels: Kernels, layout: ParallelPlan
 ) -> OptimizerPlan:

@@ -1,0 +1,194 @@
+"""How well the time of generating is predicted on a CPU: random small decoders, none used for fitting.
+
+    python -m benchmarks.decode_time                     calibrate here, then 20 generations, a table
+    python -m benchmarks.decode_time --calibration FILE  with a calibration of this CPU made before
+    python -m benchmarks.decode_time --json --write      one JSON object; and append to decode_time.jsonl
+
+Generations are drawn from a seed (benchmarks/cpu/generations.py). Rounds go over all of them in turn, so
+that what else the machine does falls on each alike; measured are the medians of each pass over the
+rounds, in the process's own CPU time. One thread, about six minutes. Ctrl-C shows what there is.
+Checked by: tests/harness/test_decode_time.py.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from benchmarks.cpu import report
+from benchmarks.cpu.generations import Asked, draw
+from benchmarks.cpu_time import calibrated, progress
+from benchmarks.sweep.program import run_command
+from memcalc import __version__
+from memcalc.engine.device_side import device_of
+from memcalc.engine.serving.generation import GenerationTime, generation_time
+from memcalc.engine.timing.topology import wires_of
+from memcalc.harness.calibration.timing import cpu_clock
+from memcalc.harness.decode import Decoding
+from memcalc.harness.host import cpu_facts
+from memcalc.harness.malloc import kept
+from memcalc.harness.step_clock import frozen_garbage
+from memcalc.inputs.choose_rates import as_device, choose_rates
+from memcalc.inputs.parallel import ParallelPlan
+
+HERE = Path(__file__).parent
+
+
+def predicted(one: Asked, profile: dict[str, Any], path: Path) -> GenerationTime:
+    """Time of the prompts' pass and of a step in the middle by a calibration of this CPU."""
+    device = device_of(None)._replace(gpu=as_device(profile))
+    assert device.gpu is not None
+    rates, _ = choose_rates(device.gpu, str(path))
+    return generation_time(one.generation(), rates, wires_of(device, ParallelPlan(), rates))
+
+
+def one_round(one: Asked) -> tuple[float, list[float]]:
+    """Seconds of the prompts' pass and of every step; the decoder is made anew and warmed up."""
+    now = cpu_clock()
+    decoding = Decoding(one.generation(), "cpu")
+    decoding.run()
+    marks: list[float] = []
+    with frozen_garbage():
+        decoding.run(lambda name: marks.append(now()))
+        marks.append(now())
+    seconds = [end - begin for begin, end in zip(marks, marks[1:], strict=False)]
+    return seconds[0], seconds[1:]
+
+
+def compared(one: Asked, told: GenerationTime, rounds: list[tuple[float, list[float]]]) -> Any:
+    """One row: predicted beside measured, prompts and tokens."""
+    prefill = statistics.median(first for first, _ in rounds)
+    token = statistics.median(statistics.median(steps) for _, steps in rounds)
+    return {
+        "generation": {**one._asdict(), "decoder": one.decoder._asdict()}, "label": one.label,
+        "decoder": {"family": one.decoder.family, "precision": one.precision},
+        "predicted_s": told.step.seconds, "measured_s": token,
+        "error": told.step.seconds / token - 1,
+        "predicted_prefill_s": told.prefill.seconds, "measured_prefill_s": prefill,
+        "prefill_error": told.prefill.seconds / prefill - 1,
+        "bound": told.step.bound, "rounds": rounds,
+    }  # fmt: skip
+
+
+def scores(rows: list[dict[str, Any]]) -> dict[str, dict[str, float | int]]:
+    """Scores of tokens and prompts, and of tokens by precision and kind of cache."""
+    found = {"a token": report.scores(rows), "prompts": report.scores(rows, "prefill_error")}
+    groups = {row["decoder"]["precision"] for row in rows}
+    for name in sorted(groups):
+        mine = [row for row in rows if row["decoder"]["precision"] == name]
+        found[f"a token, {name}"] = report.scores(mine)
+    for code in sorted({row["generation"]["code"] for row in rows}):
+        mine = [row for row in rows if row["generation"]["code"] == code]
+        found[f"a token, {code}"] = report.scores(mine)
+    return found
+
+
+def tables(rows: list[dict[str, Any]], found: dict[str, Any]) -> list[Any]:
+    """Rich tables: the generations, then the scores."""
+    from rich.table import Table
+
+    each = Table(title="Seconds on this CPU; error: predicted / measured - 1")
+    for column in (
+        "generation",
+        "token ms",
+        "measured",
+        "error",
+        "prompts ms",
+        "measured",
+        "error",
+    ):
+        each.add_column(column, justify="left" if column == "generation" else "right")
+    for row in rows:
+        each.add_row(
+            row["label"], f"{row['predicted_s'] * 1e3:,.2f}", f"{row['measured_s'] * 1e3:,.2f}",
+            f"{row['error']:+.0%}", f"{row['predicted_prefill_s'] * 1e3:,.1f}",
+            f"{row['measured_prefill_s'] * 1e3:,.1f}", f"{row['prefill_error']:+.0%}",
+        )  # fmt: skip
+    return [each, report.scores_table(found, "Scores; the aim is a median of at most 20 %")]
+
+
+def command(
+    decoders: Annotated[int, typer.Option(help="How many generations", min=1, max=1000)] = 20,
+    seed: Annotated[int, typer.Option(help="Of the draw")] = 11,
+    calibration: Annotated[
+        Path | None, typer.Option(help="A calibration of this CPU, instead of making one")
+    ] = None,
+    threads: Annotated[int, typer.Option(help="Threads of the CPU", min=1)] = 1,
+    rounds: Annotated[int, typer.Option(help="How often each is timed", min=1)] = 5,
+    steps: Annotated[int, typer.Option(help="Tokens generated each time", min=1)] = 16,
+    out: Annotated[Path, typer.Option(help="Where a calibration made here goes")] = Path(
+        "cpu_time_calibration.toml"
+    ),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout")] = False,
+    write: Annotated[bool, typer.Option(help="Append the record to decode_time.jsonl")] = False,
+) -> int:
+    """Predict and measure generations of random decoders on this CPU."""
+    torch.set_num_threads(threads)
+    drawn = draw(decoders, seed, steps)
+    taken: list[list[tuple[float, list[float]]]] = [[] for _ in drawn]
+    interrupted = False
+    with progress() as tell:
+        profile = calibrated(calibration, threads, out, tell)
+        try:
+            for number in range(rounds * len(drawn)):
+                one = drawn[number % len(drawn)]
+                tell(one.label, number, rounds * len(drawn))
+                with kept():
+                    taken[number % len(drawn)].append(one_round(one))
+        except KeyboardInterrupt:
+            interrupted = True
+    path = calibration or out
+    rows = [
+        compared(one, predicted(one, profile, path), found)
+        for one, found in zip(drawn, taken, strict=True)
+        if found
+    ]
+    found = record(rows, profile, seed)
+    if write and rows and not interrupted:
+        with (HERE / "decode_time.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(found) + "\n")
+    _show(found, as_json)
+    return 130 if interrupted else 0
+
+
+def record(rows: list[dict[str, Any]], profile: dict[str, Any], seed: int) -> dict[str, Any]:
+    """One line of the record: when, on what, every pass, and the scores."""
+    return {
+        "schema": 1,
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "memcalc": __version__,
+        "torch": torch.__version__,
+        "device": cpu_facts(),
+        "threads": torch.get_num_threads(),
+        "seed": seed,
+        "calibration": {name: profile[name] for name in ("name", "date", "summary")},
+        "scores": scores(rows) if rows else {},
+        "rows": rows,
+    }
+
+
+def _show(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=False)
+    for table in tables(found["rows"], found["scores"]):
+        console.print(table)
+
+
+def main(words: list[str]) -> int:
+    """The program; the status it ends with."""
+    return run_command(command, words)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
