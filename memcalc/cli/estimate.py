@@ -103,7 +103,7 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
             from memcalc.engine.explanation import plain as as_json
 
             found["ops"] = as_json(_ledger(request).rows)
-        return found | _outside(arguments, request, phase)
+        return found | _outside(arguments, request, phase, result)
 
     def page(sheet: Page) -> None:
         from memcalc.output.estimate_text import estimate_page
@@ -116,7 +116,7 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
             op_times_table(sheet, result.time)
             exchanges_table(sheet, result.time)
             ledger_tables(sheet, _ledger(request))
-        if outside := _outside(arguments, request, phase):
+        if outside := _outside(arguments, request, phase, result):
             from memcalc.output.phases_text import phases_table
 
             phases_table(sheet, outside)
@@ -134,7 +134,9 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
         _say(result)
 
 
-def _outside(arguments: Arguments, request: Request, phase: str) -> dict[str, Any]:
+def _outside(
+    arguments: Arguments, request: Request, phase: str, result: Estimate
+) -> dict[str, Any]:
     """JSON keys of the phases outside the step; none with --phase train."""
     from memcalc.cli.phase_options import wanted
 
@@ -145,8 +147,10 @@ def _outside(arguments: Arguments, request: Request, phase: str) -> dict[str, An
 
     plan = _plan(request)
     made = program(plan, phase, how)
+    memory = result.memory
+    room = None if memory.usable_bytes is None else memory.usable_bytes - memory.context_bytes
     found: dict[str, Any] = {
-        "program": [one.plain() for one in made.phases],
+        "program": [one.plain(room) for one in made.phases],
         "program_notes": list(made.notes),
     }
     return found | ({"checkpoint": checkpoint(plan, how)} if phase in ("save", "all") else {})

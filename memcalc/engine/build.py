@@ -108,8 +108,10 @@ class Build:
 
     def declare(self, name: str, shape: Shape) -> None:
         """Register a parameter before its use, where a model's code registers it earlier."""
-        key, learns = f"layers.{self.tape.block}.{name}", trains(self, name)
-        self.tape.leaf(key, shape, self._dtype(learns), learns)
+        if self.borrows:
+            return
+        learns = trains(self, name) and self.beside != REFERENCE
+        self.tape.leaf(f"layers.{self.tape.block}.{name}", shape, self._dtype(learns), learns)
 
     def _dtype(self, learns: bool) -> str:
         """The dtype of a parameter; beside frozen ones in 16 bits those that train are in fp32."""

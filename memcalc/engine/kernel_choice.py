@@ -118,9 +118,7 @@ def kernels_of(
         raise ConfigError("kernels.cuda_graphs: got true without --compile; rule: both")
     if compiled:
         check_compiled(config, setup, kernel, stack.name)
-    kernels = with_adapter(kernels, resolved, stack)
-    if runs_deepspeed(stack) and setup.peft is not None:
-        kernels = in_one_dtype(kernels, setup.peft.dtype)
+    kernels = in_one_dtype(with_adapter(kernels, resolved, stack), setup, stack)
     return kernels, ([note] if note else []) + _notes(config, kernels, own_loss)
 
 

@@ -48,6 +48,7 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "collective": ("what", "ranks", "backend", "message_bytes", "bus_bytes"),
     "launch": ("precision", "layers", "kernels"),
     "launch_decode": ("precision", "layers", "kernels"),
+    "generation": ("model", "precision", "attention", "prompt_s", "tokens"),
     "few_rows": ("name", "dtype", "rows", "n", "k", "flops", "bytes"),
     "decode_attention": ("dtype", "b", "a", "k", "keys", "d", "flops", "bytes"),
     "step": ("model", "layers", "seq_len", "micro_batch_size", "precision", "phases"),

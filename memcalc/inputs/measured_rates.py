@@ -13,15 +13,15 @@ Checked by: unit/test_measured_rates.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError
 from memcalc.inputs.hardware import Gpu
+from memcalc.inputs.measured_attention import measured_attention
 from memcalc.inputs.measured_links import measured_links
 from memcalc.inputs.rate_figures import (
-    AttentionRate,
     DecodeRate,
     FewRows,
     GemmRate,
@@ -36,8 +36,6 @@ Row = Mapping[str, Any]
 _EXPONENT: Final = {"sum": 1.0, "max": 16.0}
 #: A rate that costs nothing: what it stands for is in another constant.
 _FREE: Final = 1e24
-#: Width of a head the ceilings of attention are for; `narrow` is the ceiling at half of it.
-_WIDTH: Final = 128
 
 
 class Measured(NamedTuple):
@@ -76,7 +74,7 @@ def _measured(profile: Mapping[str, Any], gpu: Gpu) -> Measured:
         basis=f"measured on {profile['device']['name']}, torch {profile['torch']}, {profile['date']}",
         verified=True,
         gemm=gemm,
-        attention=_attention(summary.get("attention", ()), base, beside_s, filled),
+        attention=measured_attention(summary.get("attention", ()), base, beside_s, filled),
         memory=memory,
         launch_s=0.0 if serial else launch_s,
         optimizer=_optimizers(summary.get("optimizer", ())),
@@ -112,11 +110,22 @@ def _generating(
     return replace(
         found,
         gemm=_gemms(summary.get("gemm", ()), base, pair, []),
-        attention=_attention(summary.get("attention", ()), base, launch_s, []),
+        attention=measured_attention(summary.get("attention", ()), base, launch_s, []),
         memory=_memory(summary, base, pair, []),
         few_rows={name: tuple(rows) for name, rows in few.items()},
         decode_by=cached,
+        pass_residuals=_pass_residuals(summary.get("residual_decode", ())),
     )
+
+
+def _pass_residuals(rows: Sequence[Row]) -> tuple[float, float]:
+    """Of prompts' passes and of steps, the means of those measured; 1 where none was."""
+    if not rows:
+        return 1.0, 1.0
+    prompt, step = (
+        sum(float(row[name]) for row in rows) / len(rows) for name in ("prompt", "step")
+    )
+    return prompt, step
 
 
 def _launch(summary: Mapping[str, Sequence[Row]], base: Rates) -> tuple[float, float]:
@@ -205,63 +214,6 @@ def _memory(
         filled.append("element-wise kernels")
         return base.memory._replace(t0_s=_beside(base.memory.t0_s, launch))
     return MemoryRate(rows[0]["bytes_per_s"], _beside(rows[0]["t0_s"], launch))
-
-
-def _attention(
-    rows: Sequence[Row], base: Rates, beside_s: float, filled: list[str]
-) -> dict[str, AttentionRate]:
-    """Rates by kernel, for both passes and of 16-bit operands, and by "kernel dtype pass"."""
-    found: dict[str, AttentionRate] = {}
-    scales = []
-    keys = dict.fromkeys(
-        (row["kernel"], row.get("dtype", "bf16"), row["direction"]) for row in rows
-    )
-    for kernel, dtype, direction in keys:
-        mine = [row for row in rows if row.get("flops_per_s") and
-                (row["kernel"], row.get("dtype", "bf16"), row["direction"])
-                == (kernel, dtype, direction)]  # fmt: skip
-        if mine:
-            found[f"{kernel} {dtype} {direction}"] = _one_pass(mine, beside_s)
-        for row in mine:
-            alone = _one_pass([row], beside_s)
-            found[f"{kernel} {dtype} {direction} {row['head_dim']}"] = alone._replace(
-                narrow=1.0, wide=1.0
-            )
-    for kernel, default in base.attention.items():
-        forward = found.get(f"{kernel} bf16 forward")
-        if forward is None:
-            continue
-        scales.append(forward.forward_flops_per_s / default.forward_flops_per_s)
-        back = found.get(f"{kernel} bf16 backward", forward)
-        ratio = back.forward_flops_per_s / forward.forward_flops_per_s
-        found[kernel] = forward._replace(backward=ratio)
-    for kernel, default in base.attention.items():
-        if kernel not in found:
-            filled.append(f"attention {kernel}")
-            scale = scales[0] if scales else 1.0
-            faster = default.forward_flops_per_s * scale
-            found[kernel] = default._replace(forward_flops_per_s=faster)
-    return found
-
-
-def _one_pass(rows: Iterable[Row], beside_s: float) -> AttentionRate:
-    """One pass of a kernel from its rows by head width: P (1 + ramp / s), bytes in P."""
-    by_width = {int(row["head_dim"]): row for row in rows}
-    nearest = min(by_width, key=lambda width: abs(width - _WIDTH))
-    row = by_width[nearest]
-    half = by_width.get(_WIDTH // 2) if nearest == _WIDTH else None
-    narrow = half["flops_per_s"] / row["flops_per_s"] if half else 1.0
-    return AttentionRate(
-        forward_flops_per_s=row["flops_per_s"],
-        bytes_per_s=_FREE,
-        t0_s=beside_s,
-        narrow=narrow,
-        wide=1.0,
-        ramp=row.get("half_seq_len", 0.0),
-        row=0.0,
-        backward=1.0,
-        multiprocessors=1.0,
-    )
 
 
 def _kernels(summary: Mapping[str, Sequence[Row]]) -> dict[str, float]:

@@ -146,7 +146,8 @@ class Rates:
     stepped), where it was measured; others move bytes. kernels: bytes/s of kernels that do more than
     move, by "gelu bf16" (primitive and dtype), where measured. sum_residual: measured over predicted of
     whole blocks, 1.0 unless known. generating: the rates of passes without gradients, where those were
-    measured apart; few_rows and decode_by, theirs: by "linear bf16" or "bmm bf16", and by dtype.
+    measured apart; few_rows and decode_by, theirs: by "linear bf16" or "bmm bf16", and by dtype;
+    pass_residuals: measured over predicted of whole passes over prompts, and of steps.
     """
 
     name: str
@@ -165,4 +166,5 @@ class Rates:
     kernels: Mapping[str, float] = field(default_factory=dict, hash=False)
     few_rows: Mapping[str, tuple[FewRows, ...]] = field(default_factory=dict, hash=False)
     decode_by: Mapping[str, DecodeRate] = field(default_factory=dict, hash=False)
+    pass_residuals: tuple[float, float] = (1.0, 1.0)
     generating: Rates | None = None

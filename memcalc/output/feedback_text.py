@@ -33,7 +33,8 @@ def _title(page: Page, result: FeedbackEstimate) -> None:
     rollout = ""
     if result.method in ("ppo", "grpo"):
         group = f" in groups of {said['group']}" if result.method == "grpo" else ""
-        rollout = f", rollout {said['rollout_batch']}{group}, {said['epochs']} passes over it, engine {said['engine']}"
+        rollout = f", rollout {said['rollout_batch']}{group}, {said['epochs']} passes over it"
+        rollout += f", engine {said['engine']}"
     reference = "" if result.method == "rm" else f", reference {said['reference']}"
     page.line(
         f"prompt {said['prompt']} + response {said['generate']} = seq {setup['seq_len']}, micro-batch "

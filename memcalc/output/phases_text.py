@@ -21,6 +21,7 @@ def phases_table(page: Page, outside: dict[str, Any]) -> None:
          one["peak_at"] + ("" if one["exact"] else " *"))
         for one in program
     ]  # fmt: skip
+    page.line()
     page.table(("Outside the step", ">peak requested", ">bytes", "peaks at"), rows)
     for one in program:
         parts = ", ".join(f"{name} {gib(size)}" for name, size in one["parts"].items())
@@ -28,6 +29,9 @@ def phases_table(page: Page, outside: dict[str, Any]) -> None:
         page.line(f"{one['phase']}: {parts}{host}")
     if not all(one["exact"] for one in program):
         page.line("*: a bound, or by reading; the others are held against the code that runs")
+    for one in program:
+        if one["fits"] is False:
+            page.line(f"{one['phase']} does not fit: its tensors alone need more than the GPU has")
     for note in outside.get("program_notes", ()):
         page.line(note)
     if (disk := outside.get("checkpoint")) is not None:
@@ -36,11 +40,16 @@ def phases_table(page: Page, outside: dict[str, Any]) -> None:
 
 def _files(page: Page, disk: dict[str, Any]) -> None:
     rows = [
-        (one["name"], f"{one['count']:,}", gib(one["each_bytes"]), gib(one["count"] * one["each_bytes"]))
+        (
+            one["name"],
+            f"{one['count']:,}",
+            gib(one["each_bytes"]),
+            gib(one["count"] * one["each_bytes"]),
+        )
         for one in disk["files"]
     ]
-    page.table(("Checkpoint on disk", ">files", ">each", ">together"), rows)
+    page.table(("Checkpoint", ">files", ">each", ">together"), rows)
     page.line(
-        f"{disk['form']}: {gib(disk['total_bytes'])} ({disk['total_bytes']:,} bytes) of tensors, of it "
-        f"the model {gib(disk['model_bytes'])}; files add up to 2 KB a tensor"
+        f"checkpoint on disk, {disk['form']}: {gib(disk['total_bytes'])} ({disk['total_bytes']:,} bytes "
+        f"of tensors), of it the model {gib(disk['model_bytes'])}; files add up to 2 KB a tensor"
     )

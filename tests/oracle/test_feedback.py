@@ -85,6 +85,12 @@ def test_grpo_of_families(family: str) -> None:
     check(FeedbackRun("grpo", attention=attention_of(family)), TINY[family])
 
 
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "deepseek_v2"])
+@pytest.mark.parametrize("kind", ["dpo", "joint"])
+def test_experts_and_latent_attention(kind: str, family: str) -> None:
+    check(FeedbackRun(kind, attention=attention_of(family)), TINY[family])
+
+
 def test_entropies_of_many_stretches_of_positions() -> None:
     check(FeedbackRun("grpo", rows=3, seq=200, response=150))
 

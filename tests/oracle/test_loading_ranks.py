@@ -55,7 +55,9 @@ def made_here(module: nn.Module) -> None:
     for each in module.modules():
         for name, old in each._parameters.items():
             if old is not None and old.device.type == "meta":
-                new = known.setdefault(id(old), nn.Parameter(torch.empty(old.shape, dtype=old.dtype)))
+                new = known.setdefault(
+                    id(old), nn.Parameter(torch.empty(old.shape, dtype=old.dtype))
+                )
                 each._parameters[name] = new
 
 

@@ -109,16 +109,16 @@ def of_layout(layout: Layout, **options: Any) -> int:
     with fake_ranks(layout, 0) as ranks, without_data():
         model = RankStep(case.plan(), ranks).model
         if layout.tp > 1:
-            get_model_state_dict(model, options=StateDictOptions(**options))  # DTensor knows all now
+            get_model_state_dict(
+                model, options=StateDictOptions(**options)
+            )  # DTensor knows all now
         return gathered(model, **options)
 
 
 @pytest.mark.parametrize("shards", [2, 4, 3])
 @pytest.mark.parametrize("form", ["full", "full-gpu"])
 def test_a_full_state_dict_of_fsdp2_gathers_parameter_after_parameter(shards, form):
-    peak = of_layout(
-        Layout(dp=shards, fsdp=True), full_state_dict=True, cpu_offload=form == "full"
-    )
+    peak = of_layout(Layout(dp=shards, fsdp=True), full_state_dict=True, cpu_offload=form == "full")
     plan = plan_of(LLAMA, SETUP, None, ParallelPlan(gpus=shards, fsdp=True))
     assert saving(plan, form).gathered_bytes == peak
 

@@ -144,7 +144,9 @@ def test_adapters_are_in_the_models_dtype() -> None:
 def test_a_packed_base_is_whole_on_every_rank(zero: int) -> None:
     """NF4's bytes are those of one GPU, states those of the adapters."""
     qlora = replace(LORA, method="qlora")
-    one = TrainingSetup(stack="hf", seq_len=128, precision="bf16", peft=replace(qlora, dtype="bf16"))
+    one = TrainingSetup(
+        stack="hf", seq_len=128, precision="bf16", peft=replace(qlora, dtype="bf16")
+    )
     alone = step_memory(plan_of(load_model("llama-3.2-1b"), one)).states
     held = step_memory(made(qlora, zero=zero)).states
     assert held.parameter_bytes == alone.parameter_bytes

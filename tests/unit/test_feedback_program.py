@@ -143,6 +143,24 @@ def test_data_parallel_ranks_add_buckets_and_keep_frozen_models_whole() -> None:
     assert several.estimate.time.samples_per_s > 3 * one.estimate.time.samples_per_s
 
 
+@pytest.mark.parametrize("training", [{}, {"set_to_none": False}])
+@pytest.mark.parametrize("parallel", [None, ParallelPlan(gpus=4)])
+def test_one_backward_for_both_needs_as_much_as_both_steps(
+    training: dict[str, Any], parallel: ParallelPlan | None
+) -> None:
+    """At the optimizer: what stands, gradients and AdamW's copies of both, counted once."""
+    both = run("ppo", training, parallel, joint_update=True)
+    states = {row.name: row for row in both.models}
+    trained = [states["policy"], states["critic"]]
+    stands = sum(row.states_bytes for row in both.models)
+    buckets = sum(row.gradient_bytes for row in trained) if parallel else 0
+    held = 2 * 512 * 128256 * 2 + 17 * 2 * 512 * 2048 * 2  # logits, every block's hidden states
+    inside = next(r.memory for r in both.phases if r.memory.name == "update both")
+    found = sum(inside.standing.values()) + inside.working.inside["optimizer"]
+    copies = sum(row.optimizer_bytes for row in trained) // 2
+    assert found == pytest.approx(stands + buckets + copies + held, rel=1e-3)
+
+
 def test_sharded_reward_models_need_less() -> None:
     fsdp = ParallelPlan(gpus=4, fsdp=True)
     whole, parted = (run("rm", {"stack": "torch"}, parallel) for parallel in (None, fsdp))
@@ -156,7 +174,7 @@ def test_sharded_reward_models_need_less() -> None:
         ("grpo", {}, ParallelPlan(gpus=4, fsdp=True), {}, "sharded parameters"),
         ("dpo", {}, ParallelPlan(gpus=4, fsdp=True), {}, "--reference-model none"),
         ("dpo", {"stack": "torch"}, ParallelPlan(tp=2), {}, "tp, pp, cp, ep"),
-        ("dpo", {"stack": "megatron"}, None, {}, "stack megatron"),
+        ("dpo", {"stack": "megatron", "precision": "bf16-mixed"}, None, {}, "stack megatron"),
         ("rm", {"stack": "torch", "precision": "fp8-mixed"}, None, {}, "fp8"),
         ("dpo", {"peft": PeftSetup(method="prefix")}, None, {}, "--peft prefix"),
         ("dpo", {"optimizer_in_backward": True}, None, {}, "optimizer-in-backward"),

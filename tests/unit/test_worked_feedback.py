@@ -105,7 +105,9 @@ def test_r2_saved_bytes_are_training_s_but_for_the_loss() -> None:
     ).memory.saved_for_backward_bytes
     saved = run("dpo").estimate.memory.saved_for_backward_bytes
     theirs = B * S * (4 * V + 8)
-    mine = B * (S - 1) * (LOGITS + 8 + 1)  # labels to gather by, and the mask that zeroes the prompt
+    mine = (
+        B * (S - 1) * (LOGITS + 8 + 1)
+    )  # labels to gather by, and the mask that zeroes the prompt
     assert saved - plain == pytest.approx(mine - theirs, abs=64)
 
 

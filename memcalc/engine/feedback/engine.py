@@ -6,7 +6,7 @@ writes the policy's into them parameter by parameter, then wakes the cache. With
 all responses need, sequences wait for their turn. What a sleeping engine still holds (CUDA graphs, its
 communicators) is not estimated.
 Source: TRL 1.0.0, generation/vllm_generation.py; vLLM's sleep mode (docs, features/sleep_mode).
-Checked by: unit/test_feedback_engine.py.
+Checked by: unit/test_feedback_program.py.
 """
 
 from __future__ import annotations

@@ -57,10 +57,14 @@ class Member(NamedTuple):
     @property
     def standing_bytes(self) -> int:
         """What is on the GPU while other models work."""
-        held = self.optimizer_bytes + self.fixed_bytes
-        if self.base.strategy.persistent_gradients or not self.base.resolved.setup.set_to_none:
-            held += self.gradient_bytes
+        held = self.optimizer_bytes + self.fixed_bytes + self.standing_gradient_bytes
         return held + (self.weights_bytes if self.stays else 0)
+
+    @property
+    def standing_gradient_bytes(self) -> int:
+        """Gradients that stay between steps."""
+        kept = self.base.strategy.persistent_gradients or not self.base.resolved.setup.set_to_none
+        return self.gradient_bytes if kept and self.trains else 0
 
 
 class Asked(NamedTuple):
@@ -155,7 +159,9 @@ def _critic(asked: Asked, policy: Member) -> Member:
     base = _without_dropout(plan_of(config, setup, asked.kernels, asked.parallel), "ppo")
     update = updating(base, "value", asked.feedback.generate)
     found = trained("critic", base, update, _scoring(asked, config, setup, "values"))
-    return found._replace(update=None) if asked.feedback.setup.joint_update else found
+    if asked.feedback.setup.joint_update:  # buffers of both are the joint update's
+        return found._replace(update=None, fixed_bytes=0)
+    return found
 
 
 def trained(name: str, base: Plan, update: Plan, score: Plan | None) -> Member:

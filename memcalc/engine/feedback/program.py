@@ -168,8 +168,10 @@ def _over_standing(program: Program, model: str, work: Working) -> Working:
     member = next((one for one in program.members if one.name == model), None)
     if member is None or member.update is None or not work.inside:
         return work
-    already = member.standing_bytes - member.optimizer_bytes - member.fixed_bytes
-    already -= member.weights_bytes if member.stays else 0
+    together = [member]
+    if program.feedback.setup.joint_update:
+        together = [one for one in program.members if one.role == "trained"]
+    already = sum(one.standing_gradient_bytes for one in together)
     if not already:
         return work
     parts = {**work.parts, "gradients": work.parts["gradients"] - already}

@@ -45,8 +45,11 @@ def _of_generation(program: Program) -> list[str]:
             f"rollout: all {feedback.rollout_batch} responses at once, by transformers, with a cache "
             "that grows"
         )
-        if program.member("policy").base.kernels.adapter is not None:
+        adapter = program.member("policy").base.kernels.adapter
+        if adapter is not None:
             said.append("rollout: what adapters add to a pass without gradients is left out")
+        if adapter is not None and adapter.quantised is not None:
+            said.append("rollout: packed matrices are taken to be written out in every step")
     else:
         said += [
             f"engine: takes {feedback.gpu_share:g} of the GPU when it wakes; what a sleeping one still "

@@ -19,7 +19,7 @@ from memcalc.engine.build import Build, Handed
 from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import Kernels
-from memcalc.engine.memory import GATHERED_OPS, step_memory
+from memcalc.engine.memory import GATHERED_OPS
 from memcalc.engine.parallel.data.ddp import BucketViews
 from memcalc.engine.parallel.deepspeed.zero_buckets import Buckets
 from memcalc.engine.parallel.deepspeed.zero_gather import Gathers
@@ -85,7 +85,7 @@ def evaluation(plan: Plan, batches: int = 0, logits_dtype: str = "fp32") -> Eval
     layout = plan.parallel
     ranks = layout.copies if batches else 1
     return Evaluation(
-        sum(standing(plan, step_memory(plan)).values()),
+        sum(standing(plan).values()),
         found.peak.live_bytes,
         found.peak,
         logits_elements(plan) * ITEMSIZE[logits_dtype],
@@ -145,7 +145,9 @@ def injectors_of(plan: Plan) -> tuple[Injector, ...]:
 def _stays_gathered(structure: Structure, runs: tuple[Run, ...], plan: Plan) -> int:
     """Parameters of other ranks that are whole when the forward pass is over."""
     times = multiplicity(runs)
-    labels = ((storage, structure.labels[structure.labels_of[storage]]) for storage in structure.kept)
+    labels = (
+        (storage, structure.labels[structure.labels_of[storage]]) for storage in structure.kept
+    )
     return sum(
         structure.sizes[storage].value(plan.values) * times[label.block]
         for storage, label in labels

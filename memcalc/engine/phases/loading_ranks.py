@@ -4,8 +4,8 @@ FSDP2, direct: every rank reads the model on its host; fully_shard moves a block
 and lets it go, block after block, the rest of the model last. FSDP2, rank0: the model is cut on the meta
 device; rank 0 reads it and sends one whole parameter after the other, of which each rank keeps its part
 (accelerate's cpu_ram_efficient_loading); rows that do not divide are padded once more. ZeRO-3 (zero.Init):
-a module's parameters are whole while they are made and filled. Tensor parallelism and Megatron: a rank
-reads its own part. Everything else is whole on every rank.
+a module's parameters are whole while they are made and filled. Tensor parallelism, Megatron, pipelines: a
+rank reads its own part. Everything else is whole on every rank.
 Source: PyTorch 2.13, torch/distributed/fsdp/_fully_shard/_fsdp_init.py (_move_states_to_device),
 _fsdp_param.py (_init_sharded_param); accelerate 1.15, utils/fsdp_utils.py (fsdp2_load_full_state_dict);
 transformers 5.23, integrations/deepspeed.py; DeepSpeed 0.18.2, partition_parameters.py.
@@ -14,12 +14,13 @@ Checked by: oracle/test_loading_ranks.py; ZeRO-3 by reading.
 
 from __future__ import annotations
 
-from memcalc.engine.memory import step_memory
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.parallel.data.fsdp2 import Fsdp2
 from memcalc.engine.parallel.data.offload_fsdp2 import OffloadedFsdp2
 from memcalc.engine.parallel.deepspeed.deepspeed import DeepSpeed
 from memcalc.engine.parallel.strategy import Strategy
 from memcalc.engine.phases.loading import Loading, loading
+from memcalc.engine.phases.standing import parameter_bytes
 from memcalc.engine.plan import Plan
 from memcalc.engine.quantised import weights_of_plan
 from memcalc.engine.states import all_leaves, block_of, bytes_of_held
@@ -34,7 +35,7 @@ def loading_of(plan: Plan, how: str = "direct", prequantised: bool = False) -> L
     Raises ConfigError for a way that the layout has not, or a packed checkpoint of a model that is not.
     """
     peft, sharded = plan.resolved.setup.peft, isinstance(plan.strategy, Fsdp2)
-    if how == "rank0" and not sharded:
+    if how == "rank0" and (not sharded or plan.parallel.pp > 1):
         raise ConfigError(
             "load-by: got rank0 without sharded parameters; rule: one rank sends, all keep parts; "
             "nearest valid: --fsdp, or --load-by direct"
@@ -46,9 +47,11 @@ def loading_of(plan: Plan, how: str = "direct", prequantised: bool = False) -> L
             "load-from: got prequantised with weights that are not packed; nearest valid: 16bit, or "
             "--peft qlora"
         )
-    held = step_memory(plan).states.parameter_bytes
+    held = parameter_bytes(plan)
     if how == "copy":
         return Loading(held, held, "the state dict that was read")
+    if plan.parallel.pp > 1:
+        return Loading(held, 0, "nothing", exact=not sharded)
     if sharded:
         return _rank0(plan) if how == "rank0" else _block_by_block(plan)
     if isinstance(plan.strategy, DeepSpeed) and plan.strategy.stage == 3:
@@ -61,7 +64,7 @@ def _packed(plan: Plan, name: str, how: str, prequantised: bool) -> Loading:
     found = loading(
         weights_of_plan(plan, load_weights(name), plan.kernels.param_dtype), how, prequantised
     )
-    added = step_memory(plan).states.parameter_bytes - found.weights_bytes
+    added = parameter_bytes(plan) - found.weights_bytes
     passing = max(0, found.passing_bytes - added)
     return found._replace(weights_bytes=found.weights_bytes + added, passing_bytes=passing)
 
@@ -127,8 +130,6 @@ def _rank0(plan: Plan) -> Loading:
 
 def _zero_init(plan: Plan, strategy: DeepSpeed) -> Loading:
     """Parts of everything, and the largest module's parameters whole."""
-    held = step_memory(plan).states.parameter_bytes
-    tensor = plan.kernels.param_dtype
-    width = 4 if tensor == "fp32" else 2
+    held, width = parameter_bytes(plan), ITEMSIZE[strategy.dtype]
     largest = max(sum(size for _, size in module.parameters) for module in strategy.modules)
     return Loading(held, largest * width, "a module's parameters whole", exact=False)

@@ -55,11 +55,12 @@ class PhasePeak(NamedTuple):
     host_bytes: int = 0
     exact: bool = True
 
-    def plain(self) -> dict[str, Any]:
-        """As JSON shows it."""
+    def plain(self, room: int | None = None) -> dict[str, Any]:
+        """As JSON shows it. room: bytes of a GPU beside its context, None where none was named."""
+        fits = None if room is None else self.peak_bytes <= room
         return {
             "phase": self.name, "peak_requested_bytes": self.peak_bytes, "peak_at": self.at,
-            "parts": self.parts, "host_bytes": self.host_bytes, "exact": self.exact,
+            "parts": self.parts, "host_bytes": self.host_bytes, "exact": self.exact, "fits": fits,
         }  # fmt: skip
 
 
@@ -98,8 +99,8 @@ def _nowhere(phase: str, plan: Plan, near: str) -> NotInThisVersionError:
 
 
 def _loads(plan: Plan, how: Wanted) -> PhasePeak:
-    if plan.parallel.pp > 1 or isinstance(plan.strategy, Fsdp1):
-        raise _nowhere("load", plan, "--pp 1, stack torch or hf")
+    if isinstance(plan.strategy, Fsdp1):
+        raise _nowhere("load", plan, "stack torch or hf")
     found = loading_of(plan, how.load_by, how.prequantised)
     parts = {"parameters": found.weights_bytes, "passing": found.passing_bytes}
     at = "weights, each moved to the device once" if not found.passing_bytes else found.passing
@@ -114,7 +115,9 @@ def _begins(plan: Plan, how: Wanted) -> PhasePeak:
     elif _is_plain(plan) and not plan.optimizer.in_backward:
         peaks, exact = first_step(plan), True
     else:
-        raise _nowhere("first step", plan, "stack torch or hf with --fsdp or --gpus N, stack deepspeed")
+        raise _nowhere(
+            "first step", plan, "stack torch or hf with --fsdp or --gpus N, stack deepspeed"
+        )
     phase = max(peaks, key=lambda name: peaks[name])
     states = step_memory(plan).states
     parts = {"parameters": states.parameter_bytes, "master": states.master_bytes}
@@ -135,11 +138,14 @@ def _is_plain(plan: Plan) -> bool:
 def _evaluates(plan: Plan, how: Wanted) -> PhasePeak:
     is_deepspeed = isinstance(plan.strategy, DeepSpeed)
     if not _is_plain(plan) and not is_deepspeed:
-        raise _nowhere("eval", plan, "stack torch, hf or deepspeed without stages, cp, ep, --compile")
+        raise _nowhere(
+            "eval", plan, "stack torch, hf or deepspeed without stages, cp, ep, --compile"
+        )
     found = evaluation(plan, how.batches)
-    parts = standing(plan, step_memory(plan))
+    parts = standing(plan)
     parts["eval"] = found.peak_bytes - found.standing_bytes
-    return PhasePeak("eval", found.peak_bytes, found.peak_at, parts, exact=not is_deepspeed)
+    exact = not is_deepspeed and (not how.batches or found.ranks == 1)  # joins of ranks by reading
+    return PhasePeak("eval", found.peak_bytes, found.peak_at, parts, exact=exact)
 
 
 def _saves(plan: Plan, how: Wanted) -> PhasePeak:
@@ -148,8 +154,12 @@ def _saves(plan: Plan, how: Wanted) -> PhasePeak:
         raise _nowhere("save", plan, "--save-as sharded")
     found = saving(plan, form)
     gathers = "a parameter gathered" if form != "full-gpu" else "full state dict gathered"
-    at = (gathers if form != "merged" else "a change merged") if found.gathered_bytes else "state dict"
-    parts = standing(plan, step_memory(plan))
+    at = (
+        (gathers if form != "merged" else "a change merged")
+        if found.gathered_bytes
+        else "state dict"
+    )
+    parts = standing(plan)
     parts |= {"gathered": found.gathered_bytes} if found.gathered_bytes else {}
     where = f"{form}: {at}"
     return PhasePeak("save", found.peak_bytes, where, parts, found.host_bytes, exact=found.exact)

@@ -17,17 +17,16 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from memcalc.engine.dtypes import ITEMSIZE
-from memcalc.engine.memory import step_memory
 from memcalc.engine.parallel.data.fsdp2 import Fsdp2, part_shape
 from memcalc.engine.parallel.data.offload_fsdp2 import OffloadedFsdp2
 from memcalc.engine.parallel.deepspeed.deepspeed import DeepSpeed
 from memcalc.engine.parallel.tensor.tensor_layers import ROWS
 from memcalc.engine.phases.files import model_leaves
 from memcalc.engine.phases.merging import merging_bytes
-from memcalc.engine.phases.standing import standing
+from memcalc.engine.phases.standing import largest_tensor, standing
 from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import product
-from memcalc.engine.states import all_leaves, bytes_of_held
+from memcalc.engine.states import bytes_of_held
 from memcalc.engine.tensors import Tensor
 from memcalc.errors import NotInThisVersionError, unknown
 
@@ -60,10 +59,9 @@ def saving(plan: Plan, form: str = "full") -> Saving:
     """
     if form not in FORMS:
         raise unknown("save-as", form, FORMS)
-    held = step_memory(plan)
-    base = sum(standing(plan, held).values())
+    base = sum(standing(plan).values())
     if form == "sharded":
-        return Saving(base, 0, _largest_of_rank(plan), form)
+        return Saving(base, 0, largest_tensor(plan), form)
     leaves = model_leaves(plan, form)
     merged = merging_bytes(plan) if form == "merged" else 0
     sizes = [bytes_of_held(leaf, plan.values) for leaf in leaves]
@@ -79,12 +77,6 @@ def saving(plan: Plan, form: str = "full") -> Saving:
             "nearest valid: sharded"
         )
     return Saving(base, merged, max(sizes), form)
-
-
-def _largest_of_rank(plan: Plan) -> int:
-    """The largest tensor a rank copies to its host: they go one after the other."""
-    leaves = all_leaves(*plan.structure(plan.keeps_gradients))
-    return max(bytes_of_held(plan.strategy.parameter(leaf), plan.values) for leaf in leaves)
 
 
 def _gathered(plan: Plan, base: int, leaves: list[Tensor], form: str) -> Saving:
@@ -136,9 +128,7 @@ def _stored_bytes(plan: Plan, leaf: Tensor) -> int:
     return elements * ITEMSIZE[_stored_dtype(plan, leaf)]
 
 
-def _zero_3(
-    plan: Plan, strategy: DeepSpeed, base: int, leaves: list[Tensor], form: str
-) -> Saving:
+def _zero_3(plan: Plan, strategy: DeepSpeed, base: int, leaves: list[Tensor], form: str) -> Saving:
     """A module's parameters whole, then on rank 0's host; small ones are whole anyway."""
     limits, ranks = strategy.limits, strategy.ranks
     width = ITEMSIZE[strategy.dtype]

@@ -117,4 +117,14 @@ def generation_time(asked: Generation, rates: Rates, wires: Wires) -> Generation
     item = ITEMSIZE[asked.kernels.compute_dtype]
     how = Pricing(rates, wires, {}, "dense", rates.launch_s, False, float(item), 1)
     middle = asked.prompt + (asked.steps - 1) // 2
-    return GenerationTime(pass_time(asked.prefill(), how), pass_time(asked.step(middle), how))
+    prompt, step = rates.pass_residuals
+    return GenerationTime(
+        _times(pass_time(asked.prefill(), how), prompt),
+        _times(pass_time(asked.step(middle), how), step),
+    )
+
+
+def _times(one: PassTime, residual: float) -> PassTime:
+    """A pass whose kernels take so many times what they were timed to take one by one."""
+    kernels = ("kernels_s", "weights_s", "attention_s", "cache_s")
+    return one._replace(**{name: residual * getattr(one, name) for name in kernels})

@@ -197,7 +197,7 @@ def _parts_of(plan: Plan, strategy: OffloadedFsdp2) -> _Parts:
             trained[0] += times * bytes_of_held(part, plan.values)
             trained[1] += times
             states += times * _state_bytes(part, plan)
-    return _Parts(*size, *calls, *trained, states)
+    return _Parts(size[0], size[1], calls[0], calls[1], trained[0], trained[1], states)
 
 
 def _fsdp2(plan: Plan, strategy: OffloadedFsdp2, parts: _Parts) -> Iterator[HostCopy]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memcalc.harness.calibration.calibration_fit import Fit, linear, saturating
-from memcalc.harness.calibration.summary_decode import cached_attention, few_rows
+from memcalc.harness.calibration.summary_decode import cached_attention, few_rows, generations
 from memcalc.harness.calibration.summary_gemm import gemms
 from memcalc.harness.calibration.summary_rows import (
     Row,
@@ -230,5 +230,6 @@ CLASSES: dict[str, Callable[[Sequence[Row]], list[Row]]] = {
     "launch_decode": _launches_decoding,
     "few_rows": few_rows,
     "decode_attention": cached_attention,
+    "generation": generations,
     "two_depth": _two_depth,
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,12 +21,15 @@ from memcalc.engine.serving.generation import Generation
 from memcalc.engine.works import works_in
 from memcalc.harness.calibration.microbench import DTYPES, Point, Scale, Step, Task, point
 from memcalc.harness.calibration.microbench_step import DEPTHS, plan_for
-from memcalc.harness.calibration.timing import Bench
+from memcalc.harness.calibration.timing import Bench, cpu_clock, quantile, summary
 from memcalc.harness.decode import Decoding
 from memcalc.harness.model.attention_core import Core, fused
+from memcalc.harness.step_clock import StepClock
 
 #: Of the generation whose launches are counted: positions of the prompt, steps.
 _PROMPT, _STEPS = 4, 4
+#: The generations a calibration checks itself by: sequences, positions of the prompt, steps, rounds.
+_WHOLE = (2, 64, 8, 12)
 
 
 class Cached(NamedTuple):
@@ -90,7 +94,7 @@ def _flash(shape: Cached, dtype: str) -> Task:
         what = {"dtype": dtype, **shape._asdict()}
         return point("decode_attention", what, timed, 4 * b * a * keys * d, size)
 
-    return Task(f"attention {dtype} over a cache, {_said(shape)}", run)
+    return Task(f"cached attention {dtype}, {_said(shape)}", run)
 
 
 def _scores(shape: Cached, dtype: str) -> Task:
@@ -162,3 +166,48 @@ def launched(asked: Generation) -> int:
     return sum(
         times * work.launches for one in passes for work, times in works_in(one.structure, one.runs)
     )
+
+
+def whole(scale: Scale) -> list[Task]:
+    """Generations of the small decoder that the two-depth steps run, with both kinds of attention."""
+    setup = scale.launches[0]._replace(model="tiny")
+    return [
+        Task(f"generation by tiny, {precision}, {attention}", _whole(setup, precision, attention))
+        for precision in ("fp32", "bf16")
+        for attention in ("flash", "eager")
+    ]
+
+
+def _whole(setup: Step, precision: str, attention: str) -> Callable[[Bench], Point]:
+    def run(bench: Bench) -> Point:
+        asked = generation_of(setup.model, precision, attention, bench.device)
+        decoding = Decoding(asked, bench.device)
+        rounds = [passes_s(decoding) for _ in range(_WHOLE[3] + 1)][1:]
+        first = sorted(one[0] for one in rounds)
+        steps = [seconds for one in rounds for seconds in one[1:]]
+        what = {"model": setup.model, "precision": precision, "attention": attention}
+        what |= {"prompt_s": quantile(first, 0.1), "tokens": asked.batch * asked.prompt}
+        return point("generation", what, summary(steps, len(steps)))
+
+    return run
+
+
+def generation_of(model: str, precision: str, attention: str, device: torch.device) -> Generation:
+    """The generation of such a point."""
+    setup = Step(model, 8, 1, precision, attention, None, optimizer="none")
+    plan = plan_for(setup, max(DEPTHS), device)
+    batch, prompt, steps, _ = _WHOLE
+    return Generation(plan.config, plan.kernels, batch, prompt, steps)
+
+
+def passes_s(decoding: Decoding) -> list[float]:
+    """Seconds of the prompts' pass and of every step of one generation."""
+    clock = StepClock(decoding.device)
+    if decoding.device.type == "cuda":
+        decoding.run(lambda name: clock.mark())
+        clock.mark()
+        return clock.seconds()
+    now, marks = cpu_clock(), []
+    decoding.run(lambda name: marks.append(now()))
+    marks.append(now())
+    return [end - begin for begin, end in zip(marks, marks[1:], strict=False)]

@@ -2,7 +2,8 @@
 
 A product of so many rows takes t0 + bytes / W of the weight, each number of rows with constants of its own;
 attention over a cache t0 + bytes / W + FLOPs / P, for it reads keys once and computes for every query
-head. No torch. Checked by: harness/test_calibration_summary.py.
+head. Whole generations are what all of it is checked by.
+No torch. Checked by: harness/test_calibration_summary.py.
 """
 
 from __future__ import annotations
@@ -36,3 +37,13 @@ def cached_attention(points: Sequence[Row]) -> list[Row]:
         row |= {**rate("bytes_per_s", byte_s), **rate("flops_per_s", flop_s)}
         found.append({**row, **(fit.errors() if len(group) > 1 else single(group[0]))})
     return found
+
+
+def generations(points: Sequence[Row]) -> list[Row]:
+    """Seconds of the prompts' pass and of a step."""
+    names = ("model", "precision", "attention")
+    return [
+        {**{name: p[name] for name in names}, "prompt_s": p["prompt_s"], "step_s": p["median_s"],
+         **single(p)}
+        for p in of_kind(points, "generation")
+    ]  # fmt: skip

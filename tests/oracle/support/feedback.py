@@ -39,9 +39,13 @@ _PADDING = "transformers.PreTrainedModel.warn_if_padding_and_no_attention_mask"
 
 @dataclass(frozen=True)
 class FeedbackRun:
-    """One update. reference: of DPO, model | adapter (PEFT's adapters off) | none (precomputed)."""
+    """One update, or a pass without gradients.
 
-    kind: str  # dpo | reward | value | policy | shared | joint | grpo; without gradients logps | values | score
+    kind: dpo | reward | value | policy | shared | joint | grpo; logps | values | score without gradients.
+    reference: of DPO, model | adapter (PEFT's adapters off) | none (precomputed).
+    """
+
+    kind: str
     rows: int = 2
     seq: int = 64
     response: int = 24
@@ -56,7 +60,7 @@ class FeedbackRun:
 
 
 def run_feedback(config: dict[str, Any], run: FeedbackRun) -> HfRecord:
-    """Forward, loss and backward of one micro-batch."""
+    """Forward, loss and backward of one micro-batch; param_bytes are of what trains."""
     where = "cpu" if run.autocast else "meta"
     with ExitStack() as stack:
         stack.enter_context(_one_byte_dropout_masks())
@@ -86,7 +90,12 @@ def run_feedback(config: dict[str, Any], run: FeedbackRun) -> HfRecord:
     trained = [model, *([frozen] if frozen is not None else [])]
     return HfRecord(
         params=sum(p.numel() for one in trained for p in one.parameters()),
-        param_bytes=sum(p.nbytes for one in trained for p in one.parameters()),
+        param_bytes=sum(
+            p.nbytes
+            for one in (trained if run.kind == "joint" else trained[:1])
+            for p in one.parameters()
+            if p.requires_grad
+        ),
         base=base,
         saved=saved,
         peak_over_base=tracker.peak - base,

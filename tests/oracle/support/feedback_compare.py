@@ -46,6 +46,8 @@ def differences(config: dict[str, Any], run: FeedbackRun, events: bool = True) -
     found = []
     if held.parameters != theirs.params:
         found.append(f"parameters {held.parameters}, PyTorch {theirs.params}")
+    if not scores and held.gradient_bytes != theirs.param_bytes:
+        found.append(f"trains {held.gradient_bytes} bytes, PyTorch {theirs.param_bytes}")
     measured = measure(*traced, plan.values)
     if not scores and measured.saved_bytes != theirs.saved:
         found.append(f"saved {measured.saved_bytes}, PyTorch {theirs.saved}")

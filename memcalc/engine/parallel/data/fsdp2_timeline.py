@@ -7,9 +7,8 @@ from which every parameter is copied out (N z). In forward the output lives unti
 copied out, in backward only until its own is. A reduction makes a flat input (N Z), which lives until
 the next reduction, and a flat output (Z): the group's gradients are views of it.
 Streams free nothing by themselves: FSDP2 holds a tensor until its events have passed, in this order on
-a GPU as on a CPU. A block whose input needs no gradient has no hook of its own in backward: it is reduced
-and freed when backward is over, after the root. Not here: what NCCL takes
-(engine/parallel/network/communication.py).
+a GPU as on a CPU. A block whose input needs no gradient has no hook in backward: it is reduced and freed
+after the root. Not here: what NCCL takes (engine/parallel/network/communication.py).
 Checked by: oracle/test_fsdp2.py, event for event; oracle/test_peft_ranks.py, with frozen parameters.
 """
 
@@ -168,11 +167,9 @@ class _Live:
     def _end_others(self) -> None:
         """Reduce and free blocks that no hook has ended, the first one first."""
         for group in self.plan.blocks:
-            held = self.held[group.block]
             if group.block not in self.over:
-                held.fewer.clear()
                 self._reduce(group)
-            held.gathered = None
+            self.held[group.block].gathered = None
 
     @contextmanager
     def _within(self, op: str, group: Group) -> Iterator[None]:

@@ -47,16 +47,16 @@ def deepspeed_kernels(kernels: Kernels, resolved: ResolvedSetup, stack: Stack) -
     return kernels._replace(param_dtype=dtype, compute_dtype=dtype, autocast=False)
 
 
-def in_one_dtype(kernels: Kernels, stated: str | None) -> Kernels:
-    """The kernels with adapters in the model's dtype: DeepSpeed casts the whole module.
+def in_one_dtype(kernels: Kernels, setup: TrainingSetup, stack: Stack) -> Kernels:
+    """The kernels with adapters in the model's dtype where DeepSpeed casts the whole module.
 
-    stated: the dtype a user wants of them. Raises ConfigError where it is another.
+    Raises ConfigError where a user wants another.
     """
-    if kernels.adapter is None:
+    if kernels.adapter is None or setup.peft is None or not runs_deepspeed(stack):
         return kernels
-    if stated not in (None, kernels.param_dtype):
+    if setup.peft.dtype not in (None, kernels.param_dtype):
         raise ConfigError(
-            f"lora_dtype: got {stated} on stack deepspeed; rule: DeepSpeed casts the whole model; "
+            f"lora_dtype: got {setup.peft.dtype} on stack {stack.name}; rule: DeepSpeed casts all; "
             f"nearest valid: {kernels.param_dtype}"
         )
     return kernels._replace(adapter=kernels.adapter._replace(dtype=kernels.param_dtype))

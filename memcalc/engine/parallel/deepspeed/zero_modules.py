@@ -104,7 +104,9 @@ class _Listening:
             self._settle(False)
 
     def _settle(self, computes: bool) -> None:
-        ran = [(one.block, one.op, one.ran.kind == "gemm") for one in self.tape.kernels[self.begun :]]
+        ran = [
+            (one.block, one.op, one.ran.kind == "gemm") for one in self.tape.kernels[self.begun :]
+        ]
         self.linears |= {(block, op) for block, op, product in ran if product}
         if self.last is None or self.last[:3] in self.known:
             return
