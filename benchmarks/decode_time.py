@@ -7,14 +7,16 @@
 Generations are drawn from a seed (benchmarks/cpu/generations.py). Rounds go over all of them in turn, so
 that what else the machine does falls on each alike. Measured is the tenth percentile of each pass over
 all rounds, in the process's own CPU time, as calibrations of a CPU are fitted: what else the machine does
-only ever adds. The errors against medians are beside it. One thread, about three minutes. Ctrl-C shows
-what there is.
+only ever adds. The errors against medians are beside it. Generating waits for memory, which other processes
+use too: a product that reads a large matrix is timed after the calibration and in every round, and how
+much slower it became is told. One thread, about four minutes. Ctrl-C shows what there is.
 Checked by: tests/harness/test_decode_time.py.
 """
 
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +50,17 @@ def predicted(one: Asked, profile: dict[str, Any], path: Path) -> GenerationTime
     assert device.gpu is not None
     rates, _ = choose_rates(device.gpu, str(path))
     return generation_time(one.generation(), rates, wires_of(device, ParallelPlan(), rates))
+
+
+def probe_s() -> float:
+    """Seconds of a vector times a matrix of 64 MiB: the tenth percentile of twenty."""
+    now, vector, matrix = cpu_clock(), torch.ones(4096), torch.ones(4096, 4096)
+    taken = []
+    for _ in range(20):
+        begin = now()
+        torch.mv(matrix, vector)
+        taken.append(now() - begin)
+    return quantile(sorted(taken), 0.1)
 
 
 def one_round(one: Asked) -> tuple[float, list[float]]:
@@ -139,13 +152,17 @@ def command(
     torch.set_num_threads(threads)
     drawn = draw(decoders, seed, steps)
     taken: list[list[tuple[float, list[float]]]] = [[] for _ in drawn]
+    probes: list[float] = []
     interrupted = False
     with progress() as tell:
         profile = calibrated(calibration, threads, out, tell)
         try:
+            probes.append(probe_s())
             for number in range(rounds * len(drawn)):
                 one = drawn[number % len(drawn)]
                 tell(one.label, number, rounds * len(drawn))
+                if number % len(drawn) == 0:
+                    probes.append(probe_s())
                 with kept():
                     taken[number % len(drawn)].append(one_round(one))
         except KeyboardInterrupt:
@@ -156,7 +173,7 @@ def command(
         for one, found in zip(drawn, taken, strict=True)
         if found
     ]
-    found = record(rows, profile, seed)
+    found = {**record(rows, profile, seed), "probes_s": probes}
     if write and rows and not interrupted:
         with (HERE / "decode_time.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(found) + "\n")
@@ -189,6 +206,14 @@ def _show(found: dict[str, Any], as_json: bool) -> None:
     console = Console(width=None if sys.stdout.isatty() else 140, soft_wrap=False)
     for table in tables(found["rows"], found["scores"]):
         console.print(table)
+    first, *later = found["probes_s"]
+    if later:
+        slower = statistics.median(later) / first
+        console.print(
+            f"a matrix was read in {1e3 * first:.2f} ms after the calibration, in {slower:.2f} times that "
+            "during the rounds",
+            highlight=False,
+        )
 
 
 def main(words: list[str]) -> int:

@@ -2,7 +2,8 @@
 
 Names are a contract: `memory` and `throughput` by kind, `rows`, `unexpressed`; the rest is beside it:
 splits (`by_...`), `promised` (the rows the accuracy promised of throughput covers), `fitted_sources`,
-`outliers`. Runs that serve are scored apart, under `serving`, by engine.
+`outliers`. Runs that serve are scored apart, under `serving`, by engine; so are those that train adapters,
+under `adapters`, by stack.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from memcalc.accuracy import scores
+from memcalc.accuracy.adapters import with_adapters
 from memcalc.accuracy.groups import FITTED_SOURCES, is_fitted, outliers
 from memcalc.accuracy.pricing import BOTH, MEMORY, THROUGHPUT, Left, Pair, Priced
 from memcalc.accuracy.rows import Row
@@ -62,7 +64,7 @@ def report(
     """The JSON object; what: the figures asked for. Checked by: cli/test_accuracy.py."""
     from memcalc import __version__
 
-    pairs = [pair for pair in priced.pairs if not is_serving(pair.row)]
+    pairs = [pair for pair in priced.pairs if _class(pair.row) == "training"]
     frame = scores.frame_of(pairs)
     memory, rate = (frame[frame["what"] == one] for one in BOTH)
     promised = rate[rate["promised"]]
@@ -93,7 +95,8 @@ def report(
              "error_pct": 100 * pair.error}
             for pair in outliers(priced.pairs)
         ],
-        "serving": _serving(pair for pair in priced.pairs if is_serving(pair.row)),
+        "serving": _apart(by_engine(_of_class(priced.pairs, "serving"))),
+        "adapters": _adapters(_of_class(priced.pairs, "adapters")),
         "rows": [_pair(pair) for pair in priced.pairs],
         "unexpressed": [_left(left) for left in priced.unexpressed],
         "unscored": [_left(left) for left in priced.unscored],
@@ -101,20 +104,39 @@ def report(
     }  # fmt: skip
 
 
-def _serving(pairs: Iterable[Pair]) -> dict[str, Any]:
-    """Scores of runs that serve: memory, and tokens/s of a GPU, of each engine.
+def _class(row: Row) -> str:
+    """serving, adapters, or training: of every weight."""
+    if is_serving(row):
+        return "serving"
+    return "adapters" if with_adapters(row) else "training"
 
-    Their sources do not say which kind their memory is; it is held against allocated, and scored here.
+
+def _of_class(pairs: Iterable[Pair], name: str) -> list[Pair]:
+    return [pair for pair in pairs if _class(pair.row) == name]
+
+
+def _adapters(pairs: list[Pair]) -> dict[str, Any]:
+    """Scores of runs that train adapters: of each stack, and of all of them where there are several."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.row.text("stack") or "torch", []).append(pair)
+    return _apart({**groups, "all": pairs} if len(groups) > 1 else groups)
+
+
+def _apart(groups: Mapping[str, list[Pair]]) -> dict[str, Any]:
+    """Scores of a class that is scored apart: of memory and of throughput, of each group.
+
+    Memory of unknown kind is held against allocated, and scored here.
     """
     found: dict[str, Any] = {"memory": {}, "throughput": {}}
-    for engine, of in by_engine(pairs).items():
+    for name, of in groups.items():
         frame = scores.frame_of(of)
         for what in BOTH:
             part = frame[frame["what"] == what]
             if what == MEMORY:
                 part = part.assign(scored=True)
             if part["scored"].any():
-                found[what][engine] = scores.score(part)
+                found[what][name] = scores.score(part)
     return found
 
 
@@ -138,7 +160,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
     return {
         **_who(pair.row),
         "setup": _setup(pair.row),
-        "class": "serving" if is_serving(pair.row) else "training",
+        "class": _class(pair.row),
         "what": pair.what,
         "kind": pair.kind,
         "unit": _UNITS.get(pair.kind, _UNITS["memory"]),
@@ -178,8 +200,12 @@ def _who(row: Row) -> dict[str, Any]:
 def _notes(pairs: Iterable[Pair]) -> list[str]:
     found = []
     every = list(pairs)
-    listed = [pair for pair in every if not is_serving(pair.row)]
-    found += _serving_notes([pair for pair in every if is_serving(pair.row)])
+    listed = _of_class(every, "training")
+    found += _serving_notes(_of_class(every, "serving"))
+    if any(pair.what == MEMORY and pair.kind == "unknown" for pair in _of_class(every, "adapters")):
+        found.append(
+            "memory of runs that train adapters is of unknown kind: held against allocated"
+        )
     if any(pair.what == MEMORY and not pair.scored for pair in listed):
         found.append("memory of unknown kind is shown beside predicted allocated and not scored")
     wrong = [pair.row.id for pair in listed if pair.what == THROUGHPUT and not pair.scored]

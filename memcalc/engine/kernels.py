@@ -117,7 +117,9 @@ class LossEnd(NamedTuple):
     """What ends the model in feedback training, instead of next-token cross-entropy.
 
     kind: dpo | reward | value | policy | shared (policy and values of one trunk) | joint (policy and a
-    critic of its architecture, one backward) | grpo; without gradients logps | values | score. rows: sequences, whose log-probabilities are made one after the other. chunks: of positions whose entropy is made. reference: of dpo, whose log-probabilities are made
+    critic of its architecture, one backward) | grpo; without gradients logps | values | score. rows:
+    sequences, whose log-probabilities are made one after the other. chunks: of positions whose entropy is
+    made. reference: of dpo, whose log-probabilities are made
     inside the loss: model | adapter (the model itself, its adapters off) | none (known beforehand).
     beta: grpo's loss has a divergence from a reference. keeps_hidden: the outputs hold every block's.
     Source: TRL 1.0.0. Checked by: oracle/test_feedback.py.

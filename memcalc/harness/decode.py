@@ -37,7 +37,6 @@ class Decoding:
         self.model: Decoder = assemble(asked.config, kernels, self.kinds, device)
         if seed is not None:
             initialize(self.model, seed)
-        self.model.requires_grad_(False)
         self.cache: Cache | None = self._cache() if asked.stands else None
         generator = torch.Generator("cpu").manual_seed((seed or 0) + 1)
         shape = (asked.batch, asked.prompt)

@@ -39,7 +39,8 @@ def accuracy_page(page: Page, found: Found) -> None:
     for what in ("memory", "throughput"):
         _tables(page, found, what)
     _promised(page, found)
-    _serving(page, found["serving"])
+    _apart(page, "Serving", "engine", found["serving"])
+    _apart(page, "Adapters", "stack", found["adapters"])
     _outliers(page, found["outliers"])
     _figures(page, found["rows"])
     _left_out(page, "Not expressed", found["unexpressed"])
@@ -161,17 +162,17 @@ def _promised(page: Page, found: Found) -> None:
     )  # fmt: skip
 
 
-def _serving(page: Page, found: Found) -> None:
-    """Runs that serve, by engine: scored apart from those that train."""
+def _apart(page: Page, title: str, group: str, found: Found) -> None:
+    """Runs that serve, by engine, and that train adapters, by stack: scored apart from all others."""
     rows = [
-        (what, engine, str(score["n"]), *_errors(score))
+        (what, name, str(score["n"]), *_errors(score))
         for what in ("memory", "throughput")
-        for engine, score in found[what].items()
+        for name, score in found[what].items()
     ]
     if rows:
         heads = (
-            "Serving, error %",
-            "engine",
+            f"{title}, error %",
+            group,
             ">rows",
             ">mean",
             ">bias",

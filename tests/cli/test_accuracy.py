@@ -49,7 +49,7 @@ def test_the_json_holds_the_contract(memcalc, own: Path) -> None:  # type: ignor
     assert high["error_pct"] == pytest.approx(2, abs=1e-5)
     assert (unknown["id"], unknown["scored"]) == ("three", False)
     (left,) = found["unexpressed"]
-    assert left["id"] == "four" and "inference" in left["reason"]
+    assert left["id"] == "four" and "serving" in left["reason"]
     assert [row["id"] for row in found["unscored"]] == ["five"]
     counts = {"rows": 5, "scored": 2, "shown_only": 1, "unexpressed": 1, "unscored": 1}
     assert found["counts"] == counts
@@ -132,9 +132,18 @@ def test_a_file_none_of_whose_rows_can_be_priced_says_why_and_is_done(
     assert memcalc("accuracy", "--rows", path, "--json").json["memory"] == {}
     outcome = memcalc("accuracy", "--rows", path)
     assert outcome.status == 0
-    assert re.search(r"one +inference \(decode\) is not in this version", outcome.out)
+    assert re.search(r"one +serving \(decode\) by an engine that is not stated", outcome.out)
     line = memcalc("accuracy", "--rows", path, "--quiet").out
     assert line.startswith("rows 1 scored 0 mae_pct none")
+
+
+def test_runs_that_train_adapters_are_a_table_of_their_own(memcalc, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    lora = {**SMALL, "stack": "hf", "peft": "lora", "lora_rank": 8}
+    path = write(tmp_path / "own.csv", [lora])
+    found = memcalc("accuracy", "--rows", path, "--json").json
+    assert set(found["adapters"]["memory"]["hf"]) >= _SCORES and found["memory"] == {}
+    assert found["rows"][0]["class"] == "adapters"
+    assert re.search(r"Adapters, error % +stack +rows", memcalc("accuracy", "--rows", path).out)
 
 
 def test_a_bad_file_is_refused_in_one_line(memcalc, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -336,8 +336,8 @@ def test_a_second_call_has_nothing_left_to_do(tiny_run, tmp_path):
     assert again.returncode == 0, again.stderr[-2000:]
     said = json.loads((tmp_path / "summary.json").read_text())
     assert said["stages"] == {
-        "memory": {"had before": 6}, "decode": {"had before": 2}, "calibration": {"had before": 1}, "mfu": {"had before": 1},
-        "residual": {"had before": 1}, "timing": {"had before": 2},
+        "memory": {"had before": 6}, "calibration": {"had before": 1}, "mfu": {"had before": 1},
+        "decode": {"had before": 2}, "residual": {"had before": 1}, "timing": {"had before": 2},
     }  # fmt: skip
     assert said["errors"]["requested"]["n"] == 5  # the table covers what was had
 

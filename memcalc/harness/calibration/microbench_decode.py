@@ -28,8 +28,11 @@ from memcalc.harness.step_clock import StepClock
 
 #: Of the generation whose launches are counted: positions of the prompt, steps.
 _PROMPT, _STEPS = 4, 4
-#: The generations a calibration checks itself by: sequences, positions of the prompt, steps, rounds.
-_WHOLE = (2, 64, 8, 12)
+#: The generations a calibration checks itself by: sequences, positions of the prompt, steps.
+_WHOLE = (2, 64, 8)
+#: Such points stand for all the rest: they are timed this many times longer than a single operation.
+_LONGER = 10
+_MOST_ROUNDS = 40
 
 
 class Cached(NamedTuple):
@@ -140,7 +143,9 @@ def launches(scale: Scale) -> list[Task]:
     """Generations of a decoder so small that launching its operators is what they take."""
     return [
         Task(
-            f"generation by {depth} minute layers, {precision}", _launches(setup, depth, precision)
+            f"generation by {depth} minute layers, {precision}",
+            _launches(setup, depth, precision),
+            _LONGER * scale.protocol.least_s,
         )
         for setup in scale.launches[:1]
         for precision in ("fp32", "bf16")
@@ -153,7 +158,8 @@ def _launches(setup: Step, depth: int, precision: str) -> Callable[[Bench], Poin
         plan = plan_for(setup._replace(precision=precision), depth, bench.device)
         asked = Generation(plan.config, plan.kernels, 1, _PROMPT, _STEPS)
         decoding = Decoding(asked, bench.device)
-        timed = bench.time(lambda call: decoding.run())
+        least_s = _LONGER * bench.protocol.least_s
+        timed = bench.time(lambda call: decoding.run(), calls=1, least_s=least_s)
         what = {"precision": precision, "layers": depth, "kernels": launched(asked)}
         return point("launch_decode", what, timed)
 
@@ -172,7 +178,11 @@ def whole(scale: Scale) -> list[Task]:
     """Generations of the small decoder that the two-depth steps run, with both kinds of attention."""
     setup = scale.launches[0]._replace(model="tiny")
     return [
-        Task(f"generation by tiny, {precision}, {attention}", _whole(setup, precision, attention))
+        Task(
+            f"generation by tiny, {precision}, {attention}",
+            _whole(setup, precision, attention),
+            _LONGER * scale.protocol.least_s,
+        )
         for precision in ("fp32", "bf16")
         for attention in ("flash", "eager")
     ]
@@ -182,10 +192,11 @@ def _whole(setup: Step, precision: str, attention: str) -> Callable[[Bench], Poi
     def run(bench: Bench) -> Point:
         asked = generation_of(setup.model, precision, attention, bench.device)
         decoding = Decoding(asked, bench.device)
-        rounds = [passes_s(decoding) for _ in range(_WHOLE[3] + 1)][1:]
+        count = min(_MOST_ROUNDS, 1 + round(400 * bench.protocol.least_s))
+        rounds = [passes_s(decoding) for _ in range(count + 1)][1:]
         first = sorted(one[0] for one in rounds)
         steps = [seconds for one in rounds for seconds in one[1:]]
-        what = {"model": setup.model, "precision": precision, "attention": attention}
+        what: Point = {"model": setup.model, "precision": precision, "attention": attention}
         what |= {"prompt_s": quantile(first, 0.1), "tokens": asked.batch * asked.prompt}
         return point("generation", what, summary(steps, len(steps)))
 
@@ -196,7 +207,7 @@ def generation_of(model: str, precision: str, attention: str, device: torch.devi
     """The generation of such a point."""
     setup = Step(model, 8, 1, precision, attention, None, optimizer="none")
     plan = plan_for(setup, max(DEPTHS), device)
-    batch, prompt, steps, _ = _WHOLE
+    batch, prompt, steps = _WHOLE
     return Generation(plan.config, plan.kernels, batch, prompt, steps)
 
 

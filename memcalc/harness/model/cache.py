@@ -9,6 +9,7 @@ Checked by: oracle/test_harness_decode.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -104,7 +105,7 @@ class Standing:
 class Cache:
     """The caches of all layers. seen: positions taken in so far."""
 
-    def __init__(self, layers: list[Growing] | list[Standing]) -> None:
+    def __init__(self, layers: Sequence[Growing | Standing]) -> None:
         self.layers = layers
         self.seen = 0
 

@@ -107,13 +107,12 @@ class Linear(nn.Linear):
         if self.adapter is None:
             return linear(x, self.weight, self.bias, self.kernels, self.fp8)
         result = linear(x, self.weight, self.bias, self.kernels)
-        with op(
-            self.adapter.op
-        ):  # PEFT has one name for the result, which a method's caller would hold
+        # not a method of its own: its caller would hold the result that PEFT's code lets go
+        with op(self.adapter.op):
             dtype = result.dtype
             x = x.to(self.adapter.dtype)
             result = result + self.adapter(x) * SCALING
-            return result.to(dtype)
+            return result.to(dtype)  # type: ignore[no-any-return]
 
     def _over_packed(self, x: Tensor, packed: Packed) -> Tensor:
         """The same of a matrix in 4 bits, in PEFT's order of operations for bitsandbytes' linears."""

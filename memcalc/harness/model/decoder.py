@@ -80,6 +80,7 @@ class Decoder(nn.Module):
         """Read and fill this cache from the next pass on; None: none."""
         self.cache = cache
         for number, block in enumerate(self.layers):
+            assert isinstance(block, Block)
             block.attn.cache = None if cache is None else cache.layers[number]
 
     def next_tokens(self, ids: Tensor) -> Tensor:

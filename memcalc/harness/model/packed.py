@@ -38,6 +38,13 @@ TABLES: Final = {
 class Packed(nn.Module):
     """A matrix (o, i) in 4 bits. name: nf4 | fp4, with `-plain` where its scales are not packed too."""
 
+    codes: Tensor  # (count / 2, 1) uint8, two weights a byte
+    table: Tensor
+    absmax: Tensor
+    nested_absmax: Tensor
+    nested_table: Tensor
+    offset: Tensor
+
     def __init__(self, shape: tuple[int, int], name: str, dtype: torch.dtype) -> None:
         super().__init__()
         kind, _, plain = name.partition("-")
@@ -104,7 +111,7 @@ class Packed(nn.Module):
             absmax += self.offset
         matrix = dequantize_4bit(self.codes, absmax, self.table, list(self.shape), self.dtype)
         del absmax
-        return matrix.to(dtype)
+        return matrix.to(dtype)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """The product with its gradient of x; bias takes none."""
@@ -146,13 +153,17 @@ def dequantize_4bit(
     """The matrix of 4-bit codes, two a byte, the first in the upper half; BLOCK share one of absmax."""
     out = torch.empty(shape, dtype=dtype, device=codes.device)
     flat, bytes_in_all = out.view(-1), codes.view(-1)
+    every = torch.arange(256, device=codes.device)
+    pairs = torch.stack((table[every >> 4], table[every & 15]), 1)  # both numbers of every byte
     for begin in range(0, len(bytes_in_all), _PIECE // 2):
         some = bytes_in_all[begin : begin + _PIECE // 2]
-        pairs = torch.stack((some >> 4, some & 15), 1).view(-1)
-        start, end = 2 * begin, min(2 * begin + len(pairs), len(flat))
-        values = table[pairs[: end - start].int()]
-        blocks = absmax[start // BLOCK : -(-end // BLOCK)].repeat_interleave(BLOCK)
-        flat[start:end] = values.mul_(blocks[: end - start])
+        start, end = 2 * begin, min(2 * (begin + len(some)), len(flat))
+        values = F.embedding(some.int(), pairs).view(-1)[: end - start]
+        whole = len(values) // BLOCK * BLOCK
+        scales = absmax[start // BLOCK : -(-end // BLOCK)]
+        values[:whole].view(-1, BLOCK).mul_(scales[: whole // BLOCK, None])
+        values[whole:].mul_(scales[-1])
+        flat[start:end] = values
     return out
 
 
