@@ -15,14 +15,20 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from memcalc.engine.estimate import estimate
     from memcalc.engine.explain import explain
+    from memcalc.engine.feedback.feedback import feedback
+    from memcalc.engine.feedback.results import FeedbackEstimate
     from memcalc.engine.results import Breakdown, Estimate, MemoryEstimate
+    from memcalc.engine.serving.infer import infer
+    from memcalc.engine.serving.serving_results import ServingEstimate
     from memcalc.engine.timing.time_estimate import TimeEstimate
     from memcalc.errors import ConfigError, MemcalcError
     from memcalc.inputs.clusters import Cluster, load_cluster
+    from memcalc.inputs.feedback import FeedbackSetup
     from memcalc.inputs.hardware import Gpu, load_gpu
     from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
     from memcalc.inputs.models import load_model
     from memcalc.inputs.parallel import ParallelPlan
+    from memcalc.inputs.serving import ServingSetup
     from memcalc.inputs.training import TrainingSetup
 
 _HOMES = {
@@ -44,6 +50,12 @@ _HOMES = {
     "MoeConfig": "memcalc.inputs.model",
     "load_model": "memcalc.inputs.models",
     "TrainingSetup": "memcalc.inputs.training",
+    "feedback": "memcalc.engine.feedback.feedback",
+    "FeedbackEstimate": "memcalc.engine.feedback.results",
+    "FeedbackSetup": "memcalc.inputs.feedback",
+    "infer": "memcalc.engine.serving.infer",
+    "ServingEstimate": "memcalc.engine.serving.serving_results",
+    "ServingSetup": "memcalc.inputs.serving",
 }
 
 __all__ = [
@@ -51,6 +63,8 @@ __all__ = [
     "Cluster",
     "ConfigError",
     "Estimate",
+    "FeedbackEstimate",
+    "FeedbackSetup",
     "Gpu",
     "MemcalcError",
     "MemoryEstimate",
@@ -58,10 +72,14 @@ __all__ = [
     "ModelConfig",
     "MoeConfig",
     "ParallelPlan",
+    "ServingEstimate",
+    "ServingSetup",
     "TimeEstimate",
     "TrainingSetup",
     "estimate",
     "explain",
+    "feedback",
+    "infer",
     "load_cluster",
     "load_gpu",
     "load_model",

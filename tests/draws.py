@@ -1,8 +1,8 @@
 """How many of the drawn configurations a run of the tests takes: some, or all of them.
 
 `MEMCALC_DRAWS=all python -m pytest` takes all; the numbers of configurations in README and docs are of that.
-Otherwise a third of what a test draws, and of tests that run PyTorch a third of their cases where there are
-more than FEW. Which ones is fixed: spread over all, the first among them.
+Otherwise a third of what a test draws, and of the cases of a slow test a quarter, but at least two. Which
+ones is fixed: spread over all, the first among them.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from collections import defaultdict
 import pytest
 
 ALL = os.environ.get("MEMCALC_DRAWS") == "all"
-#: Folders of tests that run PyTorch.
-SLOW = ("tests/oracle/", "tests/harness/")
-FEW = 5
+#: Tests that run PyTorch.
+SLOW = ("tests/oracle/", "tests/harness/", "tests/cli/test_distributed.py")
 SHARE = 3
+OF_SLOW, LEAST = 4, 2
 
 
 def draws(count: int) -> int:
@@ -37,11 +37,8 @@ def chosen(items: list[pytest.Item]) -> list[pytest.Item]:
     for item in items:
         if item.nodeid.startswith(SLOW):
             of_test[item.nodeid.partition("[")[0]].append(item.nodeid)
-    left_out = {
-        name
-        for names in of_test.values()
-        if len(names) > FEW
-        for number, name in enumerate(names)
-        if number % SHARE
-    }
+    left_out: set[str] = set()
+    for names in of_test.values():
+        kept = max(-(-len(names) // OF_SLOW), min(LEAST, len(names)))
+        left_out |= set(names) - {names[i * len(names) // kept] for i in range(kept)}
     return [item for item in items if item.nodeid not in left_out]

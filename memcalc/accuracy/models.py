@@ -16,7 +16,7 @@ from typing import Any, Final
 from memcalc.accuracy.notes import NotExpressedError
 from memcalc.accuracy.rows import Row
 from memcalc.errors import ConfigError
-from memcalc.inputs.hf import FAMILIES, model_from_config
+from memcalc.inputs.hf import FAMILIES, WITH_ENCODER, model_from_config
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
 
@@ -85,7 +85,7 @@ def _keys(family: str, row: Row) -> tuple[Keys, list[str]]:
     """config.json keys of a row's family, and what was assumed."""
     if family in _WRITERS:
         return _WRITERS[family](row)
-    if family in FAMILIES:
+    if family in FAMILIES and family not in WITH_ENCODER:
         return {"model_type": family, **_llama(row)}, []
     raise NotExpressedError(f"family {family!r} is not one this version builds")
 

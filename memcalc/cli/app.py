@@ -31,6 +31,11 @@ _EXAMPLES = {
         "memcalc estimate ./config.json --stack hf --optimizer-impl fused --gpu 4090",
         "memcalc estimate gpt2 --timeline step.csv --save run.toml",
     ),
+    "infer": (
+        "memcalc infer llama-3-8b --gpu a100-80gb --batch 32 --context 8192",
+        "memcalc infer qwen2.5-72b --gpu h100 --tp 4 --engine vllm --batch 64 --context 4k",
+        "memcalc infer llama-3.1-8b --gpu 4090 --weights gguf:Q4_K_M --engine llama.cpp",
+    ),
     "explain": ("memcalc explain llama-3.2-1b", "memcalc explain gpt2 --stack hf --json"),
     "compare": (
         "memcalc compare llama-3.1-8b,qwen2.5-7b --gpu h100,h200 --micro-batch 1,2,4",
@@ -203,7 +208,7 @@ def _positionals(command: str) -> list[tuple[str, Any, Any]]:
     shown = {
         "MODEL": "Profile name, Hub id, config.json, its directory, or a .safetensors file",
         "[MODEL]": "The same as of estimate",
-        "[KIND]": "models, gpus, stacks, clusters or calibrations",
+        "[KIND]": "models, gpus, stacks, clusters, weights, engines or calibrations",
         "KIND": ", ".join(KINDS),
         "NAME": "A name of `memcalc list`",
         "A": "Run file, JSON result, or a quoted command line",
@@ -255,11 +260,12 @@ def _from_profiles(*kinds: str) -> Callable[..., list[str]]:
 
 _COMPLETE: dict[str, Callable[..., list[str]]] = {
     "MODEL": _from_profiles("models"),
-    "NAME": _from_profiles("models", "gpus", "stacks", "clusters"),
+    "NAME": _from_profiles("models", "gpus", "stacks", "clusters", "engines"),
     "KIND": lambda incomplete="": [kind for kind in KINDS if kind.startswith(incomplete)],
     "[KIND]": lambda incomplete="": [
-        kind for kind in ("models", "gpus", "stacks", "clusters", "calibrations")
-        if kind.startswith(incomplete)
+        kind for kind in (
+            "models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations",
+        ) if kind.startswith(incomplete)
     ],
     "gpu": _from_profiles("gpus"),
     "stack": _from_profiles("stacks"),

@@ -12,7 +12,7 @@ from memcalc.units import GIB
 if TYPE_CHECKING:
     from memcalc.output.console import Page
 
-KINDS = ("models", "gpus", "stacks", "clusters", "calibrations")
+KINDS = ("models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations")
 EMPTY = {"calibrations": "none yet; `memcalc calibrate` makes one"}
 _NONE = "none in this version"
 
@@ -37,6 +37,8 @@ def run(arguments: Arguments) -> int:
             sheet.line("no measured one yet; `memcalc calibrate` makes one of this device")
         elif any(str(row.get("usable_bytes_source", "")).startswith("label") for row in rows):
             sheet.line("label: taken from the product's name, not read from a device")
+        elif kind == "weights":
+            sheet.line("bits: in memory for each element of a matrix of 4096 x 4096")
         elif kind == "clusters":
             sheet.line("GPUs of a node and of the scale-up domain; GB/s of one direction, as sold:")
             sheet.line("of a GPU to its peers on the link, of a node to other nodes")
@@ -61,6 +63,10 @@ def _count(kind: str) -> int:
         from memcalc.inputs.calibrations import entries
 
         return len(entries())
+    if kind == "weights":
+        from memcalc.inputs.weights import weight_names
+
+        return len(weight_names())
     from memcalc.inputs.profiles import profile_names
 
     return len(profile_names(kind)) if kind in _ROWS else 0
@@ -100,6 +106,8 @@ def _cell(key: str, value: Any) -> str:
     if key in _SCALE:
         unit, form = _SCALE[key]
         return format(value / unit, form)
+    if key == "bits":
+        return f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else f"{value}"
 
 
@@ -115,7 +123,7 @@ def _models() -> list[dict[str, Any]]:
             "parameters": raw.get("parameters"),
             "layers": _first(config, "num_hidden_layers", "n_layer", "n_layers", "num_layers"),
             "hidden": _first(config, "hidden_size", "n_embd", "d_model"),
-            "heads": _first(config, "num_attention_heads", "n_head"),
+            "heads": _first(config, "num_attention_heads", "n_head", "num_heads"),
             "family": config.get("model_type"),
         }
         rows.append(row)
@@ -173,6 +181,26 @@ def _clusters() -> list[dict[str, Any]]:
     return rows
 
 
+def _weights() -> list[dict[str, Any]]:
+    """bits: in memory for each element of a matrix of 4096 x 4096."""
+    from memcalc.inputs.weights import load_weights, weight_names
+
+    formats = [load_weights(name) for name in weight_names()]
+    return [
+        {"name": f.name, "bits": f.bits(4096, 4096), "description": f.description} for f in formats
+    ]
+
+
+def _engines() -> list[dict[str, Any]]:
+    from memcalc.inputs.engines import ENGINES, load_engine
+
+    known = [load_engine(name) for name in ENGINES]
+    return [
+        {"name": e.name, "description": e.description, "verified_against": e.verified_against}
+        for e in known
+    ]
+
+
 def _calibrations() -> list[dict[str, Any]]:
     """The user's and the package's; a file that is none is passed over with a note."""
     from memcalc.errors import ConfigError
@@ -213,5 +241,5 @@ def _constants(name: str, architecture: str, origin: str) -> dict[str, Any]:
 
 _ROWS = {
     "models": _models, "gpus": _gpus, "stacks": _stacks, "clusters": _clusters,
-    "calibrations": _calibrations,
+    "weights": _weights, "engines": _engines, "calibrations": _calibrations,
 }  # fmt: skip

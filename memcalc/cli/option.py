@@ -12,7 +12,11 @@ from typing import Final, NamedTuple
 SEVERAL: Final = ("compare", "chart", "report")
 #: Commands that price a setup: memory, time, or what a run of it costs.
 PRICED: Final = ("estimate", "train-time", "mfu", *SEVERAL)
+#: Commands that ask for a GPU.
+DEVICE: Final = (*PRICED, "infer")
 SETUP: Final = (*PRICED, "explain", "measure", "verify")
+#: Options of a setup that serving has too.
+SERVED: Final = (*SETUP, "infer")
 ESTIMATE: Final = ("estimate",)
 LAYOUT: Final = (*PRICED, "explain")
 RANKS: Final = (*PRICED, "explain", "measure", "verify")
@@ -21,19 +25,19 @@ ON_DEVICE: Final = ("measure", "verify", "calibrate")
 ACCURACY: Final = ("accuracy", "chart")
 EVERY: Final = (
     "estimate", "explain", "measure", "verify", "calibrate", "accuracy", "list", "show", "doctor",
-    "diff", "train-time", "mfu", *SEVERAL,
+    "diff", "train-time", "mfu", "infer", *SEVERAL,
 )  # fmt: skip
 PANELS: Final = (
-    "Model", "Training", "Parallelism", "Hardware", "Comparison", "Chart", "Run", "Throughput", "Cost",
-    "Measuring", "Rows", "Output",
+    "Model", "Training", "Feedback", "Serving", "Parallelism", "Hardware", "Comparison", "Chart", "Run",
+    "Throughput", "Cost", "Measuring", "Rows", "Output",
 )  # fmt: skip
 
 
 class Option(NamedTuple):
     """One option.
 
-    kind: text, count (k = 1024), decimal (k = 1000), number, memory, recompute, name, names, file,
-    flag or many.
+    kind: text, count (k = 1024), decimal (k = 1000), number, memory, recompute, peft, name, names,
+    file, flag or many.
     """
 
     name: str
@@ -41,8 +45,9 @@ class Option(NamedTuple):
     panel: str
     help: str
     default: str = ""
-    field: str = ""  # of TrainingSetup
+    field: str = ""  # of TrainingSetup; peft.NAME of its PeftSetup
     parallel: str = ""  # of ParallelPlan
+    serving: str = ""  # of ServingSetup
     commands: tuple[str, ...] = SETUP
     choices: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()  # beside --name
@@ -69,5 +74,5 @@ class Option(NamedTuple):
 _METAVARS: Final = {
     "count": "N", "decimal": "N", "number": "X", "memory": "SIZE", "name": "NAME", "file": "FILE",
     "recompute": "NAME", "many": "FIELD=VALUE", "counts": "N,N,...", "reshard": "WHETHER",
-    "names": "NAME,...",
+    "names": "NAME,...", "peft": "NAME",
 }  # fmt: skip

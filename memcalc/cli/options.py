@@ -10,8 +10,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from memcalc.cli.chart_options import CHART_OPTIONS
+from memcalc.cli.feedback_options import FEEDBACK_OPTIONS
 from memcalc.cli.option import (
     ACCURACY,
+    DEVICE,
     ESTIMATE,
     EVERY,
     LAYOUT,
@@ -20,9 +22,13 @@ from memcalc.cli.option import (
     PANELS,
     PRICED,
     RANKS,
+    SERVED,
     Option,
 )
+from memcalc.cli.peft_options import PEFT_OPTIONS
+from memcalc.cli.phase_options import PHASE_OPTIONS
 from memcalc.cli.run_options import RUN_OPTIONS
+from memcalc.cli.serving_options import SERVING_OPTIONS
 from memcalc.inputs.parallel import (
     CP_METHODS,
     OFFLOAD_DEVICES,
@@ -36,9 +42,11 @@ __all__ = ["BY_FLAG", "BY_NAME", "COMMANDS", "LATER_COMMANDS", "MEASURE", "OPTIO
            "POSITIONALS", "Option", "options_of"]  # fmt: skip
 
 _NOW: Final = (
-    Option("layers", "count", "Model", "Only the first N blocks", "all", "num_layers"),
+    Option("layers", "count", "Model", "Only the first N blocks", "all", "num_layers",
+           commands=SERVED),
     Option("imbalance", "number", "Model",
-           "Token rows of the rank whose experts receive most, over the mean", "1", "imbalance"),
+           "Token rows of the rank whose experts receive most, over the mean", "1", "imbalance",
+           commands=SERVED),
     Option("capacity-factor", "number", "Model",
            "Rows an expert takes at most, over the mean; the rest is dropped (stack megatron)",
            "none are dropped", "capacity_factor", commands=LAYOUT),
@@ -49,6 +57,8 @@ _NOW: Final = (
            "training.loss_chunks=4; may be repeated"),
     Option("seq", "count", "Training", "Tokens of a sequence; 8k = 8192",
            "min(2048, the model's maximum)", "seq_len"),
+    Option("target-seq", "count", "Training", "Tokens an encoder-decoder's decoder sees (T5)",
+           "seq", "target_seq_len"),
     Option("micro-batch", "count", "Training", "Sequences of one forward", "1", "micro_batch_size"),
     Option("grad-accum", "count", "Training", "Micro-batches of an optimizer step", "1",
            "grad_accum_steps"),
@@ -75,7 +85,7 @@ _NOW: Final = (
            "What selective means on stack megatron, as moe_act,layernorm", "core_attn",
            "recompute_modules", commands=LAYOUT),
     Option("attention", "text", "Training", "Attention kernel", "flash", "attention",
-           choices=ATTENTIONS),
+           choices=ATTENTIONS, commands=SERVED),
     Option("loss", "text", "Training", "Loss code", "the stack's", "loss",
            choices=LOSSES),
     Option("stack", "name", "Training", "Whose training code runs: memcalc list stacks", "torch",
@@ -83,18 +93,18 @@ _NOW: Final = (
     Option("compile", "flag", "Training", "torch.compile on each block", "",
            "compile"),
     Option("gpu", "name", "Hardware", "GPU, in any usual spelling; without one no verdict", "none",
-           commands=PRICED),
+           commands=DEVICE),
     Option("gpu-memory", "memory", "Hardware", "Memory the driver gives, as 79.2GiB",
-           "the profile's", commands=PRICED),
+           "the profile's", commands=DEVICE),
     Option("cluster", "name", "Hardware", "Nodes, links and hosts of the GPUs; names the GPU too",
-           "nodes of 8 on NVSwitch", commands=PRICED),
+           "nodes of 8 on NVSwitch", commands=DEVICE),
     Option("calibration", "name", "Hardware",
            "Rates of kernels and links: default, auto (measured ones of the GPU if there are any), "
            "a name of `memcalc list calibrations`, or a file", "default; auto for --gpu local",
-           commands=(*PRICED, "verify")),
-    Option("reserve", "memory", "Hardware", "Memory to leave free", "0GiB", commands=PRICED),
-    Option("device", "text", "Measuring", "cuda, cuda:1 or cpu", "cuda where there is one",
-           commands=ON_DEVICE),
+           commands=(*DEVICE, "verify")),
+    Option("reserve", "memory", "Hardware", "Memory to leave free", "0GiB", commands=DEVICE),
+    Option("device", "text", "Measuring", "cuda, cuda:1 or cpu; infer: gpu or cpu",
+           "cuda where there is one", commands=(*ON_DEVICE, "infer", "chart")),
     Option("steps", "count", "Measuring", "Timed optimizer steps", "20; 5 on a CPU",
            commands=MEASURE),
     Option("warmup", "count", "Measuring", "Steps before them", "10; 2 on a CPU",
@@ -117,8 +127,8 @@ _NOW: Final = (
            "all", commands=ACCURACY, choices=("yes", "partly", "no")),
     Option("memory", "flag", "Rows", "Only figures of memory", "", commands=ACCURACY),
     Option("throughput", "flag", "Rows", "Only figures of speed", "", commands=ACCURACY),
-    Option("config", "file", "Output", "Read options from a run file (TOML)"),
-    Option("save", "file", "Output", "Write the options given to a run file"),
+    Option("config", "file", "Output", "Read options from a run file (TOML)", commands=SERVED),
+    Option("save", "file", "Output", "Write the options given to a run file", commands=SERVED),
     Option("json", "flag", "Output", "One JSON object on stdout", commands=EVERY),
     Option("csv", "flag", "Output", "CSV with a header: a row a setup (accuracy: a row a figure)",
            commands=("estimate", "accuracy", "compare", "chart")),
@@ -151,20 +161,24 @@ def _split(name: str, kind: str, said: str, default: str = "1", **more: Any) -> 
 
 
 _PARALLEL: Final = (
-    _split("gpus", "count", "GPUs in all; those the degrees leave are dp", "tp x pp x cp x dp"),
-    _split("gpus-per-node", "count", "GPUs of one node", "the cluster's or GPU's"),
-    _split("tp", "count", "Ranks a layer is split over", commands=RANKS),
+    _split("gpus", "count", "GPUs in all; those the degrees leave are dp", "tp x pp x cp x dp",
+           commands=(*LAYOUT, "infer")),
+    _split("gpus-per-node", "count", "GPUs of one node", "the cluster's or GPU's",
+           commands=(*LAYOUT, "infer")),
+    _split("tp", "count", "Ranks a layer is split over", commands=(*RANKS, "infer")),
     _split("sp", "flag", "Sequence parallelism beside tp", "the stack's", commands=RANKS),
     _split("no-sp", "flag", "No sequence parallelism", ""),
-    _split("pp", "count", "Pipeline stages", commands=RANKS),
+    _split("pp", "count", "Pipeline stages", commands=(*RANKS, "infer")),
     _split("vpp", "count", "Chunks of the model a stage holds (interleaved)"),
     _split("schedule", "text", "Pipeline schedule", "1f1b", choices=SCHEDULES, commands=RANKS),
-    _split("stage-layers", "counts", "Blocks of each stage, as 7,8,8,7", "evenly"),
+    _split("stage-layers", "counts", "Blocks of each stage, as 7,8,8,7", "evenly",
+           commands=(*LAYOUT, "infer")),
     _split("cp", "count", "Ranks a sequence is split over", commands=RANKS),
     _split("cp-method", "text", "How: ring or ulysses", "ring", choices=CP_METHODS, commands=RANKS),
-    _split("ep", "count", "Ranks the experts are spread over", commands=RANKS),
+    _split("ep", "count", "Ranks the experts are spread over", commands=(*RANKS, "infer")),
     _split("etp", "count", "Ranks one expert is split over", "the stack's"),
-    _split("dp", "count", "Ranks that split the batch", "what gpus leaves", commands=RANKS),
+    _split("dp", "count", "Ranks that split the batch", "what gpus leaves",
+           commands=(*RANKS, "infer")),
     _split("zero", "stage", "Sharded over dp: 1 optimizer states, 2 gradients, 3 parameters", "0",
            choices=("0", "1", "2", "3")),
     _split("fsdp", "flag", "Stage 3 as PyTorch's fully_shard (FSDP2)", "", commands=RANKS),
@@ -186,13 +200,13 @@ _PARALLEL: Final = (
 
 
 _LATER: Final = (
-    *(_later(name, "Training") for name in (
-        "peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "rlhf", "engine",
-        "weights", "kv-cache", "batch", "context")),
     _later("fix", "Output"),
 )  # fmt: skip
 
-OPTIONS: Final = (*_NOW, *_PARALLEL, *CHART_OPTIONS, *RUN_OPTIONS, *_LATER)
+OPTIONS: Final = (
+    *_NOW, *_PARALLEL, *PEFT_OPTIONS, *FEEDBACK_OPTIONS, *PHASE_OPTIONS, *SERVING_OPTIONS,
+    *CHART_OPTIONS, *RUN_OPTIONS, *_LATER,
+)  # fmt: skip
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *option.flags)}
 
@@ -200,9 +214,10 @@ BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *
 COMMANDS: Final = {
     "estimate": ("MODEL", "Memory of a training step: what it needs, where it peaks, if it fits"),
     "explain": ("MODEL", "The ledger behind an estimate, with every formula"),
+    "infer": ("MODEL", "Serving: weights and cache, the batch and context that fit, latency, tokens/s"),
     "compare": ("[MODEL]", "Several models, GPUs and setups in a table: what fits, how fast, what cost"),
     "chart": ("KIND [MODEL]", "A picture: breakdown, timeline, sweep, compare, roofline, pipeline, "
-              "scaling, accuracy"),
+              "scaling, serving, accuracy"),
     "report": ("MODEL", "One HTML file of a setup: verdict, charts, ledger, the command behind it"),
     "verify": ("MODEL", "Run real steps and hold the estimate against them"),
     "measure": ("MODEL", "Run real steps: memory, tokens/s, utilisation"),
@@ -210,19 +225,19 @@ COMMANDS: Final = {
     "train-time": ("MODEL", "How long a training run takes: days, GPU-hours, energy, cost"),
     "mfu": ("[MODEL]", "How much of a GPU a run uses, by each method and convention"),
     "accuracy": ("", "Price measured runs, published or your own: predicted beside measured"),
-    "list": ("[KIND]", "Known models, gpus, stacks, clusters, calibrations"),
+    "list": ("[KIND]", "Known models, gpus, stacks, clusters, weight formats, engines, calibrations"),
     "show": ("[KIND] NAME", "Every figure of one model, GPU or stack, with its source"),
     "doctor": ("", "What is installed, which device"),
     "diff": ("A B", "What moved between two runs: run files, results, or quoted commands"),
 }  # fmt: skip
 #: (fewest, most) positional arguments.
 POSITIONALS: Final = {
-    "estimate": (1, 1), "explain": (1, 1), "verify": (1, 1), "measure": (1, 1),
+    "estimate": (1, 1), "infer": (1, 1), "explain": (1, 1), "verify": (1, 1), "measure": (1, 1),
     "train-time": (1, 1), "mfu": (0, 1), "calibrate": (0, 0), "accuracy": (0, 0), "list": (0, 1),
     "show": (1, 2), "doctor": (0, 0), "diff": (2, 2), "compare": (0, 1), "chart": (1, 2),
     "report": (1, 1),
 }  # fmt: skip
-LATER_COMMANDS: Final = ("infer", "solve", "search", "advise", "export", "import")
+LATER_COMMANDS: Final = ("solve", "search", "advise", "export", "import")
 
 
 def options_of(command: str) -> list[Option]:

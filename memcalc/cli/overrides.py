@@ -90,6 +90,10 @@ def _typed(path: str, annotation: str, text: str) -> Any:
     if annotation.startswith("tuple"):
         parts = [part.strip() for part in text.split(",") if part.strip()]
         return tuple(int(p) if p.isdigit() else p for p in parts)
+    if "PeftSetup" in annotation:
+        raise ConfigError(
+            f"--set {path}: got {text!r}; rule: --peft and --lora-rank, --lora-targets"
+        )
     if "Config" in annotation:
         raise ConfigError(f"--set {path}: got {text!r}; rule: set one field inside, as {path}.NAME")
     return text

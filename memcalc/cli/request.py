@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from memcalc.cli.options import BY_NAME, MEASURE, OPTIONS, Option
 from memcalc.cli.overrides import number, parse_overrides, plain
 from memcalc.cli.parse import Arguments, check_positionals
+from memcalc.cli.peft_options import method_of, setup_of
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
@@ -120,9 +121,11 @@ def setup_fields(arguments: Arguments) -> dict[str, Any]:
             value = typed(option, arguments.options[option.name])
             if option.kind == "recompute":
                 found["recompute"], found["recompute_layers"] = value
+            elif option.kind == "peft":
+                found["peft.method"], found["peft.layers"] = value
             else:
                 found[option.field] = value
-    return found
+    return setup_of(found)
 
 
 def layout_stated(arguments: Arguments) -> ParallelPlan:
@@ -169,6 +172,8 @@ def typed(option: Option, value: object) -> Any:
         return _at_least_one(text, option.flag)
     if option.kind == "recompute":
         return _recompute(text)
+    if option.kind == "peft":
+        return method_of(text)
     return text
 
 

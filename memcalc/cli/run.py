@@ -9,6 +9,7 @@ from memcalc.cli.app import parse_arguments
 #: Command -> module with `run(arguments) -> int`.
 _MODULES = {
     "estimate": "memcalc.cli.estimate",
+    "infer": "memcalc.cli.infer",
     "explain": "memcalc.cli.explain",
     "compare": "memcalc.cli.compare",
     "chart": "memcalc.cli.chart",

@@ -14,7 +14,9 @@ from memcalc.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from memcalc.output.console import Page
 
-KINDS = ("models", "gpus", "stacks", "clusters", "calibrations")
+KINDS = ("models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations")
+#: What one entry of a kind is called, where it is not the kind without its s.
+_WORDS = {"weights": "weight format"}
 
 
 def run(arguments: Arguments) -> int:
@@ -35,7 +37,7 @@ def run(arguments: Arguments) -> int:
 
             constants_page(sheet, plain)
             return
-        sheet.line(f"{kind[:-1]} {plain['name']}", "bold")
+        sheet.line(f"{_WORDS.get(kind, kind[:-1])} {plain['name']}", "bold")
         rows = list(_rows({k: v for k, v in plain.items() if k not in ("schema", "kind", "name")}))
         sheet.table(("figure", "value", "source"), rows)
         if any("not verified" in source for _, _, source in rows):
@@ -56,7 +58,7 @@ def _kind(word: str) -> str:
 def _find(name: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     readers = {
         "models": _model, "gpus": _gpu, "stacks": _stack, "clusters": _cluster,
-        "calibrations": _calibration,
+        "weights": _weights, "engines": _engine, "calibrations": _calibration,
     }  # fmt: skip
     errors: list[ConfigError] = []
     for kind in sorted(kinds, key=lambda kind: not _is_profile(kind, name)):
@@ -67,20 +69,26 @@ def _find(name: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     if len(errors) == 1 or _is_path(name):
         raise errors[0]
     from memcalc.inputs.calibrations import entries
-    from memcalc.inputs.profiles import profile_names
 
     calibrations = [entry.name for entry in entries()]
     if name in calibrations:  # it is there and cannot be read
         raise errors[-1]
-    known = [stem for kind in kinds if kind != "calibrations" for stem in profile_names(kind)]
+    known = [label for kind in kinds if kind != "calibrations" for label in _names(kind)]
     raise unknown("show", name, [*known, *calibrations])
+
+
+def _names(kind: str) -> list[str]:
+    from memcalc.inputs.profiles import profile_names
+    from memcalc.inputs.weights import weight_names
+
+    return weight_names() if kind == "weights" else profile_names(kind)
 
 
 def _is_profile(kind: str, name: str) -> bool:
     """Whether a shipped profile has this very name: it goes before another kind's alias."""
     from memcalc.inputs import profiles
 
-    return kind in profiles.KINDS and name in profiles.profile_names(kind)
+    return kind in profiles.KINDS and name in _names(kind)
 
 
 def _is_path(name: str) -> bool:
@@ -151,6 +159,25 @@ def _stack(name: str) -> dict[str, Any]:
     }
 
 
+def _engine(name: str) -> dict[str, Any]:
+    from memcalc.inputs.engines import load_engine
+    from memcalc.inputs.serving import CACHED_IN
+
+    engine = load_engine(name)
+    return {
+        "name": engine.name,
+        "description": engine.description,
+        "verified_against": engine.verified_against,
+        "caches": list(engine.caches),
+        "cached_in": list(CACHED_IN[engine.name]),
+        "values": {
+            key: {"value": value, "source": engine.sources[key]}
+            for key, value in engine.values.items()
+        },
+        "profile_hash": engine.profile_hash,
+    }
+
+
 def _cluster(name: str) -> dict[str, Any]:
     from memcalc.inputs.clusters import load_cluster
     from memcalc.inputs.profiles import find_profile, read_toml
@@ -168,6 +195,37 @@ def _cluster(name: str) -> dict[str, Any]:
                                     "source": "a GPU's share of them"},
         "profile_hash": cluster.profile_hash,
     }  # fmt: skip
+
+
+def _weights(name: str) -> dict[str, Any]:
+    from memcalc.inputs.weights import load_weights
+
+    found = load_weights(name)
+    used = {packing for _, packing in found.roles} | {rule.packing for rule in found.rules}
+    return {
+        "name": found.name,
+        "description": found.description,
+        "kernel": found.kernel,
+        "dtype": found.dtype,
+        "roles": dict(found.roles),
+        "rules": [f"{' '.join(r.ops)}: {r.packing} ({r.when})" for r in found.rules],
+        "packings": {
+            packing.name: {
+                "value": packing.bits(4096, 4096),
+                "source": f"bits of an element of 4096 x 4096: {', '.join(_parts(packing))}",
+            }
+            for packing in found.packings
+            if packing.name in used
+        },
+        "families": list(found.families),
+        "source": found.source,
+        "checked": found.verified,
+        "profile_hash": found.profile_hash,
+    }
+
+
+def _parts(packing: Any) -> list[str]:
+    return [f"{part.name} {part.size} B of {part.block}" for part in packing.parts]
 
 
 def _calibration(name: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ SETUP_PANELS: Final = ("Model", "Training", "Parallelism", "Hardware")
 #: More cases than this are refused: what one looks at is far less.
 MOST: Final = 20_000
 _LISTED: Final = frozenset(
-    {"text", "name", "count", "number", "memory", "stage", "recompute", "reshard"}
+    {"text", "name", "count", "number", "memory", "stage", "recompute", "reshard", "peft"}
 )
 _RANGED: Final = frozenset({"count", "number", "stage"})
 _RANGE: Final = re.compile(r"(?P<low>[^:*]*?)\.\.(?P<high>[^:*]*)(?:(?P<how>[:*])(?P<by>.*))?")

@@ -1,12 +1,13 @@
 """Named dims of a model: the letters of every Size, their values, and which of them are traced as 1.
 
 b sequences of a micro-batch, s positions, h hidden, a query heads, k key/value heads, g = a / k,
-d head width, r rotated width, f MLP width, V vocabulary, P rows of a position table, N positions at
-most, w narrow
-embedding width; experts: E in all in G groups (t_G of them a token), t per token, m width of one, n
-shared width, R token rows routed to this rank (b s t when balanced); latent attention: q_r and c
-ranks of queries and of keys/values, d_n and d_r the parts of a query head without and with
-positions, d_v value head width. a_c and k_c: heads of a rank where attention is divided over heads.
+d head width, r rotated width, f MLP width, V vocabulary, P rows of a position table, N positions
+at most, w narrow embedding width; experts: E in all in G groups (t_G of them a token), t per
+token, m width of one, n shared width, R token rows routed to this rank (b s t when balanced);
+latent attention: q_r and c ranks of queries and of keys/values, d_n and d_r the parts of a query
+head without and with positions, d_v value head width; encoders: u positions of a decoder that
+reads an encoder's s, B rows of a table of relative positions, Y of one of segments. a_c and k_c:
+heads of a rank where attention is divided over heads.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ from memcalc.inputs.model import ModelConfig, MoeConfig
 
 
 def dim_values(
-    config: ModelConfig, micro_batch: int, seq: int, imbalance: float = 1.0
+    config: ModelConfig, micro_batch: int, seq: int, imbalance: float = 1.0, target: int = 0
 ) -> dict[str, int]:
     """The integer behind each letter, for one model and one micro-batch.
 
+    target: positions of an encoder-decoder's decoder; 0: as many as the encoder's.
     imbalance: token rows this rank's experts receive, over the balanced share.
     """
     a, k, d = config.num_attention_heads, config.num_key_value_heads, config.head_dim
@@ -32,6 +34,10 @@ def dim_values(
         "P": config.num_position_rows, "w": config.word_embed_proj_dim or config.hidden_size,
         "N": config.max_position_embeddings,
     }  # fmt: skip
+    if config.is_encoder_decoder:
+        values |= {"u": target or seq, "B": config.relative_buckets}
+    if config.token_types:
+        values["Y"] = config.token_types
     if config.moe:
         values |= _expert_values(config.moe)
         rows = micro_batch * seq * config.moe.num_experts_per_tok * imbalance

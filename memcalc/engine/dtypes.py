@@ -9,7 +9,7 @@ from typing import Final
 
 ITEMSIZE: Final = {
     "fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "int64": 8, "int32": 4, "bool": 1, "uint8": 1,
-    "fp64": 8, "complex64": 8,
+    "int8": 1, "fp64": 8, "complex64": 8,
 }  # fmt: skip
 _RANK: Final = {
     "bool": 0, "uint8": 1, "int32": 2, "int64": 3, "fp8": 4, "fp16": 5, "bf16": 5, "fp32": 6,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from memcalc.engine.adapter_choice import adapter_file_bytes
 from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
 from memcalc.engine.device_side import Device, device_of, with_modules
 from memcalc.engine.parallel.rules import check_size
@@ -50,7 +51,7 @@ def estimate(
     device = with_modules(_device(gpu), stack)
     plan = plan_of(config, setup, kernels, parallel)
     check_size(plan.parallel, device.cluster)
-    return _estimate(plan, stack, device, allocator)
+    return estimate_of(plan, stack, device, allocator)
 
 
 def _device(gpu: Gpu | Cluster | str | Device | None) -> Device:
@@ -59,7 +60,8 @@ def _device(gpu: Gpu | Cluster | str | Device | None) -> Device:
     return device_of(None, cluster=gpu) if isinstance(gpu, Cluster) else device_of(gpu)
 
 
-def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Estimate:
+def estimate_of(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Estimate:
+    """The estimate of a plan; allocator: simulate PyTorch's."""
     ranks = [rank_memory(plan, stage, device, allocator) for stage in range(plan.parallel.pp)]
     worst = max(ranks, key=lambda rank: _need(rank.memory))
     memory = worst.memory._replace(
@@ -82,6 +84,8 @@ def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Esti
             active_parameters=held.active_parameters,
             num_hidden_layers=plan.config.num_hidden_layers,
             parameter_tensors=held.tensors,
+            trainable_parameters=held.trainable_parameters,
+            adapter_file_bytes=adapter_file_bytes(plan.whole),
         ),
         setup=_setup_dict(plan, stack, device),
         memory=memory,
@@ -159,7 +163,7 @@ def _setup_dict(plan: Plan, stack: Stack, device: Device) -> dict[str, Any]:
     stated = asdict(resolved.setup)
     kernels = plan.kernels._asdict()
     traits = kernels.pop("traits")._asdict()
-    for name in ("megatron", "dtensor"):
+    for name in ("megatron", "dtensor", "adapter"):
         kernels[name] = None if kernels[name] is None else kernels[name]._asdict()
     layout = plan.parallel
     found = {
@@ -192,6 +196,10 @@ def _as_json(value: Any) -> Any:
     """The value with lists for tuples, as JSON gives it back."""
     if isinstance(value, dict):
         return {name: _as_json(inner) for name, inner in value.items()}
+    if hasattr(value, "_asdict"):
+        return _as_json(value._asdict())
+    if isinstance(value, frozenset):
+        return sorted(value)
     return list(value) if isinstance(value, tuple) else value
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from memcalc.engine.encoders import check_encoder
 from memcalc.engine.explanation import FLOP_KINDS, Amount, Explanation, KeptTensor, Row, Total
 from memcalc.engine.holdings import holdings, state_bytes
 from memcalc.engine.kernels import BlockKind
@@ -52,9 +53,9 @@ def explain(
     config = load_model(model) if isinstance(model, str) else model
     setup = setup or TrainingSetup()
     if parallel is not None and parallel.tp_layout != "1d":
-        found = explain_plan(plan_of(config, setup, kernels))
-        table = layout_table(plan_of(config, setup, kernels), parallel)
-        return replace(found, layouts=table)
+        plan = plan_of(config, setup, kernels)
+        check_encoder(plan.resolved, plan.kernels, parallel)
+        return replace(explain_plan(plan), layouts=layout_table(plan, parallel))
     return explain_plan(plan_of(config, setup, kernels, parallel))
 
 
@@ -99,6 +100,10 @@ def _groups(structure: Structure, runs: tuple[Run, ...]) -> list[_Group]:
 
 def _kind_name(kind: BlockKind) -> str:
     words = ["sparse" if kind.sparse else "dense"]
+    if kind.stack != "decoder":
+        words = ["encoder" if kind.stack == "encoder" else "decoder"]
+    if kind.first:
+        words.append("first")
     if kind.attention != "full":
         words.append(kind.attention)
     if kind.recompute != "none":

@@ -44,6 +44,9 @@ _TRAITS: Final[dict[str, Traits]] = {
     "deepseek_v3": Traits(gelu_by_hand=True, experts_first=True),
     "chatglm": Traits(qkv="split", fused_gate_up=True, repeats_kv=True),
     "baichuan": Traits(qkv="split"),
+    "t5": Traits(start="t5", block="t5", gelu_by_hand=True),
+    "mt5": Traits(start="t5", block="t5", gelu_by_hand=True),
+    "bert": Traits(start="bert", block="bert", gelu_by_hand=True),
 }
 #: Families whose transformers code calls no fused kernel, or loses a feature if it does.
 _OWN: Final = {
@@ -52,6 +55,10 @@ _OWN: Final = {
     "bloom": "its code computes attention itself, ALiBi added by baddbmm",
     "gpt_oss": "attention sinks need eager attention",
 }
+
+
+#: Families whose code runs no flash kernel, but sdpa with a bias, which the efficient kernel takes.
+_WITH_BIAS: Final = frozenset({"t5", "mt5"})
 
 
 def traits_for(model_type: str) -> Traits:
@@ -63,4 +70,6 @@ def attention_for(model_type: str, wanted: str) -> tuple[str, str]:
     """The attention kernel this family's code runs when `wanted` is asked for, and a note if other."""
     if wanted != "eager" and model_type in _OWN:
         return "eager", f"attention: eager, not {wanted}: {_OWN[model_type]}"
+    if wanted in ("flash", "cudnn") and model_type in _WITH_BIAS:
+        return "efficient", f"attention: efficient, not {wanted}: only it takes T5's position bias"
     return wanted, ""

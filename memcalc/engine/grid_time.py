@@ -16,7 +16,7 @@ from memcalc.engine.plan import Plan
 from memcalc.engine.timing.answer import filled, peak_flops_per_s, used
 from memcalc.engine.timing.bands import band_of
 from memcalc.engine.timing.gemm_time import compute_s, memory_s
-from memcalc.engine.timing.op_time import Priced, attention_code, odd_views, work_s
+from memcalc.engine.timing.op_time import priced_for, work_s
 from memcalc.engine.timing.step_time import StepTime, step_time
 from memcalc.engine.timing.time_estimate import TimeEstimate
 from memcalc.engine.works import Work, works_of
@@ -73,7 +73,7 @@ def _bounds_of_ops(plan: Plan, rates: Rates) -> dict[tuple[str, str, str], Any]:
     """What most of each op's seconds go to, by lane: compute, bandwidth, latency by number."""
     import numpy as np
 
-    priced = Priced(rates, attention_code(plan, rates), odd_views(plan, rates))
+    priced = priced_for(plan, rates)
     found: dict[tuple[str, str, str], list[Any]] = {}
     for work, times in works_of(plan):
         key = (work.op, "once" if work.block < 0 else "block", work.direction)

@@ -8,13 +8,16 @@ decoder's traits; stack `hf` those of each family's code (engine/families.py).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from memcalc.engine.aten.quantised import Quantised
 
 
 class Traits(NamedTuple):
     """How the model code is written; the defaults are the plain decoder's."""
 
-    block: str = "sequential"  # sequential | gpt2 | openai-gpt | gptj | gpt_neox | bloom | falcon
+    block: str = "sequential"  # sequential | bert | t5, or the family (gpt2, gptj, ...)
     qkv: str = "three"  # three | split | slices | per_head: how q, k, v are projected and cut
     qk_norm_at: str = "flat"  # flat | heads | transposed: layout of q and k when they are normed
     rope: str = "whole"  # whole | cat_each | cat_both: how the part not rotated is joined again;
@@ -32,7 +35,7 @@ class Traits(NamedTuple):
     keeps_undropped: bool = False  # the branch before dropout lives until the sum (Phi-3)
     code: str = "plain"  # plain | torchtune | torchtitan | litgpt: whose layer the stack runs, if not its own
     packed: bool = False  # rotary rows by each token's place in its own sample (torchtune)
-    start: str = "llama"  # llama | gpt2 | gptj | gpt_neox | opt | bloom | falcon: before block 0
+    start: str = "llama"  # llama, bert or the family (gpt2, gptj, ...): what runs before block 0
 
 
 class BlockKind(NamedTuple):
@@ -41,6 +44,11 @@ class BlockKind(NamedTuple):
     attention: str = "full"  # full | sliding
     sparse: bool = False  # its MLP is a mixture of experts
     recompute: str = "none"  # none | full | sac | sac-attention | sac-every-second | reentrant
+    trains: bool = True  # with --peft freeze:N: this block does
+    # decoder | encoder | cross: a decoder that reads an encoder's output; of a second model beside the
+    # first: reference (frozen) | critic
+    stack: str = "decoder"
+    first: bool = False  # of an encoder-decoder's stack: it makes the position bias of all
 
 
 class Megatron(NamedTuple):
@@ -85,6 +93,46 @@ class Contexts(NamedTuple):
     rank: int
 
 
+class Adapter(NamedTuple):
+    """Fine-tuning that does not train every weight; its rank is a dim.
+
+    targets: linears with something beside them, by the ledger's names. dtype: of what is added.
+    parts: of the layers that train with freeze:N, the linears that do; all of a layer where empty.
+    input_gradients: the embedding's output is made to need a gradient, as transformers does where
+    activations are recomputed.
+    """
+
+    method: str = "lora"
+    targets: frozenset[str] = frozenset()
+    dtype: str = "fp32"
+    dropout: bool = False
+    input_gradients: bool = False
+    parts: frozenset[str] = frozenset()
+    projects: bool = False  # an MLP makes the prefix
+    kind: str = ""  # of bottleneck adapters: houlsby | pfeiffer | parallel
+    quantised: Quantised | None = None  # how frozen linears of the blocks are packed
+
+
+class LossEnd(NamedTuple):
+    """What ends the model in feedback training, instead of next-token cross-entropy.
+
+    kind: dpo | reward | value | policy | shared (policy and values of one trunk) | joint (policy and a
+    critic of its architecture, one backward) | grpo; without gradients logps | values | score. rows:
+    sequences, whose log-probabilities are made one after the other. chunks: of positions whose entropy is
+    made. reference: of dpo, whose log-probabilities are made
+    inside the loss: model | adapter (the model itself, its adapters off) | none (known beforehand).
+    beta: grpo's loss has a divergence from a reference. keeps_hidden: the outputs hold every block's.
+    Source: TRL 1.0.0. Checked by: oracle/test_feedback.py.
+    """
+
+    kind: str
+    rows: int = 1
+    chunks: int = 0
+    reference: str = "none"
+    beta: bool = False
+    keeps_hidden: bool = False
+
+
 class Kernels(NamedTuple):
     """The variants of every op, for one run. The structure of a trace depends on these alone.
 
@@ -120,3 +168,8 @@ class Kernels(NamedTuple):
     dtensor: DTensors | None = None  # the plain decoder's layers, shared by tp ranks
     context: Contexts | None = None  # its attention, over sequences that cp ranks share
     expert_ranks: int = 1  # ranks its experts are spread over
+    adapter: Adapter | None = None  # what trains, where not every weight does
+    keeps_inputs: bool = False  # linears keep their input for backward, frozen or not (ZeRO-3)
+    loss_end: LossEnd | None = None  # feedback training's; None: next-token cross-entropy
+    # T5: rows of scores over source and target positions that the efficient kernel's bias has padded
+    pads_bias: tuple[bool, bool] = (False, False)

@@ -82,6 +82,8 @@ class OpRecord:
 
     def _is_result(self, shape: Shape) -> bool:
         """Whether a new tensor may be the op's result: statistics and RNG state have fewer dims."""
+        if not shape:  # a scalar on the way
+            return False
         narrow = shape[-1] is ONE and len(shape) > 1
         return len(shape) >= len(self.output_shape) and not (narrow and self.output_shape)
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from memcalc.engine.encoders import input_tokens
 from memcalc.engine.optimizer import PARTIAL_GRADIENTS
 from memcalc.engine.parallel.strategy import Batch
 from memcalc.engine.plan import Plan
@@ -94,8 +95,7 @@ def trace_of_optimizer(leaves: list[Tensor], plan: Plan) -> OptimizerTrace:
 
 def input_bytes(plan: Plan) -> int:
     """A rank's token ids of one micro-batch, and labels where they are a tensor of their own (int64)."""
-    tokens = plan.values["b"] * plan.values["s"]
-    return 8 * tokens * (2 if plan.resolved.setup.separate_labels else 1)
+    return 8 * input_tokens(plan.config, plan.values, plan.resolved.setup.separate_labels)
 
 
 def step_memory(plan: Plan) -> StepMemory:

@@ -6,8 +6,17 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from memcalc.engine.adapter_choice import (
+    builds_masks,
+    check_layout,
+    rank_values,
+    scores_of,
+    training_kinds,
+    with_packed_base,
+)
 from memcalc.engine.blocks.layer_limits import standing_tables, untied
 from memcalc.engine.dims import dim_sizes, dim_values
+from memcalc.engine.encoders import check_encoder, encoder_kinds
 from memcalc.engine.in_backward import offloading, stepping_in_backward
 from memcalc.engine.kernel_choice import PRECISIONS, has_expandable_segments, kernels_of
 from memcalc.engine.kernels import BlockKind, Kernels
@@ -115,13 +124,19 @@ def make_plan(
     resolved = untied(resolved, stack)
     setup, config = resolved.setup, resolved.config
     kernels, notes = kernels_of(resolved, stack, overrides or {})
-    values = dim_values(config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance)
+    check_layout(resolved, parallel)
+    check_encoder(resolved, kernels, parallel)
+    values = dim_values(
+        config, resolved.micro_batch_size, resolved.seq_len, setup.imbalance, resolved.target_len
+    )
+    values |= rank_values(resolved)
     optimizer = OptimizerPlan(
         name=setup.optimizer,
         impl=resolved.optimizer_impl,
         state_dtype=setup.optimizer_dtype,
         master=PRECISIONS[setup.precision].master,
         grad_clip=setup.grad_clip,
+        scores=scores_of(kernels),
     )
     if runs_nanotron(kernels):
         optimizer = nanotron_optimizer(optimizer, resolved)
@@ -131,9 +146,10 @@ def make_plan(
         optimizer = deepspeed_optimizer(optimizer, setup, kernels, parallel)
     if setup.optimizer_dtype and not optimizer.master:
         notes.append(f"optimizer states in {setup.optimizer_dtype}: a closed form")
+    kinds = training_kinds(resolved, block_kinds(resolved, kernels))
     plan = Plan(
-        resolved, kernels, block_kinds(resolved, kernels), values, dim_sizes(values), optimizer,
-        tuple(notes), expandable=has_expandable_segments(stack, overrides or {}),
+        resolved, kernels, kinds, values, dim_sizes(values), optimizer, tuple(notes),
+        expandable=has_expandable_segments(stack, overrides or {}),
     )  # fmt: skip
     if parallel.offload == "activations" and kernels.traits.code == "torchtune":
         plan = offloading(plan, parallel)
@@ -142,7 +158,7 @@ def make_plan(
     if plan.kernels.offloads:
         return plan
     is_whole = parallel.is_single and kernels.megatron is None and not runs_deepspeed(stack)
-    return plan if is_whole else divided(plan, parallel, stack)
+    return with_packed_base(plan) if is_whole else divided(plan, parallel, stack)
 
 
 def plan_of(
@@ -172,8 +188,8 @@ def divided(plan: Plan, parallel: ParallelPlan, stack: Stack) -> Plan:
     )
     strategy = strategy_for(plan, stack)
     kernels = strategy.kernels(kernels)
-    kinds = block_kinds(plan.resolved, kernels)
-    return plan._replace(strategy=strategy, kernels=kernels, kinds=kinds)
+    kinds = training_kinds(plan.resolved, block_kinds(plan.resolved, kernels))
+    return with_packed_base(plan._replace(strategy=strategy, kernels=kernels, kinds=kinds))
 
 
 def local_dims(plan: Plan, layout: ParallelPlan) -> tuple[dict[str, int], dict[str, Size]]:
@@ -201,8 +217,10 @@ def block_kinds(
     if setup.reentrant or (kernels.megatron is not None and recompute == "full"):
         recompute = "reentrant"
     limit = setup.recompute_layers or config.num_hidden_layers
+    if config.is_encoder:
+        return encoder_kinds(config, recompute)
     numbers = range(config.num_hidden_layers) if layers is None else tuple(layers)
-    windows = config.layer_types if kernels.attention == "eager" else ()
+    windows = config.layer_types if builds_masks(kernels) else ()
     return _kinds(
         numbers, windows, config.moe.sparse_layers if config.moe else (), recompute, limit
     )

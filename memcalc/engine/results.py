@@ -20,7 +20,11 @@ SCHEMA = 1
 
 
 class ModelSummary(NamedTuple):
-    """The model an estimate is for; active_parameters act on one token (experts not chosen left out)."""
+    """The model an estimate is for; active_parameters act on one token (experts not chosen left out).
+
+    trainable_parameters: those that get a gradient. adapter_file_bytes: tensors of the file that
+    fine-tuning saves beside the model, in the dtype they train in; None where it adds none.
+    """
 
     name: str
     model_type: str
@@ -28,6 +32,8 @@ class ModelSummary(NamedTuple):
     active_parameters: int
     num_hidden_layers: int
     parameter_tensors: int
+    trainable_parameters: int
+    adapter_file_bytes: int | None = None
 
 
 class Breakdown(NamedTuple):

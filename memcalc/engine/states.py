@@ -28,6 +28,7 @@ class States(NamedTuple):
     gradient_bytes: int
     optimizer_bytes: int  # without master copies
     master_bytes: int
+    trainable_parameters: int = 0  # elements
 
 
 def multiplicity(runs: tuple[Run, ...]) -> dict[int, int]:
@@ -104,13 +105,14 @@ def states(
 ) -> States:
     """Sum the states this rank holds; elements are those of the leaves before data sharding."""
     weights = multiplicity(runs)
-    elements = active = tensors = params = grads = 0
+    elements = active = tensors = params = grads = trainable = 0
     per_token = {**values, "E": values.get("t", 0)}
     for leaf in structure.leaves:
         times = weights[block_of(leaf)]
         numel = leaf.numel.value(values)
         elements += times * numel
         active += times * (leaf.numel.value(per_token) if is_expert(leaf) else numel)
+        trainable += times * numel * leaf.requires_grad
         tensors += times
         params += times * bytes_of_held(strategy.parameter(leaf), values)
         grads += times * bytes_of_held(strategy.gradient(leaf), values)
@@ -124,7 +126,7 @@ def states(
                 master += size
             else:
                 optimizer += size
-    return States(elements, active, tensors, params, grads, optimizer, master)
+    return States(elements, active, tensors, params, grads, optimizer, master, trainable)
 
 
 def bytes_of_held(tensor: Tensor, values: Mapping[str, int]) -> int:

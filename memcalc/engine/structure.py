@@ -15,7 +15,7 @@ from memcalc.engine.build import Build, Handed
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernel_log import Kernel, flops_kind
 from memcalc.engine.kernels import BlockKind, Kernels
-from memcalc.engine.late_frees import late_frees
+from memcalc.engine.late_frees import late_frees, once
 from memcalc.engine.ledger import OpRecord
 from memcalc.engine.sizes import ONE, ZERO, Size
 from memcalc.engine.tensors import Label, Tape, Tensor
@@ -53,7 +53,7 @@ class Segment(NamedTuple):
 
     start: int
     end: int
-    direction: str  # "forward" | "backward"
+    direction: str  # forward | backward; what is made for a block apart from it: see _TURNS
     run: int
     repetition: int
 
@@ -110,7 +110,8 @@ _SIZE_FIELDS = frozenset(
     {
         "name", "notes", "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
         "num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings",
-        "num_position_rows", "layer_types", "dtype", "sliding_window", "rotary_dim",
+        "num_position_rows", "relative_buckets", "num_encoder_layers", "token_types", "layer_types",
+        "dtype", "sliding_window", "rotary_dim",
     }
 )  # fmt: skip
 _MOE_SIZES = frozenset({"num_experts", "moe_intermediate_size", "sparse_layers"})
@@ -164,6 +165,8 @@ class Beside(NamedTuple):
     split: bool = False
 
 
+#: Marks that begin a stretch; any other begins one forward.
+_TURNS = ("backward block", "cache block", "backward cache", "tail block", "backward tail")
 _CACHE: dict[StructureKey, Structure] = {}
 _CACHE_LIMIT = 256
 
@@ -202,7 +205,7 @@ def trace_structure(config: ModelConfig, key: StructureKey) -> Structure:
     )  # fmt: skip
     layers = [kind for run in runs for _ in range(run.count) for kind in run.pattern]
     micro_batch(build, layers, key.has_gradients)
-    return _freeze(tape, runs, build.handed)
+    return freeze(tape, runs, build.handed)
 
 
 def _check_reference_counting() -> None:
@@ -214,14 +217,14 @@ def _check_reference_counting() -> None:
         raise MemcalcError("python: this interpreter frees objects late; rule: CPython")
 
 
-def _freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
+def freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
+    """The structure of a tape that has been written to its end."""
     end = next(position for position, what, _ in tape.marks if what == "end")
     events = tuple(tape.events[:end])
     forward_end = next(position for position, what, _ in tape.marks if what == "backward")
     halves = (position for position, what, _ in tape.marks if what == "weights")
-    kept: set[int] = set()
-    for event in events[:forward_end]:
-        kept.add(event) if event >= 0 else kept.discard(~event)
+    begun = events[:forward_end]
+    kept = {event for event in begun if event >= 0} - {~event for event in begun if event < 0}
     unique = list(dict.fromkeys(tape.sizes))
     index = {size: i for i, size in enumerate(unique)}
     grads = {leaf.grad.storage.index for leaf in tape.leaves.values() if leaf.grad is not None}
@@ -230,6 +233,7 @@ def _freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
     for leaf in tape.leaves.values():
         leaf.grad = None
     segments = _segments(tape, runs, forward_end, end)
+    events, segments = once(events, segments, [run.count for run in runs])
     return Structure(
         runs=runs,
         events=events,
@@ -285,7 +289,7 @@ def _segments(tape: Tape, runs: tuple[Run, ...], forward_end: int, end: int) -> 
             if what != "end":
                 cuts.append((position, "backward", -1, -1))
             continue
-        direction = "backward" if what == "backward block" else "forward"
+        direction = what.removesuffix(" block") if what in _TURNS else "forward"
         run, repetition = place.get(block, (-1, -1))
         if cuts[-1][1:] != (direction, run, repetition):
             cuts.append((position, direction, run, repetition))

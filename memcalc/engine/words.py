@@ -40,6 +40,34 @@ def layout_line(setup: Mapping[str, Any]) -> str:
     return f"{count} GPU{'s' * (count > 1)}: {', '.join(words)}" if words else ""
 
 
+def peft_words(setup: Mapping[str, Any]) -> str:
+    """`lora rank 8 on q_proj v_proj, in fp32` of a setup's fine-tuning; empty where all trains."""
+    peft, adapter = setup.get("peft"), setup["kernels"].get("adapter")
+    if peft is None or adapter is None:
+        return ""
+    if peft["method"] == "freeze":
+        parts = f", only {' '.join(adapter['parts'])}" if adapter["parts"] else ""
+        return f"freeze: the last {peft['layers']} layers train{parts}"
+    if not adapter["targets"]:
+        return _untargeted(peft, setup["dims"])
+    drops = f", dropout {peft['dropout']:g}" if peft["dropout"] else ""
+    rank = f" rank {setup['dims']['r_A']}" if "r_A" in setup["dims"] else ""
+    base = f", weights in {peft['weights']}" if peft["weights"] else ""
+    targets = " ".join(adapter["targets"])
+    return f"{peft['method']}{rank} on {targets}, in {adapter['dtype']}{drops}{base}"
+
+
+def _untargeted(peft: Mapping[str, Any], dims: Mapping[str, int]) -> str:
+    """`prefix, 20 virtual tokens` of a method that names no linears."""
+    base = f", weights in {peft['weights']}" if peft["weights"] else ""
+    if "n_b" in dims:
+        return f"{peft['kind'] or 'houlsby'} adapters of width {dims['n_b']}{base}"
+    if "v_t" not in dims:
+        return f"{peft['method']}{base}"
+    inside = f", an MLP of width {dims['e_p']}" if "e_p" in dims else ""
+    return f"{peft['method']}, {dims['v_t']} virtual tokens{inside}{base}"
+
+
 def setup_words(setup: Mapping[str, Any]) -> list[str]:
     """`seq 2048`, `micro-batch 1`, ... : what a title's second line says of a setup, in its order."""
     recompute = setup["recompute"]
@@ -54,4 +82,5 @@ def setup_words(setup: Mapping[str, Any]) -> list[str]:
     said += [setup["precision"], optimizer, f"recompute {recompute}"]
     if setup.get("compile") and setup["stack"] != "torch-compile":
         said.append("compiled")
+    said += [words] if (words := peft_words(setup)) else []
     return [*said, f"stack {setup['stack']}"]

@@ -1,7 +1,7 @@
 """From a Hugging Face config.json to a ModelConfig.
 
-`model_type` picks a family reader (hf_llama, hf_gpt, hf_chatglm, hf_moe); every key it does not
-read is either known to be irrelevant (hf_keys) or becomes a note. Nothing is executed.
+`model_type` picks a family reader (hf_llama, hf_gpt, hf_chatglm, hf_moe, hf_encoders); every key it
+does not read is either known to be irrelevant (hf_keys) or becomes a note. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.errors import ConfigError, NotInThisVersionError, nearest
-from memcalc.inputs import hf_chatglm, hf_gpt, hf_llama, hf_moe
+from memcalc.inputs import hf_chatglm, hf_encoders, hf_gpt, hf_llama, hf_moe
 from memcalc.inputs.hf_common import Family, general_notes, unread_notes
 from memcalc.inputs.hf_fields import DTYPES, Fields, shown
 from memcalc.inputs.hf_files import load_config
@@ -44,12 +44,17 @@ FAMILIES: dict[str, Family] = {
     "deepseek_v2": hf_moe.deepseek_v2,
     "deepseek_v3": hf_moe.deepseek_v3,
     "gpt_oss": hf_moe.gpt_oss,
+    "t5": hf_encoders.t5,
+    "mt5": hf_encoders.mt5,
+    "bert": hf_encoders.bert,
 }
-#: Known, and not a decoder-only model.
+#: Those that are no decoder alone.
+WITH_ENCODER = frozenset({"t5", "mt5", "bert"})
+#: Known encoders and encoder-decoders that nothing reads yet.
 _ENCODERS = """
-    albert bart bert bigbird clip convbert deberta deberta-v2 distilbert electra ernie layoutlm
-    longformer longt5 marian mbart modernbert mpnet mt5 pegasus roberta roformer switch_transformers
-    t5 umt5 vit whisper xlm-roberta
+    albert bart bigbird clip convbert deberta deberta-v2 distilbert electra ernie layoutlm
+    longformer longt5 marian mbart modernbert mpnet pegasus roberta roformer switch_transformers
+    umt5 vit whisper xlm-roberta
 """
 ENCODERS = frozenset(_ENCODERS.split())
 
@@ -101,7 +106,7 @@ def _family(config: dict[str, Any]) -> Family:
     if kind in ENCODERS:
         raise NotInThisVersionError(
             f"model_type: got {kind!r}, an encoder or encoder-decoder, not in this version; "
-            "rule: decoder-only models"
+            f"valid of these: {', '.join(sorted(WITH_ENCODER))}"
         )
     close = nearest(kind, FAMILIES)
     rest = f"nearest: {', '.join(close)}" if close else f"valid: {', '.join(sorted(FAMILIES))}"

@@ -1,4 +1,4 @@
-"""ModelConfig: what a decoder is, in Hugging Face's names, validated and frozen.
+"""ModelConfig: what a decoder, an encoder or both are, in Hugging Face's names, validated and frozen.
 
 It states facts of the architecture only. Which kernels compute it belongs to the stack, what is
 trained belongs to TrainingSetup. `inputs/hf.py` fills it from a config.json, `inputs/profiles.py`
@@ -19,7 +19,7 @@ MAX_LAYERS = 4096
 
 NormType = Literal["rmsnorm", "layernorm"]
 NormPlacement = Literal["pre", "post", "sandwich", "post-residual"]
-Position = Literal["rope", "learned", "alibi", "relative", "none"]
+Position = Literal["rope", "learned", "alibi", "relative", "bucketed", "none"]
 QkNorm = Literal["none", "head", "full"]
 LayerType = Literal["full", "sliding"]
 Scoring = Literal["softmax", "sigmoid", "softmax-of-chosen"]
@@ -114,7 +114,10 @@ class MlaConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """One decoder-only language model. Field names are those of Hugging Face config.json files.
+    """One language model. Field names are those of Hugging Face config.json files.
+
+    num_encoder_layers above 0 makes it an encoder-decoder (T5): as many encoder blocks, then
+    num_hidden_layers decoder blocks that read the encoder's output.
 
     Raises ConfigError when a field is out of range or fields contradict each other.
     Checked by: unit/test_model_config.py, oracle/test_profile_parameters.py.
@@ -151,6 +154,13 @@ class ModelConfig:
     position_embedding: Position = "rope"
     rotary_dim: int | None = None  # rotated width of each head; None: the whole head
     num_position_rows: int = 0  # rows of a learned position table (OPT has 2 more than positions)
+    relative_buckets: int = 0  # rows of T5's table of relative positions
+    # encoders
+    num_encoder_layers: int = 0  # of an encoder-decoder; num_hidden_layers are the decoder's
+    bidirectional: bool = False  # every position sees all others (BERT)
+    token_types: int = 0  # rows of BERT's segment table
+    head_transform: bool = False  # BERT: dense, activation and norm before the head
+    head_scale: bool = False  # T5 1.0: hidden states times h^-1/2 before the tied head
     # weights
     fused_qkv: bool = False  # q, k and v are one weight matrix
     attention_bias: bool = False  # on q, k, v
@@ -198,11 +208,26 @@ class ModelConfig:
         check_choice(
             "position_embedding",
             self.position_embedding,
-            ("rope", "learned", "alibi", "relative", "none"),
+            ("rope", "learned", "alibi", "relative", "bucketed", "none"),
         )
         check_choice("qk_norm", self.qk_norm, ("none", "head", "full"))
         self._check_heads()
         self._check_layers()
+
+        check_dim("num_encoder_layers", self.num_encoder_layers, 0)
+        check_dim("token_types", self.token_types, 0)
+        if self.position_embedding == "bucketed":
+            check_dim("relative_buckets", self.relative_buckets)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder comes before the decoder."""
+        return self.num_encoder_layers > 0
+
+    @property
+    def is_encoder(self) -> bool:
+        """Whether there is an encoder, alone (BERT) or before a decoder (T5)."""
+        return self.bidirectional or self.is_encoder_decoder
 
     def _check_heads(self) -> None:
         a, k = self.num_attention_heads, self.num_key_value_heads

@@ -15,7 +15,10 @@ from typing import Any
 from memcalc.errors import ConfigError, unknown
 
 #: Kinds of profiles, each a folder; the value is the word used in messages.
-KINDS = {"models": "model", "gpus": "gpu", "stacks": "stack", "clusters": "cluster"}
+KINDS = {
+    "models": "model", "gpus": "gpu", "stacks": "stack", "clusters": "cluster", "weights": "weights",
+    "engines": "engine",
+}  # fmt: skip
 #: Longest name accepted; a longer one is not a name.
 MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+()/:-]*")

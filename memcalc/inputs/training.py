@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from memcalc.errors import ConfigError, NotInThisVersionError
+from memcalc.inputs.lengths import sequence_notes, target_length
 from memcalc.inputs.model import ModelConfig, check_choice, check_dim, check_rate
+from memcalc.inputs.peft import PeftSetup
 
 PRECISIONS: Final = (
     "fp32", "tf32", "fp16-mixed", "bf16-mixed", "bf16", "bf16-master", "fp8-mixed",
@@ -28,7 +30,7 @@ ATTENTIONS: Final = ("eager", "flash", "efficient", "cudnn")
 LOSSES: Final = ("plain", "fp32", "chunked", "fused")
 STACKS: Final = (
     "torch", "torch-compile", "hf", "torchtitan", "torchtune", "deepspeed", "megatron", "nanotron",
-    "fsdp1", "megatron-deepspeed", "litgpt",
+    "fsdp1", "megatron-deepspeed", "litgpt", "deepspeed-0.8",
 )  # fmt: skip
 #: Stacks whose blocks can be compiled.
 COMPILED_STACKS: Final = ("torch", "torch-compile", "torchtitan", "torchtune")
@@ -48,7 +50,9 @@ class TrainingSetup:
     under torch.compile, which makes stack torch the stack torch-compile. imbalance: token rows of the
     rank whose experts receive most, over the mean. capacity_factor: rows an expert takes at most, over
     the mean; pad_to_capacity: it takes as many whatever comes. recompute_modules: what recompute
-    selective means on stack megatron (core_attn unless stated).
+    selective means on stack megatron (core_attn unless stated). peft: what trains, where not every
+    parameter does. target_seq_len: tokens of an encoder-decoder's decoder; seq_len are its encoder's, and
+    the tokens that rates and FLOPs are counted by.
     Checked by: unit/test_training_setup.py.
     """
 
@@ -78,9 +82,13 @@ class TrainingSetup:
     capacity_factor: float | None = None
     pad_to_capacity: bool = False
     separate_labels: bool = False
+    peft: PeftSetup | None = None
+    target_seq_len: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "micro_batch_size", "grad_accum_steps", "global_batch"):
+        for name in (
+            "seq_len", "micro_batch_size", "grad_accum_steps", "global_batch", "target_seq_len",
+        ):  # fmt: skip
             if getattr(self, name) is not None:
                 check_dim(name, getattr(self, name))
         for name in ("recompute_layers", "num_layers"):
@@ -184,10 +192,11 @@ class ResolvedSetup(NamedTuple):
     grad_accum_steps: int
     optimizer_impl: str
     notes: tuple[str, ...] = ()
+    target_len: int = 0  # positions of an encoder-decoder's decoder
 
     @property
     def tokens(self) -> int:
-        """Tokens of one micro-batch."""
+        """Tokens of one micro-batch; of an encoder-decoder those of the source."""
         return self.micro_batch_size * self.seq_len
 
 
@@ -198,7 +207,7 @@ def resolve(setup: TrainingSetup, config: ModelConfig, copies: int = 1) -> Resol
     """
     notes: list[str] = list(config.notes)
     if setup.num_layers is not None:
-        config, truncated = _truncate(config, setup.num_layers)
+        config, truncated = truncate(config, setup.num_layers)
         notes += truncated
     if setup.dropout is not None:
         config = replace(
@@ -208,7 +217,9 @@ def resolve(setup: TrainingSetup, config: ModelConfig, copies: int = 1) -> Resol
             attention_dropout=setup.dropout if config.attention_dropout else 0.0,
         )
     seq = setup.seq_len or min(2048, config.max_position_embeddings)
-    notes += _sequence_notes(config, seq)
+    notes += sequence_notes(config, seq)
+    target, said = target_length(setup.target_seq_len, config, seq)
+    notes += said
     micro, accum = _batch(setup, copies)
     if micro * seq > _MAX_TOKENS:
         raise ConfigError(
@@ -233,19 +244,8 @@ def resolve(setup: TrainingSetup, config: ModelConfig, copies: int = 1) -> Resol
         ]
     return ResolvedSetup(
         setup=setup, config=config, seq_len=seq, micro_batch_size=micro, grad_accum_steps=accum,
-        optimizer_impl=impl, notes=tuple(notes),
+        optimizer_impl=impl, notes=tuple(notes), target_len=target,
     )  # fmt: skip
-
-
-def _sequence_notes(config: ModelConfig, seq: int) -> list[str]:
-    limit = config.max_position_embeddings
-    if seq <= limit:
-        return []
-    if config.position_embedding == "learned":
-        raise ConfigError(
-            f"seq: got {seq}; rule: at most {limit}, the learned positions of {config.name}"
-        )
-    return [f"seq {seq} is beyond the {limit} positions {config.name} was made for"]
 
 
 def _batch(setup: TrainingSetup, copies: int) -> tuple[int, int]:
@@ -274,8 +274,8 @@ def _batch(setup: TrainingSetup, copies: int) -> tuple[int, int]:
     return total // step, known
 
 
-def _truncate(config: ModelConfig, layers: int) -> tuple[ModelConfig, list[str]]:
-    """The first `layers` blocks of a model."""
+def truncate(config: ModelConfig, layers: int) -> tuple[ModelConfig, list[str]]:
+    """The first `layers` blocks of a model, of an encoder-decoder those of each half."""
     if layers > config.num_hidden_layers:
         raise ConfigError(
             f"layers: got {layers}; rule: at most {config.num_hidden_layers}, those of {config.name}"
@@ -284,6 +284,7 @@ def _truncate(config: ModelConfig, layers: int) -> tuple[ModelConfig, list[str]]
     if moe is not None:
         moe = replace(moe, sparse_layers=tuple(i for i in moe.sparse_layers if i < layers))
     shorter = replace(
-        config, num_hidden_layers=layers, layer_types=config.layer_types[:layers], moe=moe
-    )
+        config, num_hidden_layers=layers, layer_types=config.layer_types[:layers], moe=moe,
+        num_encoder_layers=min(layers, config.num_encoder_layers),
+    )  # fmt: skip
     return shorter, [f"truncated to {layers} of {config.num_hidden_layers} layers"]

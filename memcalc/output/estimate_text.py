@@ -7,7 +7,7 @@ from typing import Any
 from rich.text import Text
 
 from memcalc.engine.results import Estimate, MemoryEstimate
-from memcalc.engine.words import layout_line
+from memcalc.engine.words import layout_line, peft_words
 from memcalc.output.charts.text import mark, stacked
 from memcalc.output.console import Page
 from memcalc.output.host_text import host_table
@@ -21,9 +21,9 @@ def estimate_page(
 ) -> None:
     """The whole page."""
     _title(page, result, stated)
-    _numbers(page, result.memory)
+    numbers_table(page, result.memory)
     stages_table(page, result)
-    _breakdown(page, result.memory)
+    breakdown_table(page, result.memory)
     _phases(page, result.memory)
     host_table(page, result.memory)
     _states(page, result)
@@ -99,16 +99,28 @@ def _title(page: Page, result: Estimate, stated: dict[str, Any]) -> None:
     )
     if layout := layout_line(setup):
         page.line(layout)
+    if words := peft_words(setup):
+        page.line(f"{words}; trains {_trained(result)}")
     for name, value in stated.items():
         page.line(f"set {name} = {value}")
     page.line()
+
+
+def _trained(result: Estimate) -> str:
+    """How many parameters train, their share, and the file they are saved in."""
+    model = result.model
+    share = model.trainable_parameters / model.parameters
+    file = model.adapter_file_bytes
+    saved = "" if file is None else f"; adapter file {file / 1e6:,.2f} MB ({gib(file)})"
+    return f"{model.trainable_parameters:,} parameters ({share:.2%}){saved}"
 
 
 def _amount(value: int | None) -> tuple[str, str]:
     return ("unknown", "unknown") if value is None else (gib(value), f"{value:,}")
 
 
-def _numbers(page: Page, memory: MemoryEstimate) -> None:
+def numbers_table(page: Page, memory: MemoryEstimate) -> None:
+    """The four numbers, and the band of the last."""
     rows = [
         ("requested", *_amount(memory.peak_requested_bytes), "bytes of tensors"),
         ("allocated", *_amount(memory.peak_allocated_bytes), "max_memory_allocated"),
@@ -130,7 +142,8 @@ def _driver(memory: MemoryEstimate) -> str:
     return f"reserved, context, {gib(between)} NCCL"
 
 
-def _breakdown(page: Page, memory: MemoryEstimate) -> None:
+def breakdown_table(page: Page, memory: MemoryEstimate) -> None:
+    """What is alive at the peak, as a bar and as a table."""
     parts = {name: size for name, size in memory.breakdown._asdict().items() if size}
     total = memory.peak_allocated_bytes
     page.console.print(stacked(page, parts, total, page.width))

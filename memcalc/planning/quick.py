@@ -33,7 +33,9 @@ FEWEST: Final = 32
 #: The same of what is done for each structure of a grid beside the replay.
 FEWEST_OF_PART: Final = 6
 #: Fields of a setup that plans of one grid may differ in.
-_SIZES: Final = frozenset({"seq_len", "micro_batch_size", "grad_accum_steps", "global_batch"})
+_SIZES: Final = frozenset(
+    {"seq_len", "target_seq_len", "micro_batch_size", "grad_accum_steps", "global_batch"}
+)
 _RELATIVE: Final = 1e-9
 #: Micro-batch x sequence^2 up to which no sum of bytes comes near 2^63.
 _MOST_SQUARE: Final = 1 << 40

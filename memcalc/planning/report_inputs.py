@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from memcalc.engine.results import Estimate
-from memcalc.engine.words import layout_line
+from memcalc.engine.words import layout_line, peft_words
 from memcalc.units import count_text
 
 Setup = Mapping[str, Any]
@@ -96,6 +96,10 @@ def _stack(setup: Setup) -> str:
     return f"{setup['stack']}{', compiled' if compiled else ''}"
 
 
+_PEFT = (
+    "peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "virtual-tokens",
+    "prefix-projection", "prompt-width", "adapter-kind", "adapter-reduction", "adapter-width", "weights",
+)  # fmt: skip
 _INPUTS = (
     _Input("GPU", ("gpu", "cluster"), lambda s: s["gpu"] or "none"),
     _Input("layout", _LAYOUT, layout_line),
@@ -105,6 +109,7 @@ _INPUTS = (
     _Input("global batch", ("global-batch",), _batch),
     _Input("precision", ("precision",), lambda s: s["precision"]),
     _Input("optimizer", ("optimizer", "optimizer-impl", "optimizer-dtype"), _optimizer),
+    _Input("fine-tuning", _PEFT, peft_words),
     _Input("recomputation", ("recompute", "recompute-modules"), _recompute),
     _Input("attention", ("attention",), lambda s: s["attention"]),
     _Input("loss", ("loss",), lambda s: s["loss"]),

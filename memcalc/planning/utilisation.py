@@ -57,10 +57,24 @@ class Peak(NamedTuple):
     source: str
 
 
+#: Traits of encoders, of which formulas in N and L a d s say nothing: not every token passes every weight.
+_ENCODERS = frozenset({"t5", "bert"})
+
+
 def conventions(result: Estimate) -> tuple[Convention, ...]:
     """FLOPs of one token by every convention, the two of the contract and the executed ones first."""
     time, parameters = result.time, result.model.active_parameters
     full, causal = time.model_flops_per_token, time.model_flops_causal_per_token
+    if result.setup["traits"]["start"] in _ENCODERS:
+        return (
+            Convention(
+                "full-square", "3 x forward, all scores", full, "the ledger, by source tokens"
+            ),
+            Convention("causal", "half of causal scores", causal, "the ledger, by source tokens"),
+            Convention(
+                "executed", "the ledger's", time.executed_flops_per_token, "HFU, this setup"
+            ),
+        )
     square = 2 * (full - causal)  # 12 L a d s: four products of the square, backward twice them
     linear = full - square
     rows = [

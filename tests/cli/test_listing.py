@@ -5,15 +5,18 @@ from __future__ import annotations
 import pytest
 
 from memcalc.inputs.profiles import profile_names
+from memcalc.inputs.weights import weight_names
 
-_KINDS = ("models", "gpus", "stacks", "clusters", "calibrations")
+_KINDS = ("models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations")
 
 
 @pytest.mark.parametrize("kind", _KINDS)
 def test_list_names_every_profile(memcalc, kind: str) -> None:  # type: ignore[no-untyped-def]
     outcome = memcalc("list", kind, "--json")
     names = [entry["name"] for entry in outcome.json["entries"]]
-    if kind != "calibrations":  # cli/test_calibrate.py
+    if kind == "weights":  # a file has several
+        assert names == weight_names()
+    elif kind != "calibrations":  # cli/test_calibrate.py
         assert set(names) >= set(profile_names(kind))
     text = memcalc("list", kind).out
     assert all(name in text for name in names)
@@ -35,6 +38,11 @@ def test_list_alone_counts_each_kind(memcalc) -> None:  # type: ignore[no-untype
         (("hf",), "stacks", "choices"),
         (("dgx-h100",), "clusters", "link_bytes_per_s"),
         (("cluster", "NVL72"), "clusters", "gpu_network_bytes_per_s"),
+        (("nf4",), "weights", "packings"),
+        (("weights", "gguf:Q4_K_M"), "weights", "rules"),
+        (("weights", "bf16"), "weights", "dtype"),
+        (("vllm",), "engines", "values"),
+        (("engine", "llama.cpp"), "engines", "cached_in"),
     ],
 )
 def test_show_finds_a_name_of_any_kind(memcalc, words, kind: str, key: str) -> None:  # type: ignore[no-untyped-def]

@@ -6,18 +6,28 @@ Gradients of several inputs are computed in alphabetical order of PyTorch's argu
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import Any
 
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.dtypes import promote
 from memcalc.engine.sizes import ONE
-from memcalc.engine.tensors import Shape, Tape, Tensor
+from memcalc.engine.tensors import Shape, Tape, Tensor, dense_strides
 
 
 def out_like(name: str, tensor: Tensor, dtype: str | None = None) -> Tensor:
     """A new dense tensor of the same shape and memory order."""
     tensor.tape.operands(name, tensor)
-    return tensor.tape.empty(name, tensor.shape, dtype or tensor.dtype, tensor.order)
+    order = tensor.order if tensor.is_dense else _order_of_view(tensor)
+    return tensor.tape.empty(name, tensor.shape, dtype or tensor.dtype, order)
+
+
+def _order_of_view(view: Tensor) -> tuple[int, ...] | None:
+    """The memory order of a strided view that leaves no gap, which an element-wise result keeps."""
+    for order in permutations(range(len(view.shape))):
+        if dense_strides(view.shape, order) == view.strides:
+            return order
+    return view.order
 
 
 def broadcast(x: Tensor, y: Tensor) -> tuple[Shape, tuple[int, ...] | None]:

@@ -20,6 +20,7 @@ from memcalc.engine.aten.shape import (
     split,
     unsqueeze,
 )
+from memcalc.engine.blocks.cache import cached
 from memcalc.engine.blocks.context_attention import core_heads, from_heads, to_heads
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.norm import norm
@@ -47,6 +48,7 @@ def attention(build: Build, x: Tensor, context: Context) -> Tensor:
     else:
         query = permute(query, HEADS_FIRST)
         key = permute(key, HEADS_FIRST)
+    key, value = cached(build, key, value)
     out = core(build, query, key, value, context)
     build.at("o_proj", "attention")
     merged = reshape(permute(out, HEADS_FIRST), (build["b"], build["s"], build["a"] * build["d"]))
@@ -171,7 +173,7 @@ def _softmax_with_sinks(build: Build, weights: Tensor) -> Tensor:
     column = reshape(build.param("sinks", (build["a"],)), (ONE, build["a"], ONE, ONE))
     logits = cat((weights, expand(column, shape)), -1)
     probs = to(softmax_last(to(logits, "fp32")), weights.dtype)
-    return narrow(probs, build["s"])
+    return narrow(probs, weights.shape[3])
 
 
 def repeat_kv(build: Build, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import add, constant, dropout, scale
+from memcalc.engine.blocks.cache import keys_read
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.blocks.relative import distance_table
 from memcalc.engine.build import Build
@@ -23,6 +24,7 @@ def embed(build: Build, ids: Tensor) -> Tensor:
     x = _rows(build, ids)
     if build.config.embedding_scale:
         x = scale(x)
+    x = with_gradient(build, x)
     if build["w"] is not build["h"]:
         build.at("project_in", "embedding")
         x = build.linear(x, "project_in", (build["w"], build["h"]), False)
@@ -38,6 +40,13 @@ def embed(build: Build, ids: Tensor) -> Tensor:
     if build.config.embedding_dropout and build.kernels.use_dropout:
         build.at("embedding_dropout", "embedding")
         x = dropout(x, build.config.embedding_dropout)
+    return x
+
+
+def with_gradient(build: Build, x: Tensor) -> Tensor:
+    """enable_input_require_grads: the output of a frozen embedding as a leaf that gets a gradient."""
+    if build.kernels.adapter is not None and build.kernels.adapter.input_gradients:
+        x.requires_grad = True
     return x
 
 
@@ -81,11 +90,11 @@ def tables(build: Build) -> Context:
 def contexts(build: Build, kinds: set[str]) -> dict[str, Context]:
     """What blocks of each kind read: the same tables, a mask of their own."""
     shared = tables(build)
-    return {kind: (*shared, *causal_mask(build)) for kind in sorted(kinds)}
+    return {kind: (*shared, *causal_mask(build, kind)) for kind in sorted(kinds)}
 
 
-def causal_mask(build: Build) -> Context:
-    """The additive mask (1, 1, s, s) of eager attention; with ALiBi (1, a, s, s), a bias in it.
+def causal_mask(build: Build, kind: str = "full") -> Context:
+    """The additive mask (1, 1, s, keys) of eager attention; with ALiBi (1, a, s, keys), a bias in it.
 
     ALiBi's slope times the key's position stands for slope times distance, as softmax allows.
     """
@@ -94,14 +103,15 @@ def causal_mask(build: Build) -> Context:
         return ()
     build.at("causal_mask", "embedding")
     tape, s, dtype = build.tape, build["s"], build.kernels.compute_dtype
-    full = constant(tape, "full", (s, s), dtype)
-    mask = constant(tape, "triu", (s, s), dtype)
+    keys = keys_read(build, kind)
+    full = constant(tape, "full", (s, keys), dtype)
+    mask = constant(tape, "triu", (s, keys), dtype)
     del full
     if not alibi:
-        return (mask.view_as((ONE, ONE, s, s), None, None),)
+        return (mask.view_as((ONE, ONE, s, keys), None, None),)
     build.at("alibi", "embedding")
     slopes = constant(tape, "pow.Scalar", (build["a"],), dtype)
-    bias = constant(tape, "mul.Tensor", (build["a"], ONE, s), dtype)
-    biased = constant(tape, "add.Tensor", (build["a"], s, s), dtype)
+    bias = constant(tape, "mul.Tensor", (build["a"], ONE, keys), dtype)
+    biased = constant(tape, "add.Tensor", (build["a"], s, keys), dtype)
     del slopes, bias, mask
-    return (biased.view_as((ONE, build["a"], s, s), None, None),)
+    return (biased.view_as((ONE, build["a"], s, keys), None, None),)

@@ -13,7 +13,9 @@ from memcalc.engine.aten.matmul import matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, mul, neg, scale, softmax_last, tanh, to
 from memcalc.engine.aten.shape import cat, contiguous, narrow, permute, reshape, split
 from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core, repeat_kv
+from memcalc.engine.blocks.cache import cached
 from memcalc.engine.blocks.embedding import Context
+from memcalc.engine.blocks.masked import masked_attention
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.blocks.residual import drop
 from memcalc.engine.blocks.sinks import rotate_halves, sink_attention
@@ -22,16 +24,19 @@ from memcalc.engine.sizes import ZERO, Size
 from memcalc.engine.tensors import Tensor
 
 Three = tuple[Tensor, Tensor, Tensor]
+#: The same, and the tensor they are views of where the code has a name for it.
+Projected = tuple[Tensor, ...]
 #: Output and, from eager code, the attention weights.
 Attended = tuple[Tensor, Tensor | None]
 
 
 def interface_attention(build: Build, x: Tensor, context: Context) -> Attended:
     """Projections, rotary, kernel, output projection."""
-    query, key, value = _PROJECTIONS[build.kernels.traits.qkv](build, x)
+    query, key, value, *_fused_qkv = _PROJECTIONS[build.kernels.traits.qkv](build, x)
     if build.config.position_embedding == "rope":
         build.at("rope", "attention")
         query, key = rotate_pair(build, query, key, context)
+    key, value = cached(build, key, value)
     out, weights = kernel(build, query, key, value, context)
     build.at("o_proj", "attention")
     width = build["a"] * build["d"]
@@ -108,22 +113,22 @@ def _split(build: Build, x: Tensor) -> Three:
     return permute(_heads(build, query, build["a"]), HEADS_FIRST), key, value
 
 
-def _slices(build: Build, x: Tensor) -> Three:
+def _slices(build: Build, x: Tensor) -> Projected:
     """Phi-3: three slices, a gradient tensor of full width for each."""
     out, widths = _fused(build, x)
     query, key, value = (narrow(out, width) for width in widths)
     query = permute(_heads(build, query, build["a"]), HEADS_FIRST)
     key = permute(_heads(build, key, build["k"]), HEADS_FIRST)
-    return query, key, permute(_heads(build, value, build["k"]), HEADS_FIRST)
+    return query, key, permute(_heads(build, value, build["k"]), HEADS_FIRST), out
 
 
-def _per_head(build: Build, x: Tensor) -> Three:
+def _per_head(build: Build, x: Tensor) -> Projected:
     """GPT-NeoX: q, k and v of each head lie together."""
     out, _ = _fused(build, x)
     d = build["d"]
     out = permute(reshape(out, (build["b"], build["s"], build["a"], d * 3)), HEADS_FIRST)
     query, key, value = split(out, (d, d, d))
-    return query, key, value
+    return query, key, value, out
 
 
 _PROJECTIONS = {"three": _three, "split": _split, "slices": _slices, "per_head": _per_head}
@@ -179,6 +184,8 @@ def kernel(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Con
         return sink_attention(build, query, key, value, context[-1])
     if build.kernels.attention == "eager":
         return _eager(build, query, key, value, context[-1])
+    if build.prefix is not None:
+        return masked_attention(build, query, key, value, context[-1]), None
     if build.kernels.traits.repeats_kv:
         key, value = repeat_kv(build, key), repeat_kv(build, value)
     bias = context[-1] if build.config.position_embedding == "alibi" else None

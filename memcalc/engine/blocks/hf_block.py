@@ -5,12 +5,15 @@ Source: transformers 5.23, models/*/modeling_*.py. Checked by: oracle/test_hf_fa
 
 from __future__ import annotations
 
+from memcalc.engine.adapters_bottleneck import after_sum, beside
 from memcalc.engine.aten.pointwise import add, add_in_place
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, interface_attention
+from memcalc.engine.blocks.hf_bert import bert_block
 from memcalc.engine.blocks.hf_bloom import bloom_attention, bloom_mlp
 from memcalc.engine.blocks.hf_falcon import dropout_add, falcon_attention, falcon_mlp
 from memcalc.engine.blocks.hf_gptj import gptj_attention
+from memcalc.engine.blocks.hf_t5 import t5_block
 from memcalc.engine.blocks.mla import mla
 from memcalc.engine.blocks.mlp import activated, down, mlp, up
 from memcalc.engine.blocks.moe import moe
@@ -58,7 +61,7 @@ def sequential(build: Build, x: Tensor, context: Context) -> Tensor:
             _weights = scores
         del scores
     else:
-        hidden = mlp(build, hidden)
+        hidden = beside(build, hidden, mlp(build, hidden))
     if after:
         hidden = norm(build, hidden, "post_mlp_norm")
     if not build.kernels.traits.keeps_undropped:
@@ -69,6 +72,7 @@ def sequential(build: Build, x: Tensor, context: Context) -> Tensor:
 
 def _sum(build: Build, x: Tensor, branch: Tensor, part: str) -> Tensor:
     """x + branch; Phi-3 drops inside the sum, so the branch before dropout lives until then."""
+    branch = after_sum(build, x, branch, part)
     if build.kernels.traits.keeps_undropped:
         dropped = drop(build, branch, f"{part}_dropout")
         build.at(f"{part}_residual", "residual")
@@ -170,5 +174,5 @@ def hand_over(build: Build, weights: Tensor | None) -> None:
 
 _BLOCKS = {
     "sequential": sequential, "gpt2": gpt2, "openai-gpt": openai_gpt, "gpt_neox": gpt_neox,
-    "gptj": gptj, "bloom": bloom, "falcon": falcon,
+    "gptj": gptj, "bloom": bloom, "falcon": falcon, "bert": bert_block, "t5": t5_block,
 }  # fmt: skip

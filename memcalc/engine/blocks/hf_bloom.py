@@ -14,6 +14,7 @@ from memcalc.engine.aten.pointwise import add, dropout, out_like, softmax_last, 
 from memcalc.engine.aten.shape import permute, reshape, select
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.blocks.attention import HEADS_FIRST
+from memcalc.engine.blocks.cache import cached
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended
 from memcalc.engine.blocks.hf_falcon import dropout_add
@@ -29,17 +30,19 @@ def bloom_attention(build: Build, x: Tensor, residual: Tensor, context: Context)
     build.at("qkv_proj", "attention")
     fused = build.linear(x, "qkv_proj", (h, a * d * 3), build.config.attention_bias)
     query, key, value = _three(build, fused)
+    key, value = cached(build, key, value)
     build.at("attention", "attention")
+    keys = key.shape[2]
     query = reshape(query, (b * a, s, d))
-    key = permute(reshape(key, (b * a, s, d)), (0, 2, 1))
-    value = reshape(value, (b * a, s, d))
+    key = permute(reshape(key, (b * a, keys, d)), (0, 2, 1))
+    value = reshape(value, (b * a, keys, d))
     scores = baddbmm(query, key)
-    weights = reshape(scores, (b, a, s, s))
+    weights = reshape(scores, (b, a, s, keys))
     weights = add(weights, context[-1])
     probs = to(softmax_last(to(weights, "fp32")), query.dtype)
     if build.kernels.use_dropout:
         probs = dropout(probs, build.config.attention_dropout)
-    flat = reshape(probs, (b * a, s, s))
+    flat = reshape(probs, (b * a, s, keys))
     out = bmm(flat, value)
     out = reshape(permute(reshape(out, (b, a, s, d)), HEADS_FIRST), (b, s, a * d))
     build.at("o_proj", "attention")

@@ -7,6 +7,10 @@ Source: transformers 5.23, models/falcon/modeling_falcon.py. Checked by: oracle/
 
 from __future__ import annotations
 
+from functools import partial
+
+from memcalc.engine.adapters import adapted, is_rescaled
+from memcalc.engine.adapters_ia3 import rescaled
 from memcalc.engine.aten.matmul import linear, matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, scale_in_place, softmax_last, to
 from memcalc.engine.aten.shape import (
@@ -19,6 +23,7 @@ from memcalc.engine.aten.shape import (
     select,
 )
 from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core
+from memcalc.engine.blocks.cache import cached
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, rotate_pair
 from memcalc.engine.blocks.mlp import activated
@@ -32,15 +37,22 @@ from memcalc.engine.tensors import Tensor
 def falcon_linear(
     build: Build, x: Tensor, name: str, features: tuple[Size, Size], bias: bool
 ) -> Tensor:
-    """x @ weight.T, then + bias as an operator of its own.
+    """x @ weight.T, then + bias as an operator of its own, then what fine-tuning adds."""
+    if is_rescaled(build, name):
+        base = partial(_with_bias, build, name=name, features=features, bias=bias)
+        return rescaled(build, x, name, features, base)
+    return adapted(build, x, _with_bias(build, x, name, features, bias), name, features)
 
-    Autocast's weight cache takes parameters only, not the transposed view this code multiplies by.
-    """
+
+def _with_bias(
+    build: Build, x: Tensor, name: str, features: tuple[Size, Size], bias: bool
+) -> Tensor:
+    """Autocast's weight cache takes parameters only, not the transposed view this multiplies by."""
     if build.kernels.autocast:
         weight = to(build.param(f"{name}.weight", features[::-1]), build.kernels.compute_dtype)
         out = linear(build.narrow(x), weight)
     else:
-        out = build.linear(x, name, features, False)
+        out = build.bare_linear(x, name, features, False)
     return add(out, build.param(f"{name}.bias", (features[1],))) if bias else out
 
 
@@ -72,10 +84,12 @@ def falcon_attention(build: Build, x: Tensor, context: Context) -> Attended:
     key = _heads_first(key)
     value = _heads_first(value)
     if config.position_embedding == "alibi":
+        key, value = cached(build, key, value)
         out, weights, _alive = _with_alibi(build, query, key, value, context)
     else:
         build.at("rope", "attention")
         query, key = rotate_pair(build, query, key, context)
+        key, value = cached(build, key, value)
         build.at("attention", "attention")
         mask = context[-1] if build.kernels.attention in ("eager", "efficient") else None
         out, weights = _with_rope(build, query, key, value, mask)

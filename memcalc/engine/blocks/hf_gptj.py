@@ -17,6 +17,7 @@ from memcalc.engine.aten.shape import (
     reshape,
 )
 from memcalc.engine.blocks.attention import HEADS_FIRST
+from memcalc.engine.blocks.cache import cached
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, cut_rotated
 from memcalc.engine.blocks.residual import drop
@@ -39,6 +40,7 @@ def gptj_attention(build: Build, x: Tensor, context: Context) -> Attended:
     query = cat((q_rotated, q_pass), -1, build["d"])
     key = permute(key, HEADS_FIRST)
     query = permute(query, HEADS_FIRST)
+    key, value = cached(build, key, value)
     build.at("attention", "attention")
     out, weights = _attend(build, query, key, value, context[-1])
     width = build["a"] * build["d"]

@@ -9,9 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from memcalc.engine.adapters_prompt import prefixed, prompted
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import add, dropout, scale, to
-from memcalc.engine.blocks.embedding import Context, causal_mask
+from memcalc.engine.aten.shape import narrow
+from memcalc.engine.blocks.cache import keys_read
+from memcalc.engine.blocks.embedding import Context, causal_mask, with_gradient
+from memcalc.engine.blocks.hf_bert import bert_embeddings
 from memcalc.engine.blocks.hf_masks import alibi, falcon_alibi, masks
 from memcalc.engine.blocks.hf_tables import complex_tables, half_tables
 from memcalc.engine.blocks.loss import project_out
@@ -26,10 +30,16 @@ RunBlock = Callable[[Build, int, BlockKind, Tensor, Context], Tensor]
 Start = tuple[Tensor, dict[str, Context], tuple[Tensor, ...]]
 
 
-def hidden_states(build: Build, ids: Tensor, layers: list[BlockKind], run: RunBlock) -> Tensor:
-    """Model.forward: the normed hidden states (b, s, h); all else it made is gone on return."""
+def hidden_states(
+    build: Build, ids: Tensor, layers: list[BlockKind], run: RunBlock, first: int = 0
+) -> Tensor:
+    """Model.forward: the normed hidden states (b, s, h); all else it made is gone on return.
+
+    first: number of its first block, where another model's come before.
+    """
+    prefixed(build, len(layers))
     x, contexts, alive = _STARTS[build.kernels.traits.start](build, ids, layers)
-    for index, kind in enumerate(layers):
+    for index, kind in enumerate(layers, first):
         build.tape.mark("block", index)
         x = run(build, index, kind, x, contexts[kind.attention])
     build.tape.mark("blocks end", -1)
@@ -43,7 +53,9 @@ def hidden_states(build: Build, ids: Tensor, layers: list[BlockKind], run: RunBl
 def _token_embedding(build: Build, ids: Tensor) -> Tensor:
     build.at("embedding", "embedding")
     x = embedding(build.param("embedding.weight", (build["V"], build["w"])), ids)
-    return scale(x) if build.config.embedding_scale else x
+    if build.config.embedding_scale:
+        x = scale(x)
+    return prompted(build, with_gradient(build, x))
 
 
 def _position_ids(build: Build) -> Tensor:
@@ -148,11 +160,11 @@ def _opt(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
     """Positions are counted from a dense mask (b, s); the embedding may be narrower than h."""
     embeds = _token_embedding(build, ids)
     build.at("position_ids", "embedding")
-    tape, shape = build.tape, (build["b"], build["s"])
+    tape, shape = build.tape, (build["b"], keys_read(build, "full"))
     ones = tape.empty("ones", shape, "fp32")
     counted = tape.empty("cumsum", shape, "fp32")
     shifted = scale(scale(counted), "sub.Tensor")
-    positions = to(shifted, "int64")
+    positions = narrow(to(shifted, "int64"), build["s"], 1)  # those that are not in the cache
     del counted, shifted
     context = masks(build, ["full"])["full"]
     build.at("position_embedding", "embedding")
@@ -186,7 +198,12 @@ def _falcon(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
     return embeds, {"full": (*_rotary(build), positions, *context)}, (embeds,)
 
 
+def _bert(build: Build, ids: Tensor, layers: list[BlockKind]) -> Start:
+    x = bert_embeddings(build, ids, _token_embedding)
+    return x, {"full": ()}, (x,)
+
+
 _STARTS: dict[str, Callable[[Build, Tensor, list[BlockKind]], Start]] = {
     "llama": _llama, "gpt2": _gpt2, "gptj": _gptj, "gpt_neox": _gpt_neox, "opt": _opt,
-    "bloom": _bloom, "falcon": _falcon,
+    "bloom": _bloom, "falcon": _falcon, "bert": _bert,
 }  # fmt: skip

@@ -30,6 +30,7 @@ from memcalc.engine.aten.shape import (
     split,
 )
 from memcalc.engine.blocks.attention import HEADS_FIRST, core
+from memcalc.engine.blocks.cache import cached
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, kernel
 from memcalc.engine.blocks.norm import norm
@@ -52,6 +53,8 @@ def mla(build: Build, x: Tensor, context: Context) -> Attended:
     k_rot = reshape(k_rot, (b, ONE, s, build["d_r"]))
     build.at("rope", "attention")
     q_rot, k_rot = _rotated(build, q_rot, k_rot, context)
+    latent, k_rot = cached(build, latent, k_rot)
+    build.at("rope", "attention")
     query = cat((q_pass, q_rot), -1, build["d"])
     key, value = _expanded(build, latent, k_rot)
     out, weights = _attend(build, (query, key, value), context)
@@ -132,7 +135,7 @@ def _by_complex(build: Build, q: Tensor, k: Tensor, angles: Tensor) -> tuple[Ten
 def _expanded(build: Build, latent: Tensor, k_rot: Tensor) -> tuple[Tensor, Tensor]:
     """Keys (b, a, s, d) and values (b, a, s, d_v) out of the latent (b, 1, s, c)."""
     build.at("kv_b_proj", "attention")
-    b, s, a, d_n, d_v = build["b"], build["s"], build["a"], build["d_n"], build["d_v"]
+    b, s, a, d_n, d_v = build["b"], latent.shape[2], build["a"], build["d_n"], build["d_v"]
     width = a * (d_n + d_v)
     latent = build.linear(latent, "kv_b_proj", (build["c"], width), False)
     latent = permute(reshape(latent, (b, s, a, d_n + d_v)), HEADS_FIRST)

@@ -11,6 +11,7 @@ from memcalc.engine.aten.pointwise import (
     shift,
     square,
     tanh,
+    to,
 )
 from memcalc.engine.aten.shape import split
 from memcalc.engine.build import Build
@@ -44,13 +45,21 @@ def activated(build: Build, x: Tensor) -> Tensor:
     """The activation, as one kernel or, for GPT-2's in transformers, as separate operators."""
     build.at("activation", "mlp")
     if build.kernels.traits.gelu_by_hand and build.config.hidden_act == "gelu_new":
-        return gelu_by_hand(x)
+        return gelu_by_hand(x, build.kernels.autocast)
     return activate(x, build.config.hidden_act)
 
 
-def gelu_by_hand(x: Tensor) -> Tensor:
-    """0.5 x (1 + tanh(c (x + 0.044715 x^3))), an operator at a time (NewGELUActivation)."""
-    return mul(scale(x), shift(tanh(scale(add(x, scale(square(x)))))))
+def gelu_by_hand(x: Tensor, autocast: bool = False) -> Tensor:
+    """0.5 x (1 + tanh(c (x + 0.044715 x^3))), an operator at a time (NewGELUActivation).
+
+    CUDA's autocast takes powers in fp32, so that everything after x^3 is fp32, the result too
+    (aten/src/ATen/autocast_mode.h, AT_FORALL_FP32).
+    """
+    return mul(scale(x), shift(tanh(scale(add(x, scale(_cube(x, autocast)))))))
+
+
+def _cube(x: Tensor, autocast: bool) -> Tensor:
+    return square(to(x, "fp32") if autocast else x)
 
 
 def _fused_gate_up(build: Build, x: Tensor) -> Tensor:

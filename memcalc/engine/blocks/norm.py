@@ -26,6 +26,8 @@ def norm(build: Build, x: Tensor, op: str, width: Size | None = None) -> Tensor:
     if build.config.norm_type == "layernorm":
         has_bias = build.config.norm_bias
         bias = build.param(f"{op}.bias", (size,), placed=placed) if has_bias else None
+        bias = None if bias is None else _as_cast(build, bias)
+        weight = _as_cast(build, weight)
         return normed_part(build, layer_norm(_as_cast(build, x), weight, bias))
     return normed_part(build, _rms_norm(build, x, weight))
 
@@ -35,8 +37,10 @@ def _rms_norm(build: Build, x: Tensor, weight: Tensor) -> Tensor:
         return _unit_offset(x, weight)
     kind = build.kernels.norm
     if kind == "fused":
+        weight = _as_cast(build, weight)
         return fused_rms_norm(_as_cast(build, x), weight)
     if kind == "decomposed":
+        weight = _as_cast(build, weight)
         return _decomposed(_as_cast(build, x), weight)
     if build.kernels.traits.code == "litgpt":
         return _with_wide_weight(x, weight)

@@ -31,7 +31,7 @@ def sink_attention(
     logits = cat((weights, sinks), -1)
     logits = subtract(logits, max_last(logits, True)[0])
     probs = softmax_last(logits)
-    scores = narrow(probs, build["s"])
+    scores = narrow(probs, keys.shape[2])
     weights = scores
     if build.kernels.use_dropout:
         weights = dropout(scores, build.config.attention_dropout)

@@ -18,7 +18,7 @@ from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import Kernels
 from memcalc.engine.optimizer import OptimizerPlan, run_step
-from memcalc.engine.sizes import ZERO
+from memcalc.engine.sizes import ZERO, number
 from memcalc.engine.tensors import Shape, Tape, Tensor
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ class Strategy(Protocol):
         return leaf
 
     def gradient(self, leaf: Tensor) -> Tensor:
-        """What this rank keeps of a leaf's gradient until the optimizer has run."""
-        return leaf
+        """What this rank keeps of a leaf's gradient until the optimizer has run; a frozen one has none."""
+        return leaf if leaf.requires_grad else nowhere(leaf)
 
     def optimized(self, leaves: list[Tensor]) -> list[Tensor]:
-        """What the optimizer steps over, of all leaves in registration order."""
-        return leaves
+        """What the optimizer steps over, of all leaves in registration order: those that train."""
+        return [leaf for leaf in leaves if leaf.requires_grad]
 
     def step(
         self, tape: Tape, leaves: list[Tensor], plan: OptimizerPlan, partial: bool = False
@@ -121,6 +121,12 @@ class Whole(Strategy):
 def nowhere(leaf: Tensor) -> Tensor:
     """Nothing of a leaf: what a rank has on its host takes no memory of the GPU."""
     return held(leaf, (ZERO,))
+
+
+def as_packed(leaf: Tensor, packed: tuple[tuple[str, int], ...]) -> Tensor:
+    """The bytes of a leaf that a format packs, (name, bytes) each, as one tensor; others as they are."""
+    size = dict(packed).get(leaf.name)
+    return leaf if size is None else held(leaf, (number(size),), "uint8")
 
 
 def held(leaf: Tensor, shape: Shape | None = None, dtype: str | None = None) -> Tensor:

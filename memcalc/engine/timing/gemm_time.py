@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.timing.alignment import CUBLAS, PARTS, VECTOR, share_left
 from memcalc.engine.timing.arith import Num, extremes, maximum, minimum
 from memcalc.errors import ConfigError, unknown
@@ -46,6 +47,27 @@ def gemm_s(rates: Rates, dtype: str, *shape: Num, part: str = "forward") -> Num:
     return seconds * (rate.dgrad if part == "dgrad" else rate.wgrad)
 
 
+def few_rows_s(rates: Rates, name: str, dtype: str, shape: tuple[float, ...]) -> float | None:
+    """Seconds of `batch` products of few rows, shape (batch, m, n, k), by rates measured at such numbers.
+
+    Between two numbers of rows seconds are linear in them. None where nothing was measured, or only for
+    fewer rows.
+    """
+    known = rates.few_rows.get(f"{'bmm' if name == 'bmm' else 'linear'} {dtype}", ())
+    batch, m, n, k = shape
+    above = next((one for one in known if one.rows >= m), None)
+    if above is None:
+        return None
+    read = batch * n * k * ITEMSIZE[dtype]
+    seconds = above.t0_s + read / above.bytes_per_s
+    below = [one for one in known if one.rows < m]
+    if not below or above.rows == m:
+        return seconds
+    under = below[-1].t0_s + read / below[-1].bytes_per_s
+    share = (m - below[-1].rows) / (above.rows - below[-1].rows)
+    return under + share * (seconds - under)
+
+
 def grouped_s(rates: Rates, dtype: str, groups: Num, rows: Num, n: Num, k: Num) -> Num:
     """Seconds of one grouped product: `rows` in all, evenly over `groups` weights (n, k).
 
@@ -66,9 +88,20 @@ def gemm_bound(rates: Rates, dtype: str, *shape: Num) -> str:
 
 def product_s(rate: GemmRate, batch: Num, m: Num, n: Num, k: Num, *, left: Num = 1.0) -> Num:
     """Seconds of a product at one rate, of which alignment leaves the share `left` (alignment.py)."""
-    e = rate.exponent
-    both = (compute_s(rate, batch, m, n, k) / left) ** e + memory_s(rate, batch, m, n, k) ** e
-    return rate.t0_s + both ** (1 / e)
+    compute = compute_s(rate, batch, m, n, k) / left
+    return _together_s(rate, compute, memory_s(rate, batch, m, n, k))
+
+
+def packed_product_s(rate: GemmRate, shape: tuple[Num, ...], spared: Num) -> Num:
+    """As product_s, of (batch, m, n, k), where `spared` bytes need not be moved: an operand is stored in
+    fewer bits."""
+    memory = memory_s(rate, *shape) - spared / rate.bytes_per_s
+    return _together_s(rate, compute_s(rate, *shape), maximum(memory, 0))
+
+
+def _together_s(rate: GemmRate, compute: Num, memory: Num) -> Num:
+    both = compute**rate.exponent + memory**rate.exponent
+    return rate.t0_s + both ** (1 / rate.exponent)
 
 
 def compute_s(rate: GemmRate, batch: Num, m: Num, n: Num, k: Num) -> Num:
@@ -109,6 +142,8 @@ def memory_s(rate: GemmRate, batch: Num, m: Num, n: Num, k: Num) -> Num:
 
 def _rate(rates: Rates, dtype: str) -> GemmRate:
     rate = rates.gemm.get(dtype)
+    if rate is None and dtype == "int8":
+        rate = rates.gemm.get("fp16")  # LLM.int8 is no faster than 16 bits; not measured here
     if rate is None:
         raise ConfigError(
             f"{rates.name}: products in {dtype}: got none on this device; "

@@ -77,7 +77,7 @@ def compute_time(plan: Plan, rates: Rates) -> ComputeTime:
     """Seconds of a micro-batch of a plan, whose dims may have arrays as values (`plan._replace`)."""
     dims = plan.values
     scalar = isinstance(dims["b"] * dims["s"], int)
-    priced = Priced(rates, attention_code(plan, rates), odd_views(plan, rates))
+    priced = priced_for(plan, rates)
     found: dict[tuple[str, str, str], _Sums] = {}
     for counted in works_of(plan):
         work = counted.work
@@ -94,12 +94,20 @@ class Priced(NamedTuple):
     """Rates, and the implementation of fused attention that runs ("": the kernel's own).
 
     views: the dtype at whose rate batched products of views run whose heads are no multiples of 16
-    bytes ("": their own).
+    bytes ("": their own). causal: fused attention leaves out masked scores; T5's, whose mask is part of a
+    bias, and BERT's, which masks none, do not.
     """
 
     rates: Rates
     attention: str = ""
     views: str = ""
+    causal: bool = True
+
+
+def priced_for(plan: Plan, rates: Rates) -> Priced:
+    """How a plan's kernels are priced."""
+    code, views = attention_code(plan, rates), odd_views(plan, rates)
+    return Priced(rates, code, views, not plan.config.is_encoder)
 
 
 def attention_code(plan: Plan, rates: Rates) -> str:
@@ -135,7 +143,8 @@ def work_s(work: Work, priced: Priced, dims: Mapping[str, Any]) -> tuple[Any, An
         seconds = maximum(seconds, moved / rates.gemm[work.dtype].bytes_per_s)
     elif work.kind == "attention":
         kernel = _kernel(work, priced, dims)
-        seconds = attention_s(rates, kernel, _pass(work), tuple(shape), dtype=work.dtype)
+        causal = priced.causal
+        seconds = attention_s(rates, kernel, _pass(work), tuple(shape), causal, work.dtype)
     else:
         seconds = moved_s(rates, moved, work.launches, f"{work.name} {work.dtype}")
     return seconds, flops, moved
@@ -185,7 +194,7 @@ class _Sums:
         self.seconds = self.seconds + seconds
         self.kernels += times * work.launches
         self.flops = self.flops + times * flops
-        run = times * flops * _run_share(work, dims)
+        run = times * flops * (_run_share(work, dims) if priced.causal else 1)
         self.run = self.run + run
         self.moved = self.moved + times * moved
         if work.part == "wgrad":

@@ -57,7 +57,7 @@ def dense_shapes() -> dict[str, ModelConfig]:
     seen: set[tuple[Any, ...]] = set()
     for name in profile_names("models"):
         config = load_model(name)
-        if config.moe is not None or config.mla is not None:
+        if config.moe is not None or config.mla is not None or config.is_encoder:
             continue
         small = shrunk(config)
         sizes = (small.num_key_value_heads, small.rotary_dim, small.word_embed_proj_dim)

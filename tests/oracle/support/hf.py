@@ -54,7 +54,8 @@ def run_hf(
     """Run a bf16 model in training mode with labels equal to the ids.
 
     autocast: fp32 parameters under bf16 autocast instead, on fake cpu tensors (meta tensors ignore
-    it). The CPU's rules cast what CUDA's cast in these models; LayerNorm's input is fp32 either way.
+    it). The CPU's rules cast what CUDA's cast in these models, but for powers, which are patched;
+    LayerNorm's input is fp32 either way.
 
     attention: "flash" calls aten's kernel and ignores masks, caps, sinks and windows; "eager" and
     "sdpa" are the family's own. experts: "grouped_mm" (the library's choice when None),
@@ -75,6 +76,8 @@ def run_hf(
         stack.enter_context(mock.patch(_PACKED_SEQUENCES, lambda position_ids: None))
         if device == "fake":
             stack.enter_context(FakeTensorMode())
+        if autocast:
+            stack.enter_context(powers_of_cuda())
         with torch.device(where):
             model = AutoModelForCausalLM.from_config(
                 config, attn_implementation=implementation, dtype=dtype
@@ -86,16 +89,25 @@ def run_hf(
         if checkpoint:
             model.activation_checkpointing_enable({"use_reentrant": False})
         _open_scopes(model)
-        tracker = StorageTracker(where)
-        tracker.track(model, ids)
-        base, initial = tracker.live, tracker.live_storages()
-        with tracker:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            saved = tracker.live - base
-            tracker.set_phase("backward")
-            loss.backward()
-            del loss
+        return recorded(
+            model, {"ids": ids}, lambda: model(input_ids=ids, labels=ids, use_cache=False), autocast
+        )
+
+
+def recorded(
+    model: nn.Module, inputs: dict[str, Tensor], forward: Callable[[], Any], autocast: bool
+) -> HfRecord:
+    """One forward, whose result holds a loss, and one backward; under bf16 autocast if asked."""
+    tracker = StorageTracker(next(model.parameters()).device.type)
+    tracker.track(model, *{id(t): t for t in inputs.values()}.values())
+    base, initial = tracker.live, tracker.live_storages()
+    with tracker:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = forward().loss
+        saved = tracker.live - base
+        tracker.set_phase("backward")
+        loss.backward()
+        del loss
     return HfRecord(
         params=sum(p.numel() for p in model.parameters()),
         param_bytes=sum(p.nbytes for p in model.parameters()),
@@ -138,6 +150,18 @@ def _kernel_attention(
 
 
 ALL_ATTENTION_FUNCTIONS.register(_KERNEL_NAME, _kernel_attention)
+
+
+@contextmanager
+def powers_of_cuda() -> Iterator[None]:
+    """torch.pow in fp32, as CUDA's autocast takes it and a CPU's does not."""
+    power = torch.pow
+
+    def wide(x: Any, n: Any) -> Tensor:
+        return power(x.float() if getattr(x, "dtype", None) is torch.bfloat16 else x, n)
+
+    with mock.patch.object(torch, "pow", wide):
+        yield
 
 
 @contextmanager

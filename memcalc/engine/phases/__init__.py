@@ -1,0 +1,1 @@
+"""Memory of one GPU outside a training step: loading, evaluation, saving, the first step."""
