@@ -1,8 +1,8 @@
 """How many of the drawn configurations a run of the tests takes: some, or all of them.
 
 `MEMCALC_DRAWS=all python -m pytest` takes all; the numbers of configurations in README and docs are of that.
-Otherwise a third of what a test draws, and of the cases of a slow test a quarter, but at least two. Which
-ones is fixed: spread over all, the first among them.
+Otherwise a third of what a test draws, and of the cases of a slow test a sixth. Which ones is fixed:
+spread over all, the first among them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ALL = os.environ.get("MEMCALC_DRAWS") == "all"
 #: Tests that run PyTorch.
 SLOW = ("tests/oracle/", "tests/harness/", "tests/cli/test_distributed.py")
 SHARE = 3
-OF_SLOW, LEAST = 4, 2
+OF_SLOW = 6
 
 
 def draws(count: int) -> int:
@@ -39,6 +39,6 @@ def chosen(items: list[pytest.Item]) -> list[pytest.Item]:
             of_test[item.nodeid.partition("[")[0]].append(item.nodeid)
     left_out: set[str] = set()
     for names in of_test.values():
-        kept = max(-(-len(names) // OF_SLOW), min(LEAST, len(names)))
+        kept = -(-len(names) // OF_SLOW)
         left_out |= set(names) - {names[i * len(names) // kept] for i in range(kept)}
     return [item for item in items if item.nodeid not in left_out]
