@@ -49,6 +49,11 @@ def check_plain(peft: PeftSetup) -> None:
             f"peft: {peft.method} on stack torch is not in this version; nearest valid: --stack hf, or "
             f"{', '.join(PLAIN)}"
         )
+    if peft.packed == "int8":
+        raise NotInThisVersionError(
+            "weights: int8 on stack torch, whose packed linear has 4 bits, is not in this version; "
+            "nearest valid: --stack hf, or --weights nf4"
+        )
 
 
 def _check_virtual(peft: PeftSetup, resolved: ResolvedSetup) -> None:

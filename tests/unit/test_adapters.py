@@ -117,11 +117,15 @@ def test_no_gradient_of_a_frozen_weight_is_computed() -> None:
         ({"stack": "torchtune"}, "peft: on stack torchtune"),
         ({"precision": "bf16-master"}, "peft: with bf16-master"),
         ({"optimizer_in_backward": True}, "peft: with optimizer_in_backward"),
+        (
+            {"stack": "torch", "peft": PeftSetup(method="qlora", weights="int8")},
+            "weights: int8 on stack",
+        ),
     ],
 )
 def test_what_was_not_built_is_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(NotInThisVersionError, match=said):
-        plan("llama-3.2-1b", PeftSetup(), **fields)
+        plan("llama-3.2-1b", **{"peft": PeftSetup(), **fields})
 
 
 def test_layers_divided_over_gpus_are_refused() -> None:
