@@ -39,7 +39,7 @@ class Picture(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Of the eight kinds."""
+        """Of the nine kinds."""
         return self.command.split()[0]
 
     @property
@@ -85,6 +85,10 @@ GALLERY: Final = (
             "--gpus 8..1024*2 --fsdp", "Weak scaling from one node to 128; stragglers are not modelled."),
     Picture("scaling-70b", "scaling llama-3.1-70b --cluster dgx-h100 --seq 4096 --gpus 64..1024*2 "
             "--fsdp --recompute full --weak --strong", "Weak and strong scaling.", slow=True),
+    Picture("serving-8b", "serving llama-3-8b --gpu a100-80gb --engine vllm",
+            "Serving: what a larger batch gains and costs, and the longest context that fits."),
+    Picture("serving-70b", "serving llama-3-70b --gpu h100-80gb --engine vllm --tp 4 --context 8k",
+            "The same of 70 B parameters over four GPUs."),
     Picture("accuracy", "accuracy --confidence high --priceable yes",
             "Published runs of others beside their estimates: those that state all that decides, on "
             "devices as they are sold.", slow=True),

@@ -3,8 +3,9 @@
     python -m benchmarks.gpu_sweep --minutes 9 --out DIR [--have RECORDS_OR_FOLDER ...]
     python -m benchmarks.gpu_sweep --tiny --device cpu --out DIR      the whole programme, tiny
 
-Stages: the open questions about PyTorch's memory; a memory sweep of 142 setups, each held against
-this project's estimate; the calibration; step times, phases and operators of some 36 of the setups; MFU
+Stages: the open questions about PyTorch's memory; a memory sweep of 154 setups, twelve of them
+fine-tuning, each held against this project's estimate; the calibration; step times, phases and operators
+of some 38 of the setups; eleven generations through a cache, bytes and seconds of each pass; MFU
 runs against transformers; the two-depth residual. About four calls of nine minutes: give each the earlier
 ones' folders as --have, and it goes on where they stopped. Records are kept as they come, so a call that
 is cut off loses the job it was at.
@@ -25,7 +26,7 @@ from typing import Annotated, Any
 
 import typer
 
-from benchmarks.sweep import report, stages, time_stages, timing_stage
+from benchmarks.sweep import decode_stage, report, stages, time_stages, timing_stage
 from benchmarks.sweep.children import Clock, Log
 from benchmarks.sweep.kept import Kept
 from benchmarks.sweep.program import run_command
@@ -37,6 +38,7 @@ STAGES: dict[str, Callable[[Sweep], None]] = {
     "memory": stages.memory,
     "calibration": time_stages.calibration,
     "timing": timing_stage.timing,
+    "decode": decode_stage.decode,
     "mfu": time_stages.mfu,
     "residual": time_stages.residual,
 }

@@ -15,12 +15,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from memcalc.engine.estimate import estimate
     from memcalc.engine.explain import explain
+    from memcalc.engine.feedback.feedback import feedback
+    from memcalc.engine.feedback.results import FeedbackEstimate
     from memcalc.engine.results import Breakdown, Estimate, MemoryEstimate
     from memcalc.engine.serving.infer import infer
     from memcalc.engine.serving.serving_results import ServingEstimate
     from memcalc.engine.timing.time_estimate import TimeEstimate
     from memcalc.errors import ConfigError, MemcalcError
     from memcalc.inputs.clusters import Cluster, load_cluster
+    from memcalc.inputs.feedback import FeedbackSetup
     from memcalc.inputs.hardware import Gpu, load_gpu
     from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
     from memcalc.inputs.models import load_model
@@ -47,6 +50,9 @@ _HOMES = {
     "MoeConfig": "memcalc.inputs.model",
     "load_model": "memcalc.inputs.models",
     "TrainingSetup": "memcalc.inputs.training",
+    "feedback": "memcalc.engine.feedback.feedback",
+    "FeedbackEstimate": "memcalc.engine.feedback.results",
+    "FeedbackSetup": "memcalc.inputs.feedback",
     "infer": "memcalc.engine.serving.infer",
     "ServingEstimate": "memcalc.engine.serving.serving_results",
     "ServingSetup": "memcalc.inputs.serving",
@@ -57,6 +63,8 @@ __all__ = [
     "Cluster",
     "ConfigError",
     "Estimate",
+    "FeedbackEstimate",
+    "FeedbackSetup",
     "Gpu",
     "MemcalcError",
     "MemoryEstimate",
@@ -70,6 +78,7 @@ __all__ = [
     "TrainingSetup",
     "estimate",
     "explain",
+    "feedback",
     "infer",
     "load_cluster",
     "load_gpu",

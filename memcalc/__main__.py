@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
-    from memcalc.cli.options import COMMANDS, LATER_COMMANDS
+    from memcalc.cli.options import COMMANDS
 
     command = words[0] if words else ""
     if "_MEMCALC_COMPLETE" in os.environ or not words or _asks_help(words):
@@ -60,13 +60,11 @@ def _dispatch(words: list[str]) -> int:
 
         print(f"memcalc {__version__}")
         return 0
-    if command in LATER_COMMANDS:
-        raise MemcalcError(f"{command}: not in this version; valid: {', '.join(COMMANDS)}")
     if command not in COMMANDS:
         from memcalc.errors import unknown
 
         what = "option" if command.startswith("-") else "command"
-        valid = ["--help", "--version"] if what == "option" else [*COMMANDS, *LATER_COMMANDS]
+        valid = ["--help", "--version"] if what == "option" else [*COMMANDS]
         raise unknown(what, command, valid)
     from memcalc.cli.run import run_command
 
@@ -74,10 +72,8 @@ def _dispatch(words: list[str]) -> int:
 
 
 def _asks_help(words: list[str]) -> bool:
-    from memcalc.cli.options import LATER_COMMANDS
-
     before = words[: words.index("--")] if "--" in words else words
-    return words[0] not in LATER_COMMANDS and not _HELP.isdisjoint(before)
+    return not _HELP.isdisjoint(before)
 
 
 def _typer(words: list[str]) -> int:

@@ -50,6 +50,7 @@ def run(command: str) -> subprocess.CompletedProcess[str]:
 def _steady(text: str) -> str:
     """Output without what differs from machine to machine: times and the device's own name."""
     text = re.sub(r"[\d,.]+ ms", "# ms", text)
+    text = re.sub(r"^tokens/s .+$", "tokens/s #", text, flags=re.MULTILINE)
     text = re.sub(r", on .+$", ", on DEVICE", text, flags=re.MULTILINE)
     text = re.sub(r"^torch .+$", "torch RELEASE", text, flags=re.MULTILINE)
     return re.sub(r" {2,}|-{2,}", " ", text).rstrip()

@@ -9,7 +9,7 @@ Checked by: tests/harness/test_cpu_time.py.
 from __future__ import annotations
 
 import random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from memcalc.engine.flops import step_flops
 from memcalc.engine.plan import Plan
@@ -46,12 +46,13 @@ class Drawn(NamedTuple):
             f"{self.optimizer_impl}"
         )
 
-    def plan(self) -> Plan:
-        """The engine's plan, with a CPU's kernels."""
-        setup = TrainingSetup(
-            seq_len=self.seq_len, micro_batch_size=self.micro_batch_size, precision=self.precision,
-            optimizer_impl=self.optimizer_impl,
-        )  # fmt: skip
+    def plan(self, **changed: Any) -> Plan:
+        """The engine's plan, with a CPU's kernels; changed: fields of the training setup."""
+        stated = {
+            "seq_len": self.seq_len, "micro_batch_size": self.micro_batch_size,
+            "precision": self.precision, "optimizer_impl": self.optimizer_impl,
+        }  # fmt: skip
+        setup = TrainingSetup(**{**stated, **changed})
         return local_plan(model_from_config(self._config(), "drawn"), setup, {}, "cpu")
 
     def _config(self) -> dict[str, object]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.sweep import questions
-from benchmarks.sweep.setups import Spec
+from benchmarks.sweep.setups import Spec, model_of
 from memcalc.harness.calibration.microbench_step import phase_times
 from memcalc.harness.device import device_facts
 from memcalc.harness.failures import first_line
@@ -21,7 +21,6 @@ from memcalc.harness.measure import MeasureOptions, clean, measure
 from memcalc.harness.record_head import new_record
 from memcalc.harness.step import TrainingStep
 from memcalc.harness.watch.op_times import op_times
-from memcalc.inputs.training import TrainingSetup
 
 
 def facts(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -63,8 +62,7 @@ def measure_setup(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
     spec = Spec(job["model"], job["training"], job["kernels"])
     if spec.compiled:
         torch._dynamo.reset()
-    setup = TrainingSetup(**spec.training)
-    plan = spec.plan(local_kernels(spec.config, setup, spec.kernels, device.type))
+    plan = spec.plan(local_kernels(spec.config, spec.setup, spec.kernels, device.type))
     start = time.perf_counter()
     options = MeasureOptions(
         device=str(device), steps=job["steps"], warmup=job["warmup"], ceiling=False,
@@ -93,9 +91,7 @@ def time_setup(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
         return found
     try:
         spec = Spec(job["model"], job["training"], job["kernels"])
-        kernels = local_kernels(
-            spec.config, TrainingSetup(**spec.training), spec.kernels, device.type
-        )
+        kernels = local_kernels(spec.config, spec.setup, spec.kernels, device.type)
         step = TrainingStep(spec.plan(kernels), device)
         step.run()
         record["time"]["phases"] = phase_times(step)
@@ -105,6 +101,22 @@ def time_setup(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
         record["notes"].append(f"after the timed steps: {first_line(error)}")
     record["sweep"]["held_after"] = held_bytes(device)
     return found
+
+
+def decode_setup(job: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """One generation's record, the estimate by default rates in it."""
+    from benchmarks.sweep.decode_stage import Asked
+    from memcalc.harness.decode_verify import decode_estimate, decode_plan, verify_decode
+
+    asked = Asked(*job["asked"])
+    config = model_of(asked.model)
+    plan, generation = decode_plan(
+        config, asked.setup(), {}, device.type, (asked.new_tokens, asked.cache)
+    )
+    told = decode_estimate(generation, device, "default", None)
+    options = MeasureOptions(device=str(device), steps=job["steps"], warmup=1, ceiling=False)
+    record = verify_decode(plan, generation, told, options)
+    return {"status": record["status"], "record": record}
 
 
 def calibrate_device(job: dict[str, Any], device: torch.device) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from memcalc.harness import records
 FILES = {
     "measure": "records.jsonl", "question": "questions.jsonl", "calibration-run": "questions.jsonl",
     "mfu": "mfu.jsonl", "residual": "mfu.jsonl", "timing": "timing.jsonl",
+    "verify-decode": "timing.jsonl",
 }  # fmt: skip
 MOST_BYTES = 15 << 20
 _FINAL = ("ok", "oom", "refused")

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.sweep.setups import Spec
-from memcalc import TrainingSetup, estimate
+from memcalc import estimate
 from memcalc.engine.device_side import Device, device_of
 from memcalc.errors import ConfigError
 from memcalc.harness.local import local_kernels, profile_of
@@ -45,7 +45,7 @@ def device_for(facts: Mapping[str, Any]) -> Device:
 def predict(spec: Spec, device: Device, kind: str) -> dict[str, Any]:
     """{"memory", "time", "fits", "executed_flops"} of a setup on a device of a kind, or {"error"}."""
     try:
-        setup = TrainingSetup(**spec.training)
+        setup = spec.setup
         kernels = local_kernels(spec.config, setup, spec.kernels, kind)
         found = estimate(spec.config, setup, gpu=device, kernels=kernels)
     except ConfigError as error:

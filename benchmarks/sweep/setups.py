@@ -14,10 +14,12 @@ import json
 from itertools import cycle, islice
 from typing import Any, NamedTuple
 
+from benchmarks.sweep.tuned_setups import tuned
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
+from memcalc.inputs.peft import PeftSetup
 from memcalc.inputs.training import TrainingSetup
 
 #: Decoders without a profile, as keys of a config.json.
@@ -145,11 +147,17 @@ class Spec(NamedTuple):
         """The model."""
         return model_of(self.model)
 
+    @property
+    def setup(self) -> TrainingSetup:
+        """The training setup. Raises ConfigError for what this version cannot state."""
+        stated = dict(self.training)
+        if (peft := stated.get("peft")) is not None:
+            stated["peft"] = PeftSetup(**{**peft, "targets": tuple(peft.get("targets", ()))})
+        return TrainingSetup(**stated)
+
     def plan(self, kernels: dict[str, str] | None = None) -> Plan:
         """The engine's plan. Raises ConfigError for what this version cannot state."""
-        return plan_of(
-            self.config, TrainingSetup(**self.training), {**self.kernels, **(kernels or {})}
-        )
+        return plan_of(self.config, self.setup, {**self.kernels, **(kernels or {})})
 
     def label(self) -> str:
         """A line a reader knows the setup by."""
@@ -157,6 +165,8 @@ class Spec(NamedTuple):
         layers = "" if said.get("num_layers") is None else f"/{said['num_layers']}"
         rest = [str(said[name]) for name in ("precision", "recompute", "attention", "loss")]
         rest += [f"{said['optimizer']}-{said.get('optimizer_impl') or ''}".strip("-")]
+        if said.get("peft"):
+            rest.append(said["peft"]["method"])
         return f"{self.model}{layers} {said['micro_batch_size']}x{said['seq_len']} {' '.join(rest)}"
 
 
@@ -166,7 +176,7 @@ def model_of(name: str) -> ModelConfig:
 
 
 def memory_setups() -> list[Spec]:
-    """All setups of the sweep: the rounds, the compiled ones, and two that must run out of memory."""
+    """All setups: the rounds, compiled ones, fine-tuning, and two that must run out of memory."""
     options = zip(
         cycle(_PRECISIONS), cycle(_RECOMPUTES), cycle(_LOSSES), cycle(_ATTENTIONS),
         cycle(_OPTIMIZERS), cycle(_ACCUMULATIONS), cycle(_SWITCHES), cycle(_NORMS), strict=False,
@@ -174,7 +184,8 @@ def memory_setups() -> list[Spec]:
     shapes = [(shape, number) for number in range(ROUNDS) for shape in MODELS]
     drawn = zip(shapes, islice(options, len(shapes)), strict=True)
     rounds = [_spec(shape, number, chosen) for (shape, number), chosen in drawn]
-    return [*rounds, *_compiled(), *_too_large()]
+    fine = [Spec(model, training, {}) for model, training in tuned()]
+    return [*rounds, *_compiled(), *fine, *_too_large()]
 
 
 def _spec(shape: Shape, number: int, chosen: tuple[Any, ...]) -> Spec:
@@ -252,4 +263,14 @@ def tiny_setups() -> list[Spec]:
         Spec("tiny-llama", {**base, "precision": "fp32", "recompute": "full"}, {}),
         Spec("tiny-qwen2", {**base, "precision": "fp32", "recompute": "none", "loss": "plain"}, {}),
         Spec("tiny-llama", {**base, "precision": "bf16", "recompute": "none"}, {}),
+        Spec(
+            "tiny-llama",
+            {
+                **base,
+                "precision": "bf16",
+                "recompute": "full",
+                "peft": {"method": "qlora", "targets": ["all-linear"]},
+            },
+            {},
+        ),
     ]

@@ -25,6 +25,7 @@ HANDLERS = {
     "question": "benchmarks.sweep.jobs:question",
     "measure": "benchmarks.sweep.jobs:measure_setup",
     "timing": "benchmarks.sweep.jobs:time_setup",
+    "decode": "benchmarks.sweep.jobs:decode_setup",
     "calibrate": "benchmarks.sweep.jobs:calibrate_device",
     "mfu": "benchmarks.harness_mfu:run_job",
     "residual": "benchmarks.harness_mfu:run_residual",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from memcalc.accuracy.adapters import with_adapters
 from memcalc.accuracy.pricing import Pair
 from memcalc.accuracy.rows import Row
 from memcalc.accuracy.setups import SAME_CHIP
@@ -60,8 +61,8 @@ def is_fitted(row: Row) -> bool:
 def is_promised(pair: Pair) -> bool:
     """Whether the accuracy promised of throughput covers a figure.
 
-    Training on an A100, H100 or B200 as sold, of a row that is trusted and holds all that decides it,
-    from a source nothing was fitted to.
+    Training of every weight on an A100, H100 or B200 as sold, of a row that is trusted and holds all
+    that decides it, from a source nothing was fitted to.
     """
     row = pair.row
     stated = row.text("gpu") or ""
@@ -70,6 +71,7 @@ def is_promised(pair: Pair) -> bool:
         and row.text("priceable") == "yes"
         and row.text("confidence") == "high"
         and row.text("run") in (None, "train", "finetune")
+        and not with_adapters(row)
         and stated not in SAME_CHIP
         and any(stated.startswith(name) for name in BOUND_GPUS)
         and not is_fitted(row)

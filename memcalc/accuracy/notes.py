@@ -1,7 +1,7 @@
 """Why a row is not priced, and what pricing it assumed.
 
 NotExpressedError carries a reason a person can act on; `FINDINGS` are reasons a row's own cells give
-before anything is built: capabilities of later versions first, then inputs the source left out.
+before anything is built: what is not described first, then inputs the source left out.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from memcalc.accuracy import adapters
 from memcalc.accuracy.columns import LATER_PRECISIONS, QUANTISED
 from memcalc.accuracy.rows import Row
 from memcalc.errors import MemcalcError
@@ -22,7 +23,9 @@ def _inference(row: Row) -> str | None:
     run = row.text("run")
     if run in (None, "train", "finetune"):
         return None
-    return f"inference ({run}) is not in this version"
+    stack = row.text("stack")
+    by = f"by {stack.removeprefix('other:')}" if stack else "by an engine that is not stated"
+    return f"serving ({run}) {by} is not described: transformers and vllm are"
 
 
 def _part_of_a_gpu(row: Row) -> str | None:
@@ -31,17 +34,12 @@ def _part_of_a_gpu(row: Row) -> str | None:
     return f"its memory is {named[part]} alone, not a GPU's peak" if part in named else None
 
 
-def _adapters(row: Row) -> str | None:
-    peft = row.text("peft")
-    if peft in (None, "none"):
-        return None
-    return f"parameter-efficient fine-tuning ({peft}) is not in this version"
-
-
 def _quantised(row: Row) -> str | None:
     precision = row.text("precision")
-    if precision in (*QUANTISED, *LATER_PRECISIONS):
+    if precision in LATER_PRECISIONS:
         return f"precision {precision} is not in this version"
+    if precision in QUANTISED and not adapters.with_adapters(row):
+        return f"weights in {precision} do not train, and what trains beside them is not stated"
     return None
 
 
@@ -58,7 +56,7 @@ def _not_stated(row: Row) -> str | None:
 
 #: Asked in this order; the first reason is the row's.
 FINDINGS: Final[tuple[Callable[[Row], str | None], ...]] = (
-    _inference, _part_of_a_gpu, _adapters, _quantised, _unknown_input, _not_stated,
+    _inference, _part_of_a_gpu, adapters.why_not, _quantised, _unknown_input, _not_stated,
 )  # fmt: skip
 
 

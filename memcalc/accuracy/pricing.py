@@ -79,6 +79,15 @@ class Priced(NamedTuple):
     unscored: list[Left]
 
 
+def joined(*parts: Priced) -> Priced:
+    """Several priced files, or parts of one, as one."""
+    return Priced(
+        [pair for part in parts for pair in part.pairs],
+        [left for part in parts for left in part.unexpressed],
+        [left for part in parts for left in part.unscored],
+    )
+
+
 def price(
     rows: Iterable[Row],
     tell: Tell | None = None,

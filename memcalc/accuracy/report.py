@@ -2,7 +2,8 @@
 
 Names are a contract: `memory` and `throughput` by kind, `rows`, `unexpressed`; the rest is beside it:
 splits (`by_...`), `promised` (the rows the accuracy promised of throughput covers), `fitted_sources`,
-`outliers`.
+`outliers`. Runs that serve are scored apart, under `serving`, by engine; so are those that train adapters,
+under `adapters`, by stack.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from memcalc.accuracy import scores
+from memcalc.accuracy.adapters import with_adapters
 from memcalc.accuracy.groups import FITTED_SOURCES, is_fitted, outliers
 from memcalc.accuracy.pricing import BOTH, MEMORY, THROUGHPUT, Left, Pair, Priced
 from memcalc.accuracy.rows import Row
+from memcalc.accuracy.serving import by_engine, is_serving
 from memcalc.engine.results import SCHEMA
 from memcalc.errors import ConfigError, unknown
 
@@ -61,7 +64,8 @@ def report(
     """The JSON object; what: the figures asked for. Checked by: cli/test_accuracy.py."""
     from memcalc import __version__
 
-    frame = scores.frame_of(priced.pairs)
+    pairs = [pair for pair in priced.pairs if _class(pair.row) == "training"]
+    frame = scores.frame_of(pairs)
     memory, rate = (frame[frame["what"] == one] for one in BOTH)
     promised = rate[rate["promised"]]
     return {
@@ -91,11 +95,49 @@ def report(
              "error_pct": 100 * pair.error}
             for pair in outliers(priced.pairs)
         ],
+        "serving": _apart(by_engine(_of_class(priced.pairs, "serving"))),
+        "adapters": _adapters(_of_class(priced.pairs, "adapters")),
         "rows": [_pair(pair) for pair in priced.pairs],
         "unexpressed": [_left(left) for left in priced.unexpressed],
         "unscored": [_left(left) for left in priced.unscored],
         "notes": _notes(priced.pairs),
     }  # fmt: skip
+
+
+def _class(row: Row) -> str:
+    """serving, adapters, or training: of every weight."""
+    if is_serving(row):
+        return "serving"
+    return "adapters" if with_adapters(row) else "training"
+
+
+def _of_class(pairs: Iterable[Pair], name: str) -> list[Pair]:
+    return [pair for pair in pairs if _class(pair.row) == name]
+
+
+def _adapters(pairs: list[Pair]) -> dict[str, Any]:
+    """Scores of runs that train adapters: of each stack, and of all of them where there are several."""
+    groups: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(pair.row.text("stack") or "torch", []).append(pair)
+    return _apart({**groups, "all": pairs} if len(groups) > 1 else groups)
+
+
+def _apart(groups: Mapping[str, list[Pair]]) -> dict[str, Any]:
+    """Scores of a class that is scored apart: of memory and of throughput, of each group.
+
+    Memory of unknown kind is held against allocated, and scored here.
+    """
+    found: dict[str, Any] = {"memory": {}, "throughput": {}}
+    for name, of in groups.items():
+        frame = scores.frame_of(of)
+        for what in BOTH:
+            part = frame[frame["what"] == what]
+            if what == MEMORY:
+                part = part.assign(scored=True)
+            if part["scored"].any():
+                found[what][name] = scores.score(part)
+    return found
 
 
 def _split(memory: Any, rate: Any, column: str) -> dict[str, Any]:
@@ -118,6 +160,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
     return {
         **_who(pair.row),
         "setup": _setup(pair.row),
+        "class": _class(pair.row),
         "what": pair.what,
         "kind": pair.kind,
         "unit": _UNITS.get(pair.kind, _UNITS["memory"]),
@@ -156,7 +199,13 @@ def _who(row: Row) -> dict[str, Any]:
 
 def _notes(pairs: Iterable[Pair]) -> list[str]:
     found = []
-    listed = list(pairs)
+    every = list(pairs)
+    listed = _of_class(every, "training")
+    found += _serving_notes(_of_class(every, "serving"))
+    if any(pair.what == MEMORY and pair.kind == "unknown" for pair in _of_class(every, "adapters")):
+        found.append(
+            "memory of runs that train adapters is of unknown kind: held against allocated"
+        )
     if any(pair.what == MEMORY and not pair.scored for pair in listed):
         found.append("memory of unknown kind is shown beside predicted allocated and not scored")
     wrong = [pair.row.id for pair in listed if pair.what == THROUGHPUT and not pair.scored]
@@ -180,6 +229,18 @@ def _notes(pairs: Iterable[Pair]) -> list[str]:
             else "no constant is fitted to a row of this table"
         )  # fmt: skip
     return found
+
+
+def _serving_notes(pairs: list[Pair]) -> list[str]:
+    """What is said of runs that serve."""
+    found = []
+    if any(pair.what == MEMORY for pair in pairs):
+        found.append("memory of runs that serve is of unknown kind: held against allocated")
+    shown = sorted({
+        said for pair in pairs if pair.what == THROUGHPUT and not pair.scored
+        for said in pair.assumed if said.startswith("not scored")
+    })  # fmt: skip
+    return [*found, *(f"rates of runs that serve, {said}" for said in shown)]
 
 
 def to_csv(found: Mapping[str, Any]) -> str:

@@ -8,12 +8,12 @@ Checked by: published/test_serving.py, unit/test_accuracy_serving.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 from memcalc.accuracy.models import model_of
 from memcalc.accuracy.notes import NotExpressedError
-from memcalc.accuracy.pricing import MEMORY, THROUGHPUT, UNITS, Left, Pair, Priced
+from memcalc.accuracy.pricing import BOTH, MEMORY, THROUGHPUT, UNITS, Left, Pair, Priced
 from memcalc.accuracy.rows import Row
 from memcalc.accuracy.setups import gpu_of
 from memcalc.engine.serving.infer import infer
@@ -44,16 +44,33 @@ _FORMATS: Final = {
 _GENERATED: Final = 256
 
 
-def price_serving(rows: Iterable[Row]) -> Priced:
-    """Every row of a serving run, as pairs or with the reason it has none."""
+def is_serving(row: Row) -> bool:
+    """Whether a row is of a run that serves, by an engine that is described."""
+    return row.text("run") in ("decode", "load", "prefill") and row.text("stack") in ENGINES
+
+
+def price_serving(rows: Iterable[Row], what: Collection[str] = BOTH) -> Priced:
+    """Every row of a serving run, as pairs or with the reason it has none. what: figures wanted."""
     found = Priced([], [], [])
     for row in rows:
         if row.text("run") not in ("decode", "load", "prefill"):
             continue
         try:
-            found.pairs.extend(serving_pairs(row))
+            pairs = [pair for pair in serving_pairs(row) if pair.what in what]
         except NotExpressedError as error:
             found.unexpressed.append(Left(row, str(error)))
+            continue
+        found.pairs.extend(pairs)
+        if not pairs:
+            found.unscored.append(Left(row, "gives no figure that is asked for"))
+    return found
+
+
+def by_engine(pairs: Iterable[Pair]) -> dict[str, list[Pair]]:
+    """The pairs of each engine, in the order of the rows."""
+    found: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault(ENGINES[pair.row.text("stack") or ""], []).append(pair)
     return found
 
 

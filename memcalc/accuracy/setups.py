@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+from memcalc.accuracy.adapters import fine_tuning, in_own_code
 from memcalc.accuracy.models import model_of
 from memcalc.accuracy.notes import NotExpressedError, refuse
 from memcalc.accuracy.rows import Row
@@ -37,12 +38,15 @@ _SAME_SAVED: Final = {"triton": "flash"}
 #: 2.0, which it ran (submit_benchmarks.py, --image), recompute a whole block: early stop came with 2.1.
 #: Megatron-LM, nanotron's benchmarks, torchtitan and InternEvo clip at 1.0 by default
 #: (training/arguments.py, clip_grad;
-#: scripts/scaling_benchmarks.py; job_config.py, max_norm; configs/7B_sft.py).
+#: scripts/scaling_benchmarks.py; job_config.py, max_norm; configs/7B_sft.py), as the Trainer of
+#: transformers does, which QwenLM/Qwen's finetune.py runs (training_args.py, max_grad_norm), on PyTorch
+#: 2.0 (README.md, profiling).
 _CLIPS: Final[Mapping[str, Any]] = {"grad_clip": True}
 _OWN_TRAINING: Final[Mapping[str, Mapping[str, Any]]] = {
     "llm-foundry": {"loss": "plain", "optimizer_impl": "loop", "recomputes_all": True, **_CLIPS},
     "Megatron": _CLIPS, "Korthikanti": _CLIPS, "MT-NLG": _CLIPS, "BigScience": _CLIPS,
     "nanotron": _CLIPS, "torchtitan": _CLIPS, "InternEvo": _CLIPS,
+    "Qwen-1 finetune": {"recomputes_all": True, **_CLIPS},
 }  # fmt: skip
 #: Part of a source's name -> how its exchanges overlap where the nearest stack differs. InternEvo:
 #: configs/7B_sft.py, overlap_sync_grad without overlap_sync_param.
@@ -90,6 +94,7 @@ def express(row: Row) -> Expressed:
     """What `memcalc.estimate` takes for a row. Raises NotExpressedError with the reason it cannot."""
     refuse(row)
     config, assumed = model_of(row)
+    config, about_code = in_own_code(row, config)
     try:
         setup, more = setup_of(row)
         plan = plan_of(row)
@@ -102,7 +107,7 @@ def express(row: Row) -> Expressed:
         kernels["attention_code"] = row.text("attention")
     if "fp8 all-gather" in (row.text("precision_text") or ""):
         kernels["fp8_gather"] = True
-    assumed = [*assumed, *more, *about_gpu]
+    assumed = [*assumed, *about_code, *more, *about_gpu]
     return Expressed(config, setup, plan, gpu, assumed, kernels, cluster)
 
 
@@ -115,6 +120,7 @@ def setup_of(row: Row) -> tuple[TrainingSetup, list[str]]:
         if row.text(name) is None
     ]
     stack, about_stack = _stack(row)
+    peft, said["precision"], about_peft = fine_tuning(row, said["precision"])
     base, _, blocks = said["recompute"].partition(":")
     optimizer = said["optimizer"]
     if optimizer == "paged-adamw-8bit":
@@ -145,8 +151,9 @@ def setup_of(row: Row) -> tuple[TrainingSetup, list[str]]:
         compile=bool(row.flag("compile")),
         optimizer_in_backward=bool(row.flag("optimizer_in_backward")),
         num_layers=None if dims_stated else row.whole("num_hidden_layers"),
+        peft=peft,
     )
-    return setup, [*assumed, *about_stack]
+    return setup, [*assumed, *about_stack, *about_peft]
 
 
 def _own(table: Mapping[str, Mapping[str, Any]], row: Row) -> Mapping[str, Any]:

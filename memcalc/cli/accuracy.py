@@ -53,9 +53,10 @@ def _check_outputs(arguments: Arguments) -> None:
 
 def _found(arguments: Arguments) -> dict[str, Any]:
     """The report on the rows asked for; notes on columns that are not read go to stderr."""
-    from memcalc.accuracy.pricing import BOTH, price
+    from memcalc.accuracy.pricing import BOTH, joined, price
     from memcalc.accuracy.report import choose, report
     from memcalc.accuracy.rows import published_rows, read_rows
+    from memcalc.accuracy.serving import is_serving, price_serving
     from memcalc.output.files import put_notes
     from memcalc.output.progress import progress
 
@@ -70,8 +71,10 @@ def _found(arguments: Arguments) -> dict[str, Any]:
     rows = choose(read.rows, filters)
     if not arguments.has("quiet"):
         put_notes(read.notes)
+    serves = [row for row in rows if is_serving(row)]
+    trains = [row for row in rows if not is_serving(row)]
     with progress("accuracy", arguments.has("quiet")) as tell:
-        priced = price(rows, tell, what, read.rows)
+        priced = joined(price(trains, tell, what, read.rows), price_serving(serves, what))
     return report(priced, stated or "the published runs", filters, what)
 
 

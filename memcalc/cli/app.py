@@ -20,7 +20,7 @@ import typer
 
 from memcalc.cli.chart_options import KINDS
 from memcalc.cli.examples import EXAMPLES
-from memcalc.cli.options import BY_FLAG, COMMANDS, LATER_COMMANDS, PANELS, Option, options_of
+from memcalc.cli.options import BY_FLAG, COMMANDS, PANELS, Option, options_of
 from memcalc.cli.parse import Arguments, Value, put
 from memcalc.errors import ConfigError, nearest
 from memcalc.inputs.training import RECOMPUTE
@@ -48,14 +48,14 @@ def run_app(words: list[str]) -> int:
 
 
 def build_app() -> typer.Typer:
-    """All commands with their help; those of later versions are named below the list."""
+    """All commands with their help."""
     app = typer.Typer(
         name="memcalc", no_args_is_help=True, rich_markup_mode="rich", add_completion=True,
         pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
     app.callback(
         help="GPU memory of language models: what a training step needs, exactly, and why.",
-        epilog=_epilog(_TOP_EXAMPLES, f"Later versions: {', '.join(LATER_COMMANDS)}."),
+        epilog=_epilog(_TOP_EXAMPLES),
     )(_top)
     for command, (_, description) in COMMANDS.items():
         epilog = _epilog(EXAMPLES[command], _LAST.get(command, ""))
@@ -78,7 +78,7 @@ def parse_arguments(command: str, argv: list[str]) -> Arguments:
     """Read what follows the command's name. Raises ConfigError; checked by cli/test_options.py."""
     if command == "import":  # arguments of another tool in quotes are its FILE, not options of ours
         argv = [f" {word}" if word.startswith("--") and " " in word else word for word in argv]
-    program = command_app(command, frozenset(word.partition("=")[0] for word in argv))
+    program = command_app(command)
     try:
         found = program(args=argv, prog_name=f"memcalc {command}", standalone_mode=False)
     except Exception as error:
@@ -110,19 +110,14 @@ def _usage_error(command: str, error: Any) -> ConfigError:
     return ConfigError(f"{command}: {' '.join(str(error.format_message()).split())}")
 
 
-def command_app(command: str, given: frozenset[str] = frozenset()) -> typer.Typer:
-    """A typer program of one command; called, it returns the command's Arguments.
-
-    given: the flags on the command line. Options of later versions, only there to be refused, are
-    built when one of them is among these: they would be half of all options.
-    """
+def command_app(command: str) -> typer.Typer:
+    """A typer program of one command; called, it returns the command's Arguments."""
     app = typer.Typer(
         name=command, rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False
     )
     words = typer.Argument(metavar="")
     positionals = [("words", Annotated[list[str] | None, words], None)]
-    options = [o for o in options_of(command) if not o.later or not given.isdisjoint(_flags(o))]
-    app.command(command)(_callback(command, positionals, options))
+    app.command(command)(_callback(command, positionals, options_of(command)))
     return app
 
 
@@ -158,7 +153,7 @@ def _positionals(command: str) -> list[tuple[str, Any, Any]]:
     shown = {
         "MODEL": "Profile name, Hub id, config.json, its directory, or a .safetensors file",
         "[MODEL]": "The same as of estimate",
-        "[KIND]": "models, gpus, stacks, clusters or calibrations",
+        "[KIND]": "models, gpus, stacks, clusters, weights, engines or calibrations",
         "KIND": ", ".join(KINDS),
         "WHAT": "micro-batch, seq, gpus or layers of training; batch or context of serving",
         "NAME": "A name of `memcalc list`",
@@ -181,8 +176,7 @@ def _parameter(option: Option) -> tuple[str, Any, Any]:
     said = f": {', '.join(option.choices)}" if option.choices else ""
     text = option.help + said + (f" [dim]\\[{option.default}][/dim]" if option.default else "")
     common: dict[str, Any] = {
-        "help": text, "rich_help_panel": option.panel, "hidden": option.later,
-        "show_default": False,
+        "help": text, "rich_help_panel": option.panel, "show_default": False,
     }  # fmt: skip
     flags = _flags(option)
     name = option.name.replace("-", "_")
@@ -212,11 +206,12 @@ def _from_profiles(*kinds: str) -> Callable[..., list[str]]:
 
 _COMPLETE: dict[str, Callable[..., list[str]]] = {
     "MODEL": _from_profiles("models"),
-    "NAME": _from_profiles("models", "gpus", "stacks", "clusters"),
+    "NAME": _from_profiles("models", "gpus", "stacks", "clusters", "engines"),
     "KIND": lambda incomplete="": [kind for kind in KINDS if kind.startswith(incomplete)],
     "[KIND]": lambda incomplete="": [
-        kind for kind in ("models", "gpus", "stacks", "clusters", "calibrations")
-        if kind.startswith(incomplete)
+        kind for kind in (
+            "models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations",
+        ) if kind.startswith(incomplete)
     ],
     "gpu": _from_profiles("gpus"),
     "stack": _from_profiles("stacks"),
@@ -227,11 +222,9 @@ _COMPLETE: dict[str, Callable[..., list[str]]] = {
 
 
 def _no_such_option(command: str, flag: str) -> ConfigError:
-    option = BY_FLAG.get(flag)
-    taken = [known.flag for known in options_of(command) if not known.later]
-    if option is not None:
-        said = "not in this version" if option.later else f"not an option of {command}"
-        return ConfigError(f"{flag}: {said}; valid: {', '.join(_few(taken))}")
+    taken = [known.flag for known in options_of(command)]
+    if flag in BY_FLAG:
+        return ConfigError(f"{flag}: not an option of {command}; valid: {', '.join(_few(taken))}")
     close = nearest(flag, taken)
     rule = f"nearest: {', '.join(close)}" if close else f"see `memcalc {command} --help`"
     return ConfigError(f"option: got {flag!r}, not known; {rule}")

@@ -87,7 +87,10 @@ def theme_of(arguments: Arguments) -> str:
 
 
 def found_of(kind: str, arguments: Arguments) -> dict[str, Any]:
-    """The chart's object."""
+    """The chart's object. Raises ConfigError for what only `chart serving` takes."""
+    foreign = [name for name in arguments.options if BY_NAME[name].serving or name == "device"]
+    if foreign and kind != "serving":
+        raise ConfigError(f"--{foreign[0]}: got with chart {kind}; valid: chart serving")
     found: dict[str, Any] = import_module(f"memcalc.cli.charts.{kind}").found(arguments)
     return found
 

@@ -19,6 +19,7 @@ KINDS: Final = {
     "roofline": "every operator under the device's roofs",
     "pipeline": "the schedule of the stages with its bubble",
     "scaling": "tokens/s and MFU over GPUs",
+    "serving": "tokens/s and latency over batches, memory over contexts",
     "accuracy": "predicted against measured",
 }
 #: What `chart sweep` and `chart compare` can show of each setup.

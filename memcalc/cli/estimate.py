@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memcalc.cli.feedback import check_options
+from memcalc.cli.feedback import run as run_feedback
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, request_of
 from memcalc.engine.device_side import Device
@@ -21,7 +23,10 @@ DOES_NOT_FIT = 3
 def run(arguments: Arguments) -> int:
     """Estimate, write the result, and return 0 when it fits or no GPU was named, else 3."""
     _check_outputs(arguments)
+    check_options(arguments)
     request = request_of(arguments)
+    if "rlhf" in arguments.options:
+        return run_feedback(arguments, request)
     device = request.device(arguments)
     result = estimated(request, device)
     if (path := arguments.text("timeline")) is not None:
@@ -98,7 +103,7 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
             from memcalc.engine.explanation import plain as as_json
 
             found["ops"] = as_json(_ledger(request).rows)
-        return found | _outside(request, phase)
+        return found | _outside(arguments, request, phase, result)
 
     def page(sheet: Page) -> None:
         from memcalc.output.estimate_text import estimate_page
@@ -111,10 +116,10 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
             op_times_table(sheet, result.time)
             exchanges_table(sheet, result.time)
             ledger_tables(sheet, _ledger(request))
-        if outside := _outside(request, phase):
+        if outside := _outside(arguments, request, phase, result):
             from memcalc.output.phases_text import phases_table
 
-            phases_table(sheet, outside["program"], outside.get("checkpoint"))
+            phases_table(sheet, outside)
 
     out = arguments.text("out") or ""
     as_json = arguments.wants_json or out.lower().endswith(".json")
@@ -129,15 +134,26 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
         _say(result)
 
 
-def _outside(request: Request, phase: str) -> dict[str, Any]:
+def _outside(
+    arguments: Arguments, request: Request, phase: str, result: Estimate
+) -> dict[str, Any]:
     """JSON keys of the phases outside the step; none with --phase train."""
+    from memcalc.cli.phase_options import wanted
+
+    how = wanted(arguments, phase)
     if phase == "train":
         return {}
     from memcalc.engine.phases.program import checkpoint, program
 
     plan = _plan(request)
-    found: dict[str, Any] = {"program": [one.plain() for one in program(plan, phase)]}
-    return found | ({"checkpoint": checkpoint(plan)} if phase in ("save", "all") else {})
+    made = program(plan, phase, how)
+    memory = result.memory
+    room = None if memory.usable_bytes is None else memory.usable_bytes - memory.context_bytes
+    found: dict[str, Any] = {
+        "program": [one.plain(room) for one in made.phases],
+        "program_notes": list(made.notes),
+    }
+    return found | ({"checkpoint": checkpoint(plan, how)} if phase in ("save", "all") else {})
 
 
 def _largest(request: Request, result: Estimate) -> list[tuple[str, int, int]]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
+from memcalc.cli.option import Option
 from memcalc.cli.options import BY_NAME
 from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.cli.request import device_stated, layout_stated, typed
 from memcalc.cli.serving_options import SERVING_OPTIONS
-from memcalc.errors import ConfigError
+from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.models import load_model
-from memcalc.inputs.serving import ServingSetup
+from memcalc.inputs.serving import DEVICES, ServingSetup
+from memcalc.units import parse_memory
 
 if TYPE_CHECKING:
     from memcalc.engine.serving.serving_results import ServingEstimate
@@ -18,7 +20,9 @@ if TYPE_CHECKING:
 
 DOES_NOT_FIT: Final = 3
 #: Options of other tables that are fields of ServingSetup too.
-_SHARED: Final = {"weights": "weights", "attention": "attention", "layers": "num_layers"}
+_SHARED: Final = {
+    "weights": "weights", "attention": "attention", "layers": "num_layers", "imbalance": "imbalance",
+}  # fmt: skip
 
 
 def run(arguments: Arguments) -> int:
@@ -49,13 +53,31 @@ def serving_stated(arguments: Arguments) -> ServingSetup:
     """The serving setup that options state. Raises ConfigError."""
     found: dict[str, Any] = {}
     for option in SERVING_OPTIONS:
-        if option.name in arguments.options:
-            value = typed(option, arguments.options[option.name])
-            found[option.serving] = False if option.name == "no-cuda-graphs" else value
+        if option.serving and option.name in arguments.options:
+            found[option.serving] = _value(option, arguments.options[option.name])
     for name, field in _SHARED.items():
         if name in arguments.options:
             found[field] = typed(BY_NAME[name], arguments.options[name])
+    if (device := arguments.text("device")) is not None:
+        if device not in DEVICES:
+            raise unknown("--device", device, DEVICES)
+        found["device"] = device
     return ServingSetup(**found)
+
+
+def _value(option: Option, stated: Any) -> Any:
+    """The value of an option of serving, in base units. Raises ConfigError."""
+    if option.name == "no-cuda-graphs":
+        return False
+    if option.kind == "memory":
+        return parse_memory(str(stated), option.flag)
+    if option.kind == "gpu-layers":
+        word = str(stated).strip().lower()
+        if word != "auto" and not word.isdecimal():
+            raise ConfigError(f"{option.flag}: got {stated!r}; rule: a number of layers, or auto")
+        return word if word == "auto" else int(word)
+    value = typed(option, stated)
+    return value * 1e9 if option.name == "host-bandwidth" else value
 
 
 def _deliver(arguments: Arguments, name: str, result: ServingEstimate) -> None:

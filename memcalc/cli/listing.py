@@ -12,7 +12,7 @@ from memcalc.units import GIB
 if TYPE_CHECKING:
     from memcalc.output.console import Page
 
-KINDS = ("models", "gpus", "stacks", "clusters", "weights", "calibrations")
+KINDS = ("models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations")
 EMPTY = {"calibrations": "none yet; `memcalc calibrate` makes one"}
 _NONE = "none in this version"
 
@@ -191,6 +191,16 @@ def _weights() -> list[dict[str, Any]]:
     ]
 
 
+def _engines() -> list[dict[str, Any]]:
+    from memcalc.inputs.engines import ENGINES, load_engine
+
+    known = [load_engine(name) for name in ENGINES]
+    return [
+        {"name": e.name, "description": e.description, "verified_against": e.verified_against}
+        for e in known
+    ]
+
+
 def _calibrations() -> list[dict[str, Any]]:
     """The user's and the package's; a file that is none is passed over with a note."""
     from memcalc.errors import ConfigError
@@ -231,5 +241,5 @@ def _constants(name: str, architecture: str, origin: str) -> dict[str, Any]:
 
 _ROWS = {
     "models": _models, "gpus": _gpus, "stacks": _stacks, "clusters": _clusters,
-    "weights": _weights, "calibrations": _calibrations,
+    "weights": _weights, "engines": _engines, "calibrations": _calibrations,
 }  # fmt: skip

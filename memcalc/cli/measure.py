@@ -26,13 +26,15 @@ from memcalc.errors import MemcalcError
 def run(arguments: Arguments) -> int:
     """Measure, keep the record, write the result; returns the exit status."""
     need_torch()
-    from memcalc.cli import measure_ranks
+    from memcalc.cli import decode, measure_ranks
     from memcalc.output.measure_text import measure_page, quiet_line
 
     if measure_ranks.wanted(arguments):
         return measure_ranks.run(arguments)
     request = request_of(arguments)
     measure_ranks.refuse_alone(arguments)
+    if decode.wanted(arguments):
+        return decode.run(arguments, request)
     record, said = measured(arguments, request)
     if record["status"] == "refused":
         raise MemcalcError(record["error"]["message"])

@@ -71,6 +71,7 @@ def run(arguments: Arguments) -> int:
 
 
 def _run(arguments: Arguments) -> int:
+    from memcalc.cli.decode import OPTION
     from memcalc.harness.local import local_device, local_plan
     from memcalc.harness.ranks.layout import layout_of, world
     from memcalc.harness.ranks.ranks import rank_device
@@ -79,6 +80,10 @@ def _run(arguments: Arguments) -> int:
     if here.rank:
         arguments.options.pop("save", None)
     request = request_of(arguments)
+    if OPTION in arguments.options:
+        raise ConfigError(f"--{OPTION}: got {here.size} processes; rule: of a run in one")
+    if request.setup.peft is not None:
+        raise ConfigError(f"--peft: got {here.size} processes; rule: of a run in one")
     layout = layout_of(_stated(arguments), here.size)
     options = measure_options(arguments)
     setup = _share(request, layout.dp)

@@ -30,7 +30,8 @@ EVERY: Final = (
     "diff", "train-time", "mfu", "infer", "export", "import", "solve", "advise", "search", *SEVERAL,
 )  # fmt: skip
 PANELS: Final = (
-    "Model", "Training", "Serving", "Parallelism", "Hardware", "Search", "Comparison", "Chart", "Run",
+    "Model", "Training", "Feedback", "Serving", "Parallelism", "Hardware", "Search", "Comparison",
+    "Chart", "Run",
     "Throughput", "Cost", "Measuring", "Rows", "Output",
 )  # fmt: skip
 
@@ -53,8 +54,6 @@ class Option(NamedTuple):
     commands: tuple[str, ...] = SETUP
     choices: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()  # beside --name
-    later: bool = False
-    harmless: tuple[str, ...] = ()  # of a later option: values that change nothing
 
     @property
     def flag(self) -> str:

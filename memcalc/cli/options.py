@@ -1,7 +1,6 @@
 """The one table of options: every option of the command line is a row, whichever commands take it.
 
-Decides names, flags, kinds, help panels, the TrainingSetup field a row sets, and which rows belong
-to later versions (`LATER`, refused by name unless the value means nothing, such as `--tp 1`).
+Decides names, flags, kinds, help panels, the field of a setup that a row sets.
 The parser, the help, the completion and the run files are all made from it.
 """
 
@@ -10,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from memcalc.cli.chart_options import CHART_OPTIONS
+from memcalc.cli.feedback_options import FEEDBACK_OPTIONS
 from memcalc.cli.interop_options import INTEROP_OPTIONS
 from memcalc.cli.option import (
     ACCURACY,
@@ -20,12 +20,12 @@ from memcalc.cli.option import (
     MEASURE,
     ON_DEVICE,
     PANELS,
-    PRICED,
     RANKS,
     SERVED,
     Option,
 )
 from memcalc.cli.peft_options import PEFT_OPTIONS
+from memcalc.cli.phase_options import PHASE_OPTIONS
 from memcalc.cli.run_options import RUN_OPTIONS
 from memcalc.cli.search_options import SEARCH_OPTIONS
 from memcalc.cli.serving_options import SERVING_OPTIONS
@@ -38,14 +38,15 @@ from memcalc.inputs.parallel import (
 )
 from memcalc.inputs.training import ATTENTIONS, LOSSES, OPTIMIZER_IMPLS, OPTIMIZERS, PRECISIONS
 
-__all__ = ["BY_FLAG", "BY_NAME", "COMMANDS", "LATER_COMMANDS", "MEASURE", "OPTIONS", "PANELS",
+__all__ = ["BY_FLAG", "BY_NAME", "COMMANDS", "MEASURE", "OPTIONS", "PANELS",
            "POSITIONALS", "Option", "options_of"]  # fmt: skip
 
 _NOW: Final = (
     Option("layers", "count", "Model", "Only the first N blocks", "all", "num_layers",
            commands=SERVED),
     Option("imbalance", "number", "Model",
-           "Token rows of the rank whose experts receive most, over the mean", "1", "imbalance"),
+           "Token rows of the rank whose experts receive most, over the mean", "1", "imbalance",
+           commands=SERVED),
     Option("capacity-factor", "number", "Model",
            "Rows an expert takes at most, over the mean; the rest is dropped (stack megatron)",
            "none are dropped", "capacity_factor", commands=LAYOUT),
@@ -102,8 +103,8 @@ _NOW: Final = (
            "a name of `memcalc list calibrations`, or a file", "default; auto for --gpu local",
            commands=(*DEVICE, "verify")),
     Option("reserve", "memory", "Hardware", "Memory to leave free", "0GiB", commands=DEVICE),
-    Option("device", "text", "Measuring", "cuda, cuda:1 or cpu", "cuda where there is one",
-           commands=ON_DEVICE),
+    Option("device", "text", "Measuring", "cuda, cuda:1 or cpu; infer: gpu or cpu",
+           "cuda where there is one", commands=(*ON_DEVICE, "infer", "chart")),
     Option("steps", "count", "Measuring", "Timed optimizer steps", "20; 5 on a CPU",
            commands=MEASURE),
     Option("warmup", "count", "Measuring", "Steps before them", "10; 2 on a CPU",
@@ -141,19 +142,11 @@ _NOW: Final = (
            "Draw memory over the step, predicted and measured; search: the front of memory and speed "
            "(.png, .svg or .pdf)",
            commands=("verify", "search")),
-    Option("phase", "text", "Output",
-           "Peaks outside the step too: load, eval, save (with the checkpoint's size), or all of them",
-           "train", commands=ESTIMATE, choices=("train", "load", "eval", "save", "all")),
     Option("out", "file", "Output",
            "Write the result there, as the ending says: .json; chart: .png .svg .pdf .csv; compare: "
            ".csv .md; report: .html; else text", commands=EVERY, flags=("-o",)),
     Option("debug", "flag", "Output", "Show the traceback of an error", commands=EVERY),
 )  # fmt: skip
-
-
-def _later(name: str, panel: str, harmless: str = "", kind: str = "text") -> Option:
-    return Option(name, kind, panel, "not in this version", commands=PRICED, later=True,
-                  harmless=tuple(harmless.split()))  # fmt: skip
 
 
 def _split(name: str, kind: str, said: str, default: str = "1", **more: Any) -> Option:
@@ -174,12 +167,14 @@ _PARALLEL: Final = (
     _split("pp", "count", "Pipeline stages", commands=(*RANKS, "infer")),
     _split("vpp", "count", "Chunks of the model a stage holds (interleaved)"),
     _split("schedule", "text", "Pipeline schedule", "1f1b", choices=SCHEDULES, commands=RANKS),
-    _split("stage-layers", "counts", "Blocks of each stage, as 7,8,8,7", "evenly"),
+    _split("stage-layers", "counts", "Blocks of each stage, as 7,8,8,7", "evenly",
+           commands=(*LAYOUT, "infer")),
     _split("cp", "count", "Ranks a sequence is split over", commands=RANKS),
     _split("cp-method", "text", "How: ring or ulysses", "ring", choices=CP_METHODS, commands=RANKS),
     _split("ep", "count", "Ranks the experts are spread over", commands=(*RANKS, "infer")),
     _split("etp", "count", "Ranks one expert is split over", "the stack's"),
-    _split("dp", "count", "Ranks that split the batch", "what gpus leaves", commands=RANKS),
+    _split("dp", "count", "Ranks that split the batch", "what gpus leaves",
+           commands=(*RANKS, "infer")),
     _split("zero", "stage", "Sharded over dp: 1 optimizer states, 2 gradients, 3 parameters", "0",
            choices=("0", "1", "2", "3")),
     _split("fsdp", "flag", "Stage 3 as PyTorch's fully_shard (FSDP2)", "", commands=RANKS),
@@ -200,13 +195,9 @@ _PARALLEL: Final = (
 )  # fmt: skip
 
 
-_LATER: Final = (
-    _later("rlhf", "Training"),
-)  # fmt: skip
-
 OPTIONS: Final = (
-    *_NOW, *_PARALLEL, *PEFT_OPTIONS, *SERVING_OPTIONS, *CHART_OPTIONS, *RUN_OPTIONS, *INTEROP_OPTIONS,
-    *SEARCH_OPTIONS, *_LATER,
+    *_NOW, *_PARALLEL, *PEFT_OPTIONS, *FEEDBACK_OPTIONS, *PHASE_OPTIONS, *SERVING_OPTIONS,
+    *CHART_OPTIONS, *RUN_OPTIONS, *INTEROP_OPTIONS, *SEARCH_OPTIONS,
 )  # fmt: skip
 BY_NAME: Final = {option.name: option for option in OPTIONS}
 BY_FLAG: Final = {flag: option for option in OPTIONS for flag in (option.flag, *option.flags)}
@@ -222,7 +213,7 @@ COMMANDS: Final = {
     "advise": ("MODEL", "Ranked changes that make a setup fit, or faster, each one an estimate"),
     "compare": ("[MODEL]", "Several models, GPUs and setups in a table: what fits, how fast, what cost"),
     "chart": ("KIND [MODEL]", "A picture: breakdown, timeline, sweep, compare, roofline, pipeline, "
-              "scaling, accuracy"),
+              "scaling, serving, accuracy"),
     "report": ("MODEL", "One HTML file of a setup: verdict, charts, ledger, the command behind it"),
     "export": ("MODEL", "The setup as settings of DeepSpeed, accelerate, torchtitan or Megatron-LM"),
     "import": ("FILE", "The estimate of such settings: a file, or arguments in quotes"),
@@ -232,7 +223,7 @@ COMMANDS: Final = {
     "train-time": ("MODEL", "How long a training run takes: days, GPU-hours, energy, cost"),
     "mfu": ("[MODEL]", "How much of a GPU a run uses, by each method and convention"),
     "accuracy": ("", "Price measured runs, published or your own: predicted beside measured"),
-    "list": ("[KIND]", "Known models, gpus, stacks, clusters, weight formats, calibrations"),
+    "list": ("[KIND]", "Known models, gpus, stacks, clusters, weight formats, engines, calibrations"),
     "show": ("[KIND] NAME", "Every figure of one model, GPU or stack, with its source"),
     "doctor": ("", "What is installed, which device"),
     "diff": ("A B", "What moved between two runs: run files, results, or quoted commands"),
@@ -245,9 +236,8 @@ POSITIONALS: Final = {
     "report": (1, 1), "export": (1, 1), "import": (1, 1), "solve": (2, 2), "advise": (1, 1),
     "search": (1, 1),
 }  # fmt: skip
-LATER_COMMANDS: Final[tuple[str, ...]] = ()
 
 
 def options_of(command: str) -> list[Option]:
-    """The options a command takes, those of later versions included."""
+    """The options a command takes."""
     return [option for option in OPTIONS if command in option.commands]

@@ -1,6 +1,6 @@
 """Arguments: what a command was given, as text by option name, and the checks on it.
 
-Options of later versions are refused here by name; `cli/app.py` reads the command line into it.
+`cli/app.py` reads the command line into it.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from memcalc.cli.options import BY_FLAG, POSITIONALS, Option
-from memcalc.errors import ConfigError, NotInThisVersionError
+from memcalc.errors import ConfigError
 
 Value = str | bool | list[str]
 
@@ -49,23 +49,13 @@ def check_positionals(arguments: Arguments, given_elsewhere: int = 0) -> None:
 
 
 def put(options: dict[str, Value], option: Option, value: str | bool) -> None:
-    """Enter one value; repeated options collect, others keep the last. Later ones are refused."""
+    """Enter one value; repeated options collect, others keep the last."""
     is_flag = isinstance(value, str) and value.partition("=")[0] in BY_FLAG
     if is_flag and option.name != "setup":  # --setup --fsdp is a setup of one option
         raise ConfigError(f"{option.flag}: got no value; rule: {option.flag} {option.metavar}")
-    if option.later:
-        refuse(option, value)
-    elif option.kind == "many":
+    if option.kind == "many":
         known = options.setdefault(option.name, [])
         assert isinstance(known, list)
         known.append(str(value))
     else:
         options[option.name] = value
-
-
-def refuse(option: Option, value: str | bool) -> None:
-    """Raise for an option of a later version, unless its value changes nothing."""
-    said = "true" if value is True else str(value)
-    if said not in option.harmless:
-        got = "" if value is True else f"got {said}; "
-        raise NotInThisVersionError(f"{option.flag}: {got}not in this version")

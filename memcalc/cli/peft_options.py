@@ -7,30 +7,48 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from memcalc.cli.option import LAYOUT, Option
+from memcalc.cli.option import LAYOUT, MEASURE, Option
 from memcalc.errors import ConfigError, unknown
-from memcalc.inputs.peft import DTYPES, METHODS, PeftSetup
+from memcalc.inputs.peft import DTYPES, KINDS, METHODS, PeftSetup
 from memcalc.units import parse_count
 
 #: mfu's conventions count every weight as trained.
 _COMMANDS: Final = tuple(command for command in LAYOUT if command != "mfu")
+#: Of methods that the harness's decoder runs too.
+_ALSO_RUN: Final = (*_COMMANDS, *MEASURE)
 PEFT_OPTIONS: Final = (
     Option("peft", "peft", "Training",
            "What trains instead of every weight: lora, bitfit, freeze:N (the last N layers train), ...",
-           "every weight", "peft.method", commands=_COMMANDS),
-    Option("lora-rank", "count", "Training", "Rank of low-rank matrices", "8", "peft.rank",
-           commands=_COMMANDS),
+           "every weight", "peft.method", commands=_ALSO_RUN),
+    Option("lora-rank", "count", "Training",
+           "Rank of low-rank matrices; of adalora the rank it begins with", "8, adalora 12", "peft.rank",
+           commands=_ALSO_RUN),
     Option("lora-targets", "names", "Training",
            "Linears with an adapter by their names in the model's code, as q_proj,v_proj, or "
            "all-linear; with freeze:N, those that train", "PEFT's for the family", "peft.targets",
-           commands=_COMMANDS),
+           commands=_ALSO_RUN),
     Option("lora-dropout", "number", "Training", "Dropout before low-rank matrices", "0",
-           "peft.dropout", commands=_COMMANDS),
+           "peft.dropout", commands=_ALSO_RUN),
     Option("lora-dtype", "text", "Training", "Dtype of adapters", "fp32, as PEFT makes them",
-           "peft.dtype", commands=_COMMANDS, choices=DTYPES),
+           "peft.dtype", commands=_ALSO_RUN, choices=DTYPES),
+    Option("virtual-tokens", "count", "Training",
+           "Virtual tokens of prefix, prompt and p-tuning", "20", "peft.virtual_tokens",
+           commands=_COMMANDS),
+    Option("prefix-projection", "flag", "Training", "An MLP makes the prefix", "",
+           "peft.projection", commands=_COMMANDS),
+    Option("prompt-width", "count", "Training",
+           "Hidden size of the MLP that makes virtual tokens or a prefix", "as wide as a token",
+           "peft.encoder_width", commands=_COMMANDS),
+    Option("adapter-kind", "text", "Training",
+           "Bottleneck adapters: after attention and MLP, after the MLP, or beside it",
+           "houlsby", "peft.kind", commands=_COMMANDS, choices=KINDS),
+    Option("adapter-reduction", "number", "Training", "Hidden size over a bottleneck's width",
+           "16, parallel 2", "peft.reduction", commands=_COMMANDS),
+    Option("adapter-width", "count", "Training", "Width of a bottleneck",
+           "by --adapter-reduction", "peft.width", commands=_COMMANDS),
     Option("weights", "name", "Training",
            "Dtype of frozen weights, as bf16 under bf16-mixed; infer: a format of `memcalc list weights`",
-           "the precision's; infer: bf16", "peft.weights", commands=(*_COMMANDS, "infer")),
+           "the precision's; infer: bf16", "peft.weights", commands=(*_ALSO_RUN, "infer")),
 )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from memcalc.cli.option import SEVERAL
 from memcalc.cli.options import BY_NAME, OPTIONS, PANELS, Option
 from memcalc.cli.overrides import number
-from memcalc.cli.parse import Arguments, Value, put, refuse
+from memcalc.cli.parse import Arguments, Value, put
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.hf_files import read_limited
 from memcalc.inputs.toml_text import to_toml
@@ -68,7 +68,7 @@ def _name(value: object) -> str:
 def _option(path: str, panel: str, key: str) -> Option:
     option = BY_NAME.get(key)
     if option is None or option.panel != panel:
-        valid = [o.name for o in OPTIONS if o.panel == panel and not o.later]
+        valid = [o.name for o in OPTIONS if o.panel == panel]
         raise unknown(f"run file '{path}', {panel.lower()}", key, valid)
     return option
 
@@ -87,8 +87,6 @@ def _enter(options: dict[str, Value], option: Option, value: Any) -> None:
             put(options, option, entry)
     elif isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise ConfigError(f"{where}: got {value!r}; rule: a number or a string")
-    elif option.later:
-        refuse(option, str(value))
     else:
         put(options, option, str(value))
 

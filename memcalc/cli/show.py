@@ -14,7 +14,7 @@ from memcalc.errors import ConfigError, unknown
 if TYPE_CHECKING:
     from memcalc.output.console import Page
 
-KINDS = ("models", "gpus", "stacks", "clusters", "weights", "calibrations")
+KINDS = ("models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations")
 #: What one entry of a kind is called, where it is not the kind without its s.
 _WORDS = {"weights": "weight format"}
 
@@ -58,7 +58,7 @@ def _kind(word: str) -> str:
 def _find(name: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     readers = {
         "models": _model, "gpus": _gpu, "stacks": _stack, "clusters": _cluster,
-        "weights": _weights, "calibrations": _calibration,
+        "weights": _weights, "engines": _engine, "calibrations": _calibration,
     }  # fmt: skip
     errors: list[ConfigError] = []
     for kind in sorted(kinds, key=lambda kind: not _is_profile(kind, name)):
@@ -156,6 +156,25 @@ def _stack(name: str) -> dict[str, Any]:
             for key, value in stack.choices.items()
         },
         "profile_hash": stack.profile_hash,
+    }
+
+
+def _engine(name: str) -> dict[str, Any]:
+    from memcalc.inputs.engines import load_engine
+    from memcalc.inputs.serving import CACHED_IN
+
+    engine = load_engine(name)
+    return {
+        "name": engine.name,
+        "description": engine.description,
+        "verified_against": engine.verified_against,
+        "caches": list(engine.caches),
+        "cached_in": list(CACHED_IN[engine.name]),
+        "values": {
+            key: {"value": value, "source": engine.sources[key]}
+            for key, value in engine.values.items()
+        },
+        "profile_hash": engine.profile_hash,
     }
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 def run(arguments: Arguments) -> int:
     """Verify, keep the record, write the result; returns the exit status."""
     need_torch()
+    from memcalc.cli import decode
     from memcalc.cli.measure_ranks import refuse_alone, wanted
     from memcalc.cli.measure_ranks import run as run_ranks
     from memcalc.harness.ranks.layout import world
@@ -46,6 +47,8 @@ def run(arguments: Arguments) -> int:
         return run_ranks(arguments)
     request = request_of(arguments)
     refuse_alone(arguments)
+    if decode.wanted(arguments):
+        return decode.run(arguments, request)
     record, said = _verified(arguments, request)
     if record["status"] == "refused":
         raise MemcalcError(record["error"]["message"])

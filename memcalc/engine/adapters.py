@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from memcalc.engine.adapters_dora import with_magnitude
+from memcalc.engine.adapters_svd import RANK, with_svd
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import add, dropout, out_like, scale, to
 from memcalc.engine.aten.quantised import quantised_linear
@@ -23,9 +24,6 @@ from memcalc.engine.tensors import Shape, Tensor
 
 if TYPE_CHECKING:
     from memcalc.engine.build import Build
-
-#: The rank's letter among the dims.
-RANK = "r_A"
 
 
 def trains(build: Build, name: str) -> bool:
@@ -61,6 +59,10 @@ def adapted(
     op, part = build.tape.op, record.part
     build.at(f"{name}.{adapter.method}", part)
     dtype = result.dtype
+    if adapter.method == "adalora":
+        result = with_svd(build, x, result, name, features)
+        build.at(op, part)
+        return result
     if adapter.quantised is None:
         x = to(x, adapter.dtype)
         if adapter.method == "dora":
@@ -154,11 +156,12 @@ def _factor(build: Build, x: Tensor, name: str, shape: Shape) -> Tensor:
     return linear(narrow, weight)
 
 
-def added(build: Build, name: str, shape: Shape) -> Tensor:
-    """A parameter that the method adds to this block; it trains."""
+def added(build: Build, name: str, shape: Shape, learns: bool = True) -> Tensor:
+    """A parameter that the method adds to this block, or outside the blocks."""
     tape, adapter = build.tape, build.kernels.adapter
     assert adapter is not None
-    leaf = tape.leaf(f"layers.{tape.block}.{name}", shape, adapter.dtype)
+    key = name if tape.block < 0 else f"layers.{tape.block}.{name}"
+    leaf = tape.leaf(key, shape, adapter.dtype, learns)
     if not tape.recomputing:
         tape.records[tape.block, tape.op].params[name] = leaf.numel
     return leaf

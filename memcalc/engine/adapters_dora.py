@@ -17,6 +17,7 @@ from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import add, mul, out_like, scale, shift, to
 from memcalc.engine.aten.shape import permute, reshape
 from memcalc.engine.autograd import Grads, Node, node_for
+from memcalc.engine.dtypes import promote
 from memcalc.engine.sizes import ONE, Size
 from memcalc.engine.tensors import Tensor
 
@@ -40,7 +41,7 @@ def with_magnitude(
     magnitude = added(build, f"{name}.lora_magnitude_vector", (o,))
     weight = to(weight, x.dtype)
     norms = _norms(weight, product.detach())
-    share = reshape(_over(magnitude, norms), (ONE, o))
+    share = reshape(over(magnitude, norms), (ONE, o))
     result = low_rank(x)
     if base is None:
         base = _again(build, x, weight)
@@ -64,12 +65,12 @@ def _norms(weight: Tensor, product: Tensor) -> Tensor:
     return total.tape.empty("linalg_vector_norm", (total.shape[0],), total.dtype)
 
 
-def _over(x: Tensor, y: Tensor) -> Tensor:
+def over(x: Tensor, y: Tensor) -> Tensor:
     """x / y, where y takes no gradient and is kept for x's."""
     node = node_for(_over_backward, x)
     if node:
         node.save(y, "wgrad")
-    out = out_like("div.Tensor", x)
+    out = out_like("div.Tensor", x, promote(x.dtype, y.dtype))
     return node.output(out) if node else out
 
 

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from memcalc.engine.injectors import begin_op
 from memcalc.engine.parallel.tensor.placed import WHOLE
 from memcalc.engine.sizes import ONE
-from memcalc.engine.tensors import Shape, Tape, Tensor
+from memcalc.engine.tensors import APART, Shape, Tape, Tensor
 
 if TYPE_CHECKING:
     from memcalc.engine.tensors import Packing
@@ -275,7 +275,7 @@ def backward(root: Tensor, seed: Tensor) -> None:
             del gradient, grads
             continue
         if node.block != visiting:
-            tape.mark("backward block", node.block)
+            tape.mark(f"backward {APART.get(node.op, 'block')}", node.block)
             for moved in tape.block_hooks:
                 moved(visiting, node.block)
             visiting = node.block

@@ -9,7 +9,9 @@ from functools import partial
 from typing import NamedTuple
 
 from memcalc.engine.adapters import adapted, is_rescaled, packed_linear, trains
+from memcalc.engine.adapters_bottleneck import after_linear
 from memcalc.engine.adapters_ia3 import rescaled
+from memcalc.engine.adapters_prompt import PrefixCache
 from memcalc.engine.aten.closed import fp8_linear
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import to
@@ -24,6 +26,8 @@ from memcalc.engine.tensors import Shape, Tape, Tensor
 from memcalc.inputs.model import ModelConfig
 
 #: Linears of the blocks that fp8 recipes leave in 16 bit; so is everything outside the blocks.
+#: Before names of a second model's parameters that do not train.
+REFERENCE = "reference."
 _NOT_FP8 = frozenset({"router", "shared_expert_gate"})
 
 
@@ -56,9 +60,14 @@ class Build:
     reduces: bool = True  # ranks that split the batch sum their gradients in this micro-batch
     split: bool = False  # backward in two halves
     standing: list[list[Tensor]] = field(default_factory=list)  # what outlives the trace
+    fed: set[int] = field(default_factory=set)  # blocks with an input that needs a gradient
     held: Tensor | None = None  # attention weights a block hands to its caller (transformers)
     biases: tuple[Tensor, ...] = ()  # position biases a block hands to its caller (T5)
     cache: KeyCache | None = None  # of keys and values, where the model serves
+    beside: str = ""  # before names of a second model's parameters
+    borrows: bool = False  # blocks that run again have no parameters of their own
+    prefix: PrefixCache | None = None  # trained keys and values (prefix tuning)
+    lent: list[Tensor] = field(default_factory=list)  # what the model's caller holds in its forward
 
     def __getitem__(self, letter: str) -> Size:
         return self.dims[letter]
@@ -85,9 +94,11 @@ class Build:
         placed: how the ranks of a divided layer share it; None: each has a part.
         """
         tape = self.tape
-        key = name if tape.block < 0 else f"layers.{tape.block}.{name}"
-        learns = trains(self, name)
-        leaf = tape.leaf(key, shape, dtype or self.kernels.param_dtype, learns)
+        if self.borrows and tape.block >= 0:
+            return tape.external(shape, dtype or self.kernels.param_dtype)
+        key = self.beside + name if tape.block < 0 else f"layers.{tape.block}.{name}"
+        learns = trains(self, name) and self.beside != REFERENCE
+        leaf = tape.leaf(key, shape, dtype or self._dtype(learns), learns)
         if self.kernels.dtensor:
             leaf.placed = placed or PART
         if not tape.recomputing:
@@ -97,8 +108,16 @@ class Build:
 
     def declare(self, name: str, shape: Shape) -> None:
         """Register a parameter before its use, where a model's code registers it earlier."""
-        key, learns = f"layers.{self.tape.block}.{name}", trains(self, name)
-        self.tape.leaf(key, shape, self.kernels.param_dtype, learns)
+        if self.borrows:
+            return
+        learns = trains(self, name) and self.beside != REFERENCE
+        self.tape.leaf(f"layers.{self.tape.block}.{name}", shape, self._dtype(learns), learns)
+
+    def _dtype(self, learns: bool) -> str:
+        """The dtype of a parameter; beside frozen ones in 16 bits those that train are in fp32."""
+        kernels = self.kernels
+        own = kernels.adapter is not None and kernels.adapter.method == "freeze"
+        return "fp32" if own and learns and kernels.autocast else kernels.param_dtype
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -119,7 +138,8 @@ class Build:
         """
         if not self.kernels.autocast:
             return leaf
-        if not self.kernels.caches_casts or not leaf.requires_grad:
+        learns = leaf.requires_grad or bool(self.beside)  # a second model's parameters may learn
+        if not self.kernels.caches_casts or not learns:
             return to(leaf, self.kernels.compute_dtype)
         assert self.casts is not None
         known = self.casts.get(leaf.name)
@@ -139,7 +159,13 @@ class Build:
         if is_rescaled(self, name):
             base = partial(self.bare_linear, name=name, features=features, bias=bias)
             return rescaled(self, x, name, features, base)
-        return adapted(self, x, self.bare_linear(x, name, features, bias), name, features)
+        return adapted(  # nothing here may have a name for the result
+            self,
+            x,
+            after_linear(self, self.bare_linear(x, name, features, bias), name),
+            name,
+            features,
+        )
 
     def bare_linear(self, x: Tensor, name: str, features: tuple[Size, Size], bias: bool) -> Tensor:
         """A linear layer with its parameters `name.weight`, `name.bias`, autocast included.
@@ -157,7 +183,8 @@ class Build:
         plain = bias is None and self.tape.block >= 0 and name not in _NOT_FP8
         fp8 = self.kernels.fp8_linear and plain
         adapter = self.kernels.adapter
-        if adapter is not None and adapter.quantised and self.tape.block >= 0 and name != "router":
+        packed = adapter is not None and adapter.quantised is not None and not weight.requires_grad
+        if packed and self.tape.block >= 0 and name != "router":
             return packed_linear(self, x, weight, bias)
         if not self.kernels.autocast:
             return fp8_linear(x, weight) if fp8 else linear(x, weight, bias, divided)

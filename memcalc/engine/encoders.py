@@ -17,7 +17,7 @@ from memcalc.inputs.peft import PeftSetup
 from memcalc.inputs.training import ResolvedSetup
 
 #: Elements that rows of a bias are padded to for the efficient kernel (PyTorch's mem_eff_alignment).
-_ALIGNED = 16
+ALIGNED = 16
 
 
 def encoder_kinds(config: ModelConfig, recompute: str) -> tuple[BlockKind, ...]:
@@ -36,7 +36,7 @@ def padded_rows(resolved: ResolvedSetup, attention: str) -> tuple[bool, bool]:
     """Whether rows of scores over source and target positions are padded."""
     if not resolved.config.is_encoder_decoder or attention == "eager":
         return False, False
-    return resolved.seq_len % _ALIGNED != 0, resolved.target_len % _ALIGNED != 0
+    return resolved.seq_len % ALIGNED != 0, resolved.target_len % ALIGNED != 0
 
 
 def input_tokens(config: ModelConfig, values: Mapping[str, int], apart: bool) -> int:
@@ -44,7 +44,7 @@ def input_tokens(config: ModelConfig, values: Mapping[str, int], apart: bool) ->
 
     Labels of a masked model never are; an encoder-decoder's are its target.
     """
-    tokens = values["b"] * values["s"]
+    tokens = values["b"] * values.get("s_i", values["s"])
     if config.is_encoder_decoder:
         return tokens + values["b"] * values["u"]
     return tokens * (2 if apart or config.bidirectional else 1)
@@ -56,7 +56,7 @@ def _named(config: ModelConfig) -> str:
 
 def check_code(config: ModelConfig, stack: str, family_code: bool) -> None:
     """Raise where a stack has no code for an encoder: all but transformers' own."""
-    if config.is_encoder and (stack != "hf" or not family_code):
+    if config.is_encoder and not family_code:
         raise NotInThisVersionError(
             f"stack: got {stack} with {config.name}, {_named(config)}; rule: transformers' own code; "
             "nearest valid: --stack hf"
@@ -68,13 +68,13 @@ def _lora(peft: PeftSetup) -> bool:
 
 
 def check_encoder(resolved: ResolvedSetup, kernels: Kernels, parallel: ParallelPlan) -> None:
-    """Raise where an encoder meets what nothing describes: several GPUs, offload, and so on."""
+    """Raise where an encoder meets what nothing describes: divided layers, stages, and so on."""
     config, setup = resolved.config, resolved.setup
     if not config.is_encoder:
         return
     refused = {
-        "several GPUs": parallel.size > 1 or parallel.sharded,
-        f"offload {parallel.offload}": parallel.offload != "none",
+        "a layer or its sequence divided, or stages": parallel.inner > 1,
+        f"offload {parallel.offload}": parallel.offload in ("activations", "all"),
         "a fine-tuning method other than LoRA": setup.peft is not None and not _lora(setup.peft),
         "--precision fp8-mixed": kernels.fp8_linear,
         "--optimizer-in-backward": setup.optimizer_in_backward,

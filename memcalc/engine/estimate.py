@@ -51,7 +51,7 @@ def estimate(
     device = with_modules(_device(gpu), stack)
     plan = plan_of(config, setup, kernels, parallel)
     check_size(plan.parallel, device.cluster)
-    return _estimate(plan, stack, device, allocator)
+    return estimate_of(plan, stack, device, allocator)
 
 
 def _device(gpu: Gpu | Cluster | str | Device | None) -> Device:
@@ -60,7 +60,8 @@ def _device(gpu: Gpu | Cluster | str | Device | None) -> Device:
     return device_of(None, cluster=gpu) if isinstance(gpu, Cluster) else device_of(gpu)
 
 
-def _estimate(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Estimate:
+def estimate_of(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Estimate:
+    """The estimate of a plan; allocator: simulate PyTorch's."""
     ranks = [rank_memory(plan, stage, device, allocator) for stage in range(plan.parallel.pp)]
     worst = max(ranks, key=lambda rank: _need(rank.memory))
     memory = worst.memory._replace(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from memcalc.engine.structure import Run, Segment, Structure
+from memcalc.engine.tensors import FIRST
 from memcalc.engine.timeline import true_layer, true_repetition
 
 
@@ -42,6 +43,7 @@ class _Expander:
         self.visited: dict[
             tuple[str, int, int], int
         ] = {}  # (direction, run, repetition) -> segment
+        self.single: dict[int, int] = {}  # of what only the first block makes
         self.late = {position for position, _ in structure.late_frees}
         self._index()
 
@@ -49,7 +51,7 @@ class _Expander:
         for number, segment in enumerate(self.structure.segments):
             made = 0
             for event in self.structure.events[segment.start : segment.end]:
-                if event >= 0:
+                if event >= 0 and self.structure.names[event] != FIRST:
                     self.home[event] = (number, made)
                     made += 1
             if segment.run >= 0:
@@ -75,7 +77,10 @@ class _Expander:
             event = structure.events[position]
             if event >= 0:
                 identity = self._add(event, segment, copy)
-                mine.append(identity)
+                if structure.names[event] == FIRST:
+                    self.single[event] = identity
+                else:
+                    mine.append(identity)
                 out.events.append(identity)
             elif ~event in structure.earlier:
                 out.events.append(~self._add(~event, segment, copy))
@@ -102,6 +107,8 @@ class _Expander:
         Within a run the distance between the two repetitions is kept: what the traced interior
         repetition calls its predecessor's is, in every copy, its own predecessor's.
         """
+        if storage in self.single:
+            return self.single[storage]
         home, ordinal = self.home[storage]
         here, there = self.structure.segments[number], self.structure.segments[home]
         if home == number:
@@ -121,7 +128,7 @@ class _Expander:
             return self.visited[direction, run, 0], 0
         if true > 1 + skipped:
             return self.visited[direction, run, true - skipped], 0
-        copy = true - 1 if direction == "forward" else 1 + skipped - true
+        copy = 1 + skipped - true if direction.startswith("backward") else true - 1
         return self.visited[direction, run, 1], copy
 
 

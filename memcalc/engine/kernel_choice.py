@@ -8,14 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from memcalc.engine.adapter_choice import with_adapter
+from memcalc.engine.adapter_choice import adapter_notes, with_adapter
 from memcalc.engine.blocks.compiled_limits import LONG_ROW, check_compiled
 from memcalc.engine.blocks.layer_limits import check_layer_code, check_litgpt
 from memcalc.engine.blocks.litgpt_loss import litgpt_chunks
 from memcalc.engine.encoders import check_code, padded_rows
 from memcalc.engine.families import attention_for, traits_for
 from memcalc.engine.kernels import Kernels, Traits
-from memcalc.engine.parallel.deepspeed.deepspeed_setup import deepspeed_kernels, runs_deepspeed
+from memcalc.engine.parallel.deepspeed.deepspeed_setup import (
+    deepspeed_kernels,
+    in_one_dtype,
+    runs_deepspeed,
+)
 from memcalc.engine.parallel.megatron.megatron_layout import MEGATRON_CODES, megatron_kernels
 from memcalc.engine.parallel.megatron.nanotron_layout import CODE as NANOTRON
 from memcalc.engine.parallel.megatron.nanotron_layout import nanotron_kernels
@@ -114,7 +118,7 @@ def kernels_of(
         raise ConfigError("kernels.cuda_graphs: got true without --compile; rule: both")
     if compiled:
         check_compiled(config, setup, kernel, stack.name)
-    kernels = with_adapter(kernels, resolved, stack)
+    kernels = in_one_dtype(with_adapter(kernels, resolved, stack), setup, stack)
     return kernels, ([note] if note else []) + _notes(config, kernels, own_loss)
 
 
@@ -147,7 +151,7 @@ def _notes(config: ModelConfig, kernels: Kernels, stack_loss: str) -> list[str]:
             kernels.fp8_linear
         ),
     }
-    return [note for note, applies in said.items() if applies]
+    return [*(note for note, applies in said.items() if applies), *adapter_notes(kernels)]
 
 
 def _plain_traits(choices: Mapping[str, Any]) -> Traits:

@@ -45,7 +45,9 @@ class BlockKind(NamedTuple):
     sparse: bool = False  # its MLP is a mixture of experts
     recompute: str = "none"  # none | full | sac | sac-attention | sac-every-second | reentrant
     trains: bool = True  # with --peft freeze:N: this block does
-    stack: str = "decoder"  # decoder | encoder | cross: a decoder that reads an encoder's output
+    # decoder | encoder | cross: a decoder that reads an encoder's output; of a second model beside the
+    # first: reference (frozen) | critic
+    stack: str = "decoder"
     first: bool = False  # of an encoder-decoder's stack: it makes the position bias of all
 
 
@@ -100,13 +102,35 @@ class Adapter(NamedTuple):
     activations are recomputed.
     """
 
-    method: str = "lora"  # lora | bitfit | freeze
+    method: str = "lora"
     targets: frozenset[str] = frozenset()
     dtype: str = "fp32"
     dropout: bool = False
     input_gradients: bool = False
     parts: frozenset[str] = frozenset()
+    projects: bool = False  # an MLP makes the prefix
+    kind: str = ""  # of bottleneck adapters: houlsby | pfeiffer | parallel
     quantised: Quantised | None = None  # how frozen linears of the blocks are packed
+
+
+class LossEnd(NamedTuple):
+    """What ends the model in feedback training, instead of next-token cross-entropy.
+
+    kind: dpo | reward | value | policy | shared (policy and values of one trunk) | joint (policy and a
+    critic of its architecture, one backward) | grpo; without gradients logps | values | score. rows:
+    sequences, whose log-probabilities are made one after the other. chunks: of positions whose entropy is
+    made. reference: of dpo, whose log-probabilities are made
+    inside the loss: model | adapter (the model itself, its adapters off) | none (known beforehand).
+    beta: grpo's loss has a divergence from a reference. keeps_hidden: the outputs hold every block's.
+    Source: TRL 1.0.0. Checked by: oracle/test_feedback.py.
+    """
+
+    kind: str
+    rows: int = 1
+    chunks: int = 0
+    reference: str = "none"
+    beta: bool = False
+    keeps_hidden: bool = False
 
 
 class Kernels(NamedTuple):
@@ -145,5 +169,7 @@ class Kernels(NamedTuple):
     context: Contexts | None = None  # its attention, over sequences that cp ranks share
     expert_ranks: int = 1  # ranks its experts are spread over
     adapter: Adapter | None = None  # what trains, where not every weight does
+    keeps_inputs: bool = False  # linears keep their input for backward, frozen or not (ZeRO-3)
+    loss_end: LossEnd | None = None  # feedback training's; None: next-token cross-entropy
     # T5: rows of scores over source and target positions that the efficient kernel's bias has padded
     pads_bias: tuple[bool, bool] = (False, False)

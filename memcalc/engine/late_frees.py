@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 #: Repetitions that must be traced for one like the interior to be among them.
 _ENOUGH = 4
+#: Traced repetitions of which one may stand for more.
+_INTERIOR = 3
 
 
 def late_frees(events: Sequence[int], segments: Sequence[Segment]) -> tuple[tuple[int, int], ...]:
@@ -48,3 +50,37 @@ def late_frees(events: Sequence[int], segments: Sequence[Segment]) -> tuple[tupl
         if counterpart is None or freed_in.get(counterpart) != run:
             late.append((position, run))
     return tuple(late)
+
+
+def once(
+    events: tuple[int, ...], segments: tuple[Segment, ...], counts: Sequence[int]
+) -> tuple[tuple[int, ...], tuple[Segment, ...]]:
+    """Events and segments with frees that happen once moved out of the repetition that stands for many.
+
+    A rotary table that the first block of a frozen model never reads is freed by the second, in backward;
+    its free is noted where the first block's backward begins. counts: traced repetitions of each run.
+    """
+    made_before = {
+        event
+        for one in segments
+        if one.run < 0
+        for event in events[one.start : one.end]
+        if event >= 0
+    }
+    moved = list(segments)
+    written = list(events)
+    for number, one in enumerate(segments[:-1]):
+        if not (
+            one.direction == "backward" and one.repetition == 1 and counts[one.run] >= _INTERIOR
+        ):
+            continue
+        inside = written[one.start : one.end]
+        late = [event for event in inside if event < 0 and ~event in made_before]
+        if not late:
+            continue
+        kept = [event for event in inside if event not in late]
+        written[one.start : one.end] = kept + late
+        edge = one.end - len(late)
+        moved[number] = moved[number]._replace(end=edge)
+        moved[number + 1] = moved[number + 1]._replace(start=edge)
+    return tuple(written), tuple(moved)

@@ -28,10 +28,17 @@ class OptimizerPlan(NamedTuple):
     grad_clip: bool = False
     widens_gradients: bool = True  # with masters: the step works on fp32 copies of gradients
     in_backward: bool = False  # each parameter is stepped as its gradient is there
+    scores: int = (
+        0  # tensors as large as a parameter that its method keeps beside the states (AdaLoRA)
+    )
 
 
 def state_tensors(leaf: Tensor, plan: OptimizerPlan) -> list[tuple[tuple[Size, ...], str]]:
     """Shape and dtype of every state of one parameter, in order of creation (master copy first)."""
+    return [*_own_states(leaf, plan), *[(leaf.shape, leaf.dtype)] * plan.scores]
+
+
+def _own_states(leaf: Tensor, plan: OptimizerPlan) -> list[tuple[tuple[Size, ...], str]]:
     dtype = plan.state_dtype or ("fp32" if plan.master else leaf.dtype)
     shape = leaf.shape
     master = [(shape, "fp32")] if plan.master else []

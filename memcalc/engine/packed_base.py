@@ -6,12 +6,13 @@ leaf. Checked by: oracle/test_qlora.py.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from memcalc.engine.parallel.strategy import Strategy, held
+from memcalc.engine.parallel.data.ddp import Ddp
+from memcalc.engine.parallel.deepspeed.deepspeed import DeepSpeed
+from memcalc.engine.parallel.strategy import Strategy, as_packed
 from memcalc.engine.plan import Plan
 from memcalc.engine.quantised import weights_of_plan
-from memcalc.engine.sizes import number
 from memcalc.engine.tensors import Tensor
 from memcalc.inputs.weights import WeightFormat
 
@@ -24,13 +25,18 @@ class PackedBase(Strategy):
 
     def parameter(self, leaf: Tensor) -> Tensor:
         """The bytes of a packed leaf as one tensor; any other leaf as it is."""
-        size = dict(self.packed).get(leaf.name)
-        return leaf if size is None else held(leaf, (number(size),), "uint8")
+        return as_packed(leaf, self.packed)
 
 
-def packed_base(plan: Plan, fmt: WeightFormat) -> PackedBase:
-    """The strategy of a plan whose base is held in a format. Raises ConfigError where it does not fit."""
+def packed_base(plan: Plan, fmt: WeightFormat) -> Strategy:
+    """The strategy of a plan whose base is held in a format. Raises ConfigError where it does not fit.
+
+    Ranks that split the batch have the base whole: theirs is the plan's own, told what is packed.
+    """
     base = plan.kernels.param_dtype
     weights = weights_of_plan(plan, fmt, base)
-    packed = {one.name: one.resident_bytes for one in weights.leaves if one.packing != base}
-    return PackedBase(tuple(sorted(packed.items())))
+    found = {one.name: one.resident_bytes for one in weights.leaves if one.packing != base}
+    packed = tuple(sorted(found.items()))
+    if isinstance(plan.strategy, Ddp | DeepSpeed):
+        return replace(plan.strategy, packed=packed)
+    return PackedBase(packed)

@@ -7,8 +7,10 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from memcalc.engine.adapter_choice import (
+    builds_masks,
     check_layout,
     rank_values,
+    scores_of,
     training_kinds,
     with_packed_base,
 )
@@ -134,6 +136,7 @@ def make_plan(
         state_dtype=setup.optimizer_dtype,
         master=PRECISIONS[setup.precision].master,
         grad_clip=setup.grad_clip,
+        scores=scores_of(kernels),
     )
     if runs_nanotron(kernels):
         optimizer = nanotron_optimizer(optimizer, resolved)
@@ -185,8 +188,8 @@ def divided(plan: Plan, parallel: ParallelPlan, stack: Stack) -> Plan:
     )
     strategy = strategy_for(plan, stack)
     kernels = strategy.kernels(kernels)
-    kinds = block_kinds(plan.resolved, kernels)
-    return plan._replace(strategy=strategy, kernels=kernels, kinds=kinds)
+    kinds = training_kinds(plan.resolved, block_kinds(plan.resolved, kernels))
+    return with_packed_base(plan._replace(strategy=strategy, kernels=kernels, kinds=kinds))
 
 
 def local_dims(plan: Plan, layout: ParallelPlan) -> tuple[dict[str, int], dict[str, Size]]:
@@ -217,7 +220,7 @@ def block_kinds(
     if config.is_encoder:
         return encoder_kinds(config, recompute)
     numbers = range(config.num_hidden_layers) if layers is None else tuple(layers)
-    windows = config.layer_types if kernels.attention == "eager" else ()
+    windows = config.layer_types if builds_masks(kernels) else ()
     return _kinds(
         numbers, windows, config.moe.sparse_layers if config.moe else (), recompute, limit
     )

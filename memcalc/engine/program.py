@@ -183,6 +183,16 @@ def _micro_batch(stream: Stream, plan: Plan, batch: Batch, gradients: list[int])
     taken = {identity: waiting[sizes[identity]].pop(0) for identity in events.earlier}
     base = len(stream.sizes)
     alive = stream.splice(events.events, sizes, taken)
+    if plan.kernels.loss_end is not None and plan.resolved.grad_accum_steps > 1:
+        alive = _without_outputs(
+            stream, alive, [events.traced[i - base] in structure.gradients for i in alive]
+        )
     stream.streams |= {base + block: own for block, own in streams_of(structure, events).items()}
     gone = set(taken.values())
     gradients[:] = [*(storage for storage in gradients if storage not in gone), *alive]
+
+
+def _without_outputs(stream: Stream, alive: list[int], learns: list[bool]) -> list[int]:
+    """Gradients alone: outputs that PPO's loop still holds go when the next micro-batch has its own."""
+    stream.events += [~block for block, kept in zip(alive, learns, strict=True) if not kept]
+    return [block for block, kept in zip(alive, learns, strict=True) if kept]

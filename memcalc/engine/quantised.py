@@ -145,10 +145,13 @@ def weights_of(
     facts: Facts,
     base: str = "bf16",
 ) -> Weights:
-    """The weights of a model's leaves, those of all layers in order (`states.all_leaves`)."""
+    """The weights of a model's leaves, those of all layers in order (`states.all_leaves`).
+
+    facts.layer: the layer before the first of these leaves, -1 where they begin with the model.
+    """
     found: list[Held] = []
     known: dict[tuple[int, str], Held] = {}
-    layer, seen = -1, set[int]()
+    layer, seen = facts.layer, set[int]()
     for leaf in leaves:
         if block_of(leaf) >= 0 and (not seen or id(leaf) in seen or _is_new(leaf, found)):
             layer += 1

@@ -15,7 +15,7 @@ from memcalc.engine.build import Build, Handed
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernel_log import Kernel, flops_kind
 from memcalc.engine.kernels import BlockKind, Kernels
-from memcalc.engine.late_frees import late_frees
+from memcalc.engine.late_frees import late_frees, once
 from memcalc.engine.ledger import OpRecord
 from memcalc.engine.sizes import ONE, ZERO, Size
 from memcalc.engine.tensors import Label, Tape, Tensor
@@ -53,7 +53,7 @@ class Segment(NamedTuple):
 
     start: int
     end: int
-    direction: str  # "forward" | "backward"
+    direction: str  # forward | backward; what is made for a block apart from it: see _TURNS
     run: int
     repetition: int
 
@@ -165,6 +165,8 @@ class Beside(NamedTuple):
     split: bool = False
 
 
+#: Marks that begin a stretch; any other begins one forward.
+_TURNS = ("backward block", "cache block", "backward cache", "tail block", "backward tail")
 _CACHE: dict[StructureKey, Structure] = {}
 _CACHE_LIMIT = 256
 
@@ -221,9 +223,8 @@ def freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
     events = tuple(tape.events[:end])
     forward_end = next(position for position, what, _ in tape.marks if what == "backward")
     halves = (position for position, what, _ in tape.marks if what == "weights")
-    kept: set[int] = set()
-    for event in events[:forward_end]:
-        kept.add(event) if event >= 0 else kept.discard(~event)
+    begun = events[:forward_end]
+    kept = {event for event in begun if event >= 0} - {~event for event in begun if event < 0}
     unique = list(dict.fromkeys(tape.sizes))
     index = {size: i for i, size in enumerate(unique)}
     grads = {leaf.grad.storage.index for leaf in tape.leaves.values() if leaf.grad is not None}
@@ -232,6 +233,7 @@ def freeze(tape: Tape, runs: tuple[Run, ...], handed: Handed) -> Structure:
     for leaf in tape.leaves.values():
         leaf.grad = None
     segments = _segments(tape, runs, forward_end, end)
+    events, segments = once(events, segments, [run.count for run in runs])
     return Structure(
         runs=runs,
         events=events,
@@ -287,7 +289,7 @@ def _segments(tape: Tape, runs: tuple[Run, ...], forward_end: int, end: int) -> 
             if what != "end":
                 cuts.append((position, "backward", -1, -1))
             continue
-        direction = "backward" if what == "backward block" else "forward"
+        direction = what.removesuffix(" block") if what in _TURNS else "forward"
         run, repetition = place.get(block, (-1, -1))
         if cuts[-1][1:] != (direction, run, repetition):
             cuts.append((position, direction, run, repetition))

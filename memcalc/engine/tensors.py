@@ -38,6 +38,14 @@ if TYPE_CHECKING:
 
 
 Shape = tuple[Size, ...]
+#: The op that makes trained keys and values: its nodes run after all blocks' in backward.
+PREFIX: Final = "prefix"
+#: The op of a loss over the adapters of each layer: its nodes run before all blocks' in backward.
+ORTHOGONAL: Final = "orthogonal"
+#: A primitive that the first repetition of a block runs and no other does.
+FIRST: Final = "first"
+#: Of nodes that belong to a block, and run apart from its others: what marks their stretch.
+APART: Final = {PREFIX: "cache", ORTHOGONAL: "tail"}
 
 
 class Label(NamedTuple):
@@ -81,6 +89,9 @@ class Tape(KernelLog):
         self.op_hooks: list[Callable[[int, str], None]] = []
         self.working: tuple[int, str] | None = None  # the operator that op_hooks last heard of
         self.grad_enabled = True
+        self.keeps_inputs = (
+            False  # linears keep their input for backward though the weight is frozen
+        )
         self.recomputing = 0
         self.sequence = 0
         self.label = 0

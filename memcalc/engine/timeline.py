@@ -191,4 +191,5 @@ def true_repetition(run: Run, segment: Segment, copy: int) -> int:
     """Which repetition of the true model a segment of this run is, the copy-th time it is passed."""
     if segment.repetition != 1:
         return segment.repetition + (run.skipped if segment.repetition else 0)
-    return 1 + copy if segment.direction == "forward" else 1 + run.skipped - copy
+    descends = segment.direction.startswith("backward")
+    return 1 + run.skipped - copy if descends else 1 + copy

@@ -8,92 +8,52 @@ Checked by: oracle/test_torch_events.py, oracle/test_pipeline.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from memcalc.engine.activation_offload import HostStash
+from memcalc.engine.adapters_prompt import REAL
+from memcalc.engine.adapters_svd import orthogonal
 from memcalc.engine.aten.pointwise import to
 from memcalc.engine.aten.shape import narrow
 from memcalc.engine.autograd import backward
-from memcalc.engine.blocks.compiled import compiled_block
-from memcalc.engine.blocks.embedding import Context, contexts, embed
+from memcalc.engine.blocks.embedding import embed
+from memcalc.engine.blocks.feedback_loss import feedback_end
 from memcalc.engine.blocks.hf_bert import masked_lm_loss
-from memcalc.engine.blocks.hf_loss import causal_lm_loss, logits_of
+from memcalc.engine.blocks.hf_loss import logits_of, loss_and_logits
 from memcalc.engine.blocks.hf_model import hidden_states
 from memcalc.engine.blocks.hf_t5_model import t5_loss
 from memcalc.engine.blocks.litgpt_loss import litgpt_loss
-from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_loss, project_out
+from memcalc.engine.blocks.loss import chunked_loss, fused_loss, head, plain_loss
 from memcalc.engine.blocks.megatron_model import megatron_model
 from memcalc.engine.blocks.nanotron_model import nanotron_model
-from memcalc.engine.blocks.norm import norm
 from memcalc.engine.blocks.sampling import sampled
 from memcalc.engine.blocks.torchtune_loss import torchtune_logits, torchtune_loss
-from memcalc.engine.blocks.vllm_layer import vllm_logits
+from memcalc.engine.blocks.vllm_layer import vllm_model
 from memcalc.engine.build import Build, Handed
-from memcalc.engine.checkpoint import (
-    KEEP_ATTENTION,
-    KEEP_EVERY_SECOND,
-    KEEP_MATMULS,
-    checkpoint,
-    checkpoint_reentrant,
-)
-from memcalc.engine.injectors import aside, attach, enter_block, enter_phase, leave_block
+from memcalc.engine.injectors import aside, attach, enter_phase
 from memcalc.engine.kernels import BlockKind
-from memcalc.engine.layer import block
 from memcalc.engine.saved_on_cpu import SavedOnCpu
 from memcalc.engine.sizes import ONE
 from memcalc.engine.split_backward import backward_input, backward_weights
 from memcalc.engine.tensors import Tape, Tensor, bytes_of
-
-_KEEP = {
-    "full": frozenset[str](),
-    "sac": KEEP_MATMULS,
-    "sac-attention": KEEP_ATTENTION,
-    "sac-every-second": KEEP_EVERY_SECOND,
-}
-
-
-def run_block(build: Build, index: int, kind: BlockKind, x: Tensor, context: Context) -> Tensor:
-    """Block `index` under its kind of recomputation."""
-    recompute = kind.recompute
-    inside = None
-    if build.kernels.compiled and build.kernels.traits.code == "torchtitan":
-        recompute, inside = "none", _KEEP.get(recompute)  # compiled with its checkpoint
-
-    def call(hidden: Tensor, *rest: Tensor) -> Tensor:
-        with build.autocast():
-            build.tape.block = index
-            build.kind = kind
-            if build.kernels.compiled:
-                return compiled_block(block, build, hidden, rest, inside)
-            return block(build, hidden, rest)
-
-    enter_block(build.hooks, index, "forward")
-    build.tape.block = index
-    if recompute in _KEEP:
-        out = checkpoint(call, x, *context, keep=_KEEP[recompute])
-    elif recompute == "reentrant" and build.kernels.hf:  # all but x in a functools.partial
-        out = checkpoint_reentrant(lambda hidden: call(hidden, *context), x)
-    elif recompute == "reentrant":
-        out = checkpoint_reentrant(call, x, *context)
-    else:
-        out = call(x, *context)
-    build.tape.block = -1
-    leave_block(build.hooks, index, "forward")
-    return out
+from memcalc.engine.trunk import final_norm, normed_states, run_block, run_blocks
 
 
 def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> Tape:
     """Trace forward, loss and backward of a micro-batch; layers: each block's kind."""
     tape, megatron = build.tape, build.kernels.megatron
     tape.sums_in = "fp32" if megatron and megatron.code == "megatron" else ""
+    tape.keeps_inputs = build.kernels.keeps_inputs
     build.has_gradients = has_gradients
     build.hooks = [aside(tape, injector.start(build)) for injector in build.injectors]
     attach(build.hooks, build)
     enter_phase(build.hooks, "forward")
-    ids = tape.external((build["b"], build["s"]), "int64")
+    ids = tape.external((build["b"], build.dims.get(REAL, build["s"])), "int64")
     given = ids if build.ends[0] else _received(build)
-    with build.autocast(), saved_on_cpu(build):
+    with _autocast_of_all(build), saved_on_cpu(build):
         out = _forward(build, given, ids, layers)
+        build.prefix = None
+        build.lent.clear()
     enter_phase(build.hooks, "forward end")
     tape.mark("backward", -1)
     tape.at("loss" if build.ends[1] else "stream", -1, "backward")
@@ -124,16 +84,22 @@ def micro_batch(build: Build, layers: list[BlockKind], has_gradients: bool) -> T
 def forward_only(build: Build, layers: list[BlockKind], samples: str) -> Tape:
     """Trace one forward pass without gradients, into and out of `build.cache`.
 
-    What is alive at its end are the logits (b, 1, V) of the last position and what the cache holds.
+    What is alive at its end are the logits (b, 1, V) of the last position and what the cache holds; of a
+    pipeline's inner stage (build.ends) the stream that it sends.
     samples: how the next token of each sequence is chosen, "" not at all (blocks/sampling.py).
     Checked by: oracle/test_serving.py, event for event against transformers.
     """
     tape = build.tape
     tape.grad_enabled = False
-    ids = tape.external((build["b"], build["s"]), "int64")
-    with build.autocast():
-        out = _forward(build, ids, ids, layers)
-    chosen = sampled(build, out, samples) if samples else None
+    build.hooks = [aside(tape, injector.start(build)) for injector in build.injectors]
+    attach(build.hooks, build)
+    enter_phase(build.hooks, "forward")
+    ids = tape.external((build["b"], build.dims.get(REAL, build["s"])), "int64")
+    given = ids if build.ends[0] else _received(build)
+    with _autocast_of_all(build):
+        out = _forward(build, given, ids, layers)
+    enter_phase(build.hooks, "forward end")
+    chosen = sampled(build, out, samples) if samples and build.ends[1] else None
     for what in ("backward", "end"):
         tape.mark(what, -1)
     del out, chosen
@@ -141,8 +107,17 @@ def forward_only(build: Build, layers: list[BlockKind], samples: str) -> Tape:
 
 
 def of_last(build: Build, hidden: Tensor) -> Tensor:
-    """Hidden states of the last position (b, 1, h), the only ones whose logits a sampler asks for."""
-    return narrow(hidden, ONE, 1)
+    """Hidden states of the last position (b, 1, h), the only ones whose logits a sampler asks for.
+
+    Where drafted tokens are verified, of all new positions.
+    """
+    every = build.cache is not None and build.cache.kind.every
+    return hidden if every else narrow(hidden, ONE, 1)
+
+
+def _autocast_of_all(build: Build) -> AbstractContextManager[None]:
+    """Autocast over model and loss; losses of feedback training are made outside of it."""
+    return build.autocast() if build.kernels.loss_end is None else nullcontext()
 
 
 @contextmanager
@@ -187,15 +162,19 @@ def _forward(build: Build, given: Tensor, ids: Tensor, layers: list[BlockKind]) 
     """The loss of token ids, or of the stream given; or the stream after the last of the layers."""
     if build.config.is_encoder_decoder:
         return t5_loss(build, ids, layers, run_block)
+    if build.kernels.loss_end is not None:
+        return feedback_end(build, ids, layers, normed_states)
     if build.kernels.hf:
         hidden = hidden_states(build, ids, layers, run_block)
         if build.cache is not None:
             return logits_of(build, of_last(build, hidden))
         if build.config.bidirectional:
             return masked_lm_loss(build, hidden)
-        return causal_lm_loss(build, logits_of(build, hidden), ids)
+        held = [hidden]
+        del hidden  # the model's forward has a name for it, PEFT's around it has none
+        return orthogonal(build, loss_and_logits(build, held, ids), len(layers))
     if build.kernels.traits.code == "vllm":
-        return vllm_logits(build, ids, layers)
+        return vllm_model(build, given, layers)
     if build.kernels.megatron is not None:
         nanotron = build.kernels.megatron.code == "nanotron"
         model = nanotron_model if nanotron else megatron_model
@@ -203,12 +182,8 @@ def _forward(build: Build, given: Tensor, ids: Tensor, layers: list[BlockKind]) 
     tape = build.tape
     if build.kernels.offloads and build.kernels.traits.code == "torchtune":
         tape.packing.append(HostStash(tape))
-    x = embed(build, ids) if build.ends[0] else given
-    context = contexts(build, {kind.attention for kind in layers})
-    for index, kind in enumerate(layers):
-        tape.mark("block", index)
-        x = run_block(build, index, kind, x, context[kind.attention])
-    tape.mark("blocks end", -1)
+    # what blocks read beside the stream lives until the loss is there
+    x, _context = run_blocks(build, [embed(build, ids) if build.ends[0] else given], layers)
     if not build.ends[1]:
         return x
     if build.kernels.traits.code != "plain":
@@ -221,7 +196,7 @@ def _forward(build: Build, given: Tensor, ids: Tensor, layers: list[BlockKind]) 
 
 def _own_loss(build: Build, stream: list[Tensor], ids: Tensor) -> Tensor:
     """Final norm, head and loss of torchtitan, litgpt, or torchtune, whose forward keeps the stream."""
-    normed = _final_norm(build, stream[0])
+    normed = final_norm(build, stream[0])
     if build.kernels.traits.code == "torchtitan":
         stream.clear()
         return plain_loss(build, head(build, normed), ids)
@@ -240,19 +215,10 @@ def _own_loss(build: Build, stream: list[Tensor], ids: Tensor) -> Tensor:
 
 def _loss(build: Build, x: Tensor, ids: Tensor) -> Tensor:
     if build.cache is not None:
-        return head(build, of_last(build, _final_norm(build, x)))
+        return head(build, of_last(build, final_norm(build, x)))
     if build.kernels.loss == "chunked":
-        return chunked_loss(build, _final_norm(build, x), ids)
+        return chunked_loss(build, final_norm(build, x), ids)
     if build.kernels.loss == "fused":
-        return fused_loss(build, _final_norm(build, x))
-    logits = head(build, _final_norm(build, x))
+        return fused_loss(build, final_norm(build, x))
+    logits = head(build, final_norm(build, x))
     return plain_loss(build, logits, ids)
-
-
-def _final_norm(build: Build, x: Tensor) -> Tensor:
-    x = norm(build, x, "final_norm") if build.config.final_norm else x
-    x = project_out(build, x)
-    if build.config.tie_word_embeddings and not build.ends[0]:  # a copy of the first stage's
-        build.at("lm_head", "head")
-        build.param("embedding.weight", (build["V"], build["w"]))
-    return x

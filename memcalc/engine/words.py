@@ -49,12 +49,23 @@ def peft_words(setup: Mapping[str, Any]) -> str:
         parts = f", only {' '.join(adapter['parts'])}" if adapter["parts"] else ""
         return f"freeze: the last {peft['layers']} layers train{parts}"
     if not adapter["targets"]:
-        return str(peft["method"])
+        return _untargeted(peft, setup["dims"])
     drops = f", dropout {peft['dropout']:g}" if peft["dropout"] else ""
     rank = f" rank {setup['dims']['r_A']}" if "r_A" in setup["dims"] else ""
     base = f", weights in {peft['weights']}" if peft["weights"] else ""
     targets = " ".join(adapter["targets"])
     return f"{peft['method']}{rank} on {targets}, in {adapter['dtype']}{drops}{base}"
+
+
+def _untargeted(peft: Mapping[str, Any], dims: Mapping[str, int]) -> str:
+    """`prefix, 20 virtual tokens` of a method that names no linears."""
+    base = f", weights in {peft['weights']}" if peft["weights"] else ""
+    if "n_b" in dims:
+        return f"{peft['kind'] or 'houlsby'} adapters of width {dims['n_b']}{base}"
+    if "v_t" not in dims:
+        return f"{peft['method']}{base}"
+    inside = f", an MLP of width {dims['e_p']}" if "e_p" in dims else ""
+    return f"{peft['method']}, {dims['v_t']} virtual tokens{inside}{base}"
 
 
 def setup_words(setup: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 EQUAL, INSIDE, OUTSIDE, EXPLAINED = "equal", "inside", "outside", "explained"
 NOT_MEASURED, NOT_PREDICTED = "not measured", "not predicted"
+#: A figure shown beside a prediction that has no band.
+NOT_JUDGED = "not judged"
 _PHASES = ("forward", "loss", "backward", "optimizer")
 
 
@@ -107,7 +109,7 @@ def _explained(row: Row, listed: tuple[Difference, ...]) -> Row:
     return row._replace(verdict=verdict, cause="; ".join(causes))
 
 
-def _exact(name: str, group: str, unit: str, predicted: Any, measured: Any) -> Row:
+def exact(name: str, group: str, unit: str, predicted: Any, measured: Any) -> Row:
     """A figure whose band is the prediction itself."""
     verdict = EQUAL if predicted == measured else OUTSIDE
     if predicted is None or measured is None:
@@ -132,19 +134,19 @@ def _tensor_rows(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> l
     states, held = predicted["states"], measured.get("states") or {}
     phases, seen = predicted["phases"], measured.get("phases") or {}
     rows = [
-        _exact(name, "states", "bytes", states[name], held.get(name))
+        exact(name, "states", "bytes", states[name], held.get(name))
         for name in ("parameters", "gradients", "optimizer", "master")
         if states[name] or held.get(name)
     ]
     saved = "saved_for_backward_bytes"
-    rows.append(_exact("saved for backward", "tensors", "bytes", predicted[saved], measured[saved]))
+    rows.append(exact("saved for backward", "tensors", "bytes", predicted[saved], measured[saved]))
     rows += [
-        _exact(f"peak in {name}", "tensors", "bytes", phases.get(name), seen.get(name))
+        exact(f"peak in {name}", "tensors", "bytes", phases.get(name), seen.get(name))
         for name in _PHASES
         if name in phases
     ]
     peak = "peak_requested_bytes"
-    rows.append(_exact("peak requested", "tensors", "bytes", predicted[peak], measured[peak]))
+    rows.append(exact("peak requested", "tensors", "bytes", predicted[peak], measured[peak]))
     return rows
 
 
@@ -179,7 +181,7 @@ def _device_rows(predicted: Mapping[str, Any], measured: Mapping[str, Any]) -> l
 
 def _work_rows(estimate: Mapping[str, Any], record: Mapping[str, Any]) -> list[Row]:
     executed, counted = estimate["time"]["executed_flops"], record.get("counted_flops")
-    return [_exact("executed FLOPs", "work", "FLOP", executed, counted)]
+    return [exact("executed FLOPs", "work", "FLOP", executed, counted)]
 
 
 def _time_rows(estimate: Mapping[str, Any], record: Mapping[str, Any]) -> list[Row]:
@@ -189,15 +191,15 @@ def _time_rows(estimate: Mapping[str, Any], record: Mapping[str, Any]) -> list[R
     if step is None:
         return [Row("step time", "time", "s", None, measured, None, None, NOT_PREDICTED)]
     low, high = told.get("low_s"), told.get("high_s")
-    rows = [_timed("step time", "s", step, measured, (low, high))]
-    rows.append(_timed("tokens/s", "tokens/s", told.get("tokens_per_s"), seen.get("tokens_per_s"),
+    rows = [timed("step time", "s", step, measured, (low, high))]
+    rows.append(timed("tokens/s", "tokens/s", told.get("tokens_per_s"), seen.get("tokens_per_s"),
                        _inverse(told.get("tokens_per_s"), step, (low, high))))  # fmt: skip
     phases, parts = seen.get("phases") or {}, phase_seconds(told)
     for name, names in PHASE_SUMS.items() if phases else ():
         taken = sum(phases[one] for one in names)
         if parts[name] or taken:
             wide = _widened(parts[name], step, (low, high))
-            rows.append(_timed(name, "s", parts[name], taken, wide))
+            rows.append(timed(name, "s", parts[name], taken, wide))
     return rows
 
 
@@ -224,10 +226,13 @@ def phase_seconds(time: Mapping[str, Any]) -> dict[str, float]:
 _Band = tuple[float | None, float | None]
 
 
-def _timed(name: str, unit: str, predicted: Any, measured: Any, band: _Band) -> Row:
+def timed(name: str, unit: str, predicted: Any, measured: Any, band: _Band) -> Row:
+    """A figure of time within its band; without a band it is shown and not judged."""
     low, high = band
     if predicted is None or measured is None:
         verdict = NOT_PREDICTED if predicted is None else NOT_MEASURED
+    elif low is None and high is None:
+        verdict = NOT_JUDGED
     else:
         within = (low is None or low <= measured) and (high is None or measured <= high)
         verdict = INSIDE if within else OUTSIDE

@@ -53,13 +53,18 @@ def make_optimizers(plan: OptimizerPlan, model: nn.Module) -> list[Steps]:
         )
     if plan.master:
         return [MasterWeights(model, plan.name, plan.impl)]
-    return list(torch_optimizers(dict(model.named_parameters()), plan.name, plan.impl))
+    return list(torch_optimizers(trained(model), plan.name, plan.impl))
+
+
+def trained(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters that train, by name."""
+    return {name: one for name, one in model.named_parameters() if one.requires_grad}
 
 
 def step_in_backward(plan: OptimizerPlan, model: nn.Module) -> dict[str, torch.optim.Optimizer]:
     """An optimizer for each parameter, which steps and drops the gradient as soon as it is there."""
     made: dict[str, torch.optim.Optimizer] = {}
-    for name, parameter in model.named_parameters() if plan.name != "none" else ():
+    for name, parameter in trained(model).items() if plan.name != "none" else ():
         (own,) = torch_optimizers({name: parameter}, plan.name, plan.impl)
         parameter.register_post_accumulate_grad_hook(_stepped(own))  # type: ignore[no-untyped-call]
         made[name] = own
@@ -95,8 +100,12 @@ def torch_optimizers(named: dict[str, Tensor], name: str, impl: str) -> list[tor
         )
     matrices = {n for n, p in named.items() if n.startswith("layers.") and p.ndim == 2}
     rest = [p for n, p in named.items() if n not in matrices]
-    adamw = torch.optim.AdamW(rest, lr=_RATES["adamw"], **options)
-    return [torch.optim.Muon([named[n] for n in named if n in matrices], lr=rate), adamw]
+    found: list[torch.optim.Optimizer] = []
+    if matrices:
+        found.append(torch.optim.Muon([named[n] for n in named if n in matrices], lr=rate))
+    if rest:
+        found.append(torch.optim.AdamW(rest, lr=_RATES["adamw"], **options))
+    return found
 
 
 class MasterWeights:
@@ -106,7 +115,7 @@ class MasterWeights:
     """
 
     def __init__(self, model: nn.Module, name: str, impl: str) -> None:
-        self.params = dict(model.named_parameters())
+        self.params = trained(model)
         self.copies = {n: p.detach().float() for n, p in self.params.items()}
         self.inner = torch_optimizers(self.copies, name, impl)
 

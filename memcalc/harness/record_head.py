@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from memcalc.engine.kernel_choice import CHOICES
+from memcalc.engine.kernels import Adapter
 from memcalc.engine.plan import Plan, plan_of
 from memcalc.errors import ConfigError
 from memcalc.harness.records import SCHEMA
 from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
+from memcalc.inputs.peft import PeftSetup
 from memcalc.inputs.training import TrainingSetup
 
 #: What a run can come to. refused: not started, it could not fit.
@@ -73,6 +75,7 @@ def stated(plan: Plan) -> dict[str, Any]:
     """The complete setup of a plan as plain values: model, training, kernels, what was resolved."""
     resolved, kernels = plan.resolved, plan.kernels._asdict()
     traits = kernels.pop("traits")._asdict()
+    kernels["adapter"] = _plain_adapter(plan.kernels.adapter)
     return {
         "model": asdict(resolved.config),
         "training": asdict(resolved.setup),
@@ -94,6 +97,17 @@ def stated(plan: Plan) -> dict[str, Any]:
     }
 
 
+def _plain_adapter(adapter: Adapter | None) -> dict[str, Any] | None:
+    """What trains, where not every weight does, with sets as sorted lists."""
+    if adapter is None:
+        return None
+    plain = {
+        name: sorted(value) if isinstance(value, frozenset) else value
+        for name, value in adapter._asdict().items()
+    }
+    return {**plain, "quantised": adapter.quantised and adapter.quantised._asdict()}
+
+
 def planned(setup: Mapping[str, Any]) -> Plan:
     """The plan of a record's setup. Raises ConfigError where this version cannot state it."""
     try:
@@ -102,7 +116,10 @@ def planned(setup: Mapping[str, Any]) -> Plan:
             if model.get(name) is not None:
                 model[name] = _made(part, model[name])
         config = _made(ModelConfig, model)
-        training = _made(TrainingSetup, setup["training"])
+        stated = dict(setup["training"])
+        if stated.get("peft") is not None:
+            stated["peft"] = _made(PeftSetup, stated["peft"])
+        training = _made(TrainingSetup, stated)
         return plan_of(config, training, setup["kernels"])
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, ConfigError):

@@ -47,6 +47,10 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "embedding_backward": ("tokens", "vocab_size", "hidden_size", "bytes"),
     "collective": ("what", "ranks", "backend", "message_bytes", "bus_bytes"),
     "launch": ("precision", "layers", "kernels"),
+    "launch_decode": ("precision", "layers", "kernels"),
+    "generation": ("model", "precision", "attention", "prompt_s", "tokens"),
+    "few_rows": ("name", "dtype", "rows", "n", "k", "flops", "bytes"),
+    "decode_attention": ("dtype", "b", "a", "k", "keys", "d", "flops", "bytes"),
     "step": ("model", "layers", "seq_len", "micro_batch_size", "precision", "phases"),
 }
 

@@ -13,18 +13,18 @@ Checked by: unit/test_measured_rates.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError
 from memcalc.inputs.hardware import Gpu
+from memcalc.inputs.measured_attention import measured_attention
+from memcalc.inputs.measured_links import measured_links
 from memcalc.inputs.rate_figures import (
-    AttentionRate,
-    Curve,
+    DecodeRate,
+    FewRows,
     GemmRate,
-    LinkRate,
-    LinkRates,
     MemoryRate,
     Rates,
     StepRate,
@@ -36,8 +36,6 @@ Row = Mapping[str, Any]
 _EXPONENT: Final = {"sum": 1.0, "max": 16.0}
 #: A rate that costs nothing: what it stands for is in another constant.
 _FREE: Final = 1e24
-#: Width of a head the ceilings of attention are for; `narrow` is the ceiling at half of it.
-_WIDTH: Final = 128
 
 
 class Measured(NamedTuple):
@@ -76,15 +74,58 @@ def _measured(profile: Mapping[str, Any], gpu: Gpu) -> Measured:
         basis=f"measured on {profile['device']['name']}, torch {profile['torch']}, {profile['date']}",
         verified=True,
         gemm=gemm,
-        attention=_attention(summary.get("attention", ()), base, beside_s, filled),
+        attention=measured_attention(summary.get("attention", ()), base, beside_s, filled),
         memory=memory,
         launch_s=0.0 if serial else launch_s,
         optimizer=_optimizers(summary.get("optimizer", ())),
         kernels=_kernels(summary),
-        links=_links(summary.get("collective", ()), base, filled),
+        links=measured_links(summary.get("collective", ()), base, filled),
         sum_residual=_residual(summary.get("residual", ()), base, filled),
     )
+    if serial and summary.get("few_rows"):
+        found = replace(found, generating=_generating(found, base, summary, eager_s))
     return Measured(found, tuple(filled))
+
+
+def _generating(
+    found: Rates, base: Rates, summary: Mapping[str, Sequence[Row]], eager_s: float
+) -> Rates:
+    """Rates of passes without gradients: their own launches, products of few rows, cached attention."""
+    launches = [row["seconds"] for row in summary.get("launch_decode", ()) if row["seconds"] > 0]
+    launch_s = sum(launches) / len(launches) if launches else eager_s
+    pair = (launch_s, eager_s)
+    few: dict[str, list[FewRows]] = {}
+    for row in sorted(summary["few_rows"], key=lambda row: int(row["rows"])):
+        own = few.setdefault(f"{row['name']} {row['dtype']}", [])
+        own.append(
+            FewRows(int(row["rows"]), _beside(row["t0_s"], pair), row.get("bytes_per_s", _FREE))
+        )
+    cached = {
+        row["dtype"]: DecodeRate(
+            row.get("bytes_per_s", _FREE), row.get("flops_per_s", _FREE),
+            _beside(row["t0_s"], pair), 1.0, 0.0, 0.0, 0.0,
+        )
+        for row in summary.get("decode_attention", ())
+    }  # fmt: skip
+    return replace(
+        found,
+        gemm=_gemms(summary.get("gemm", ()), base, pair, []),
+        attention=measured_attention(summary.get("attention", ()), base, launch_s, []),
+        memory=_memory(summary, base, pair, []),
+        few_rows={name: tuple(rows) for name, rows in few.items()},
+        decode_by=cached,
+        pass_residuals=_pass_residuals(summary.get("residual_decode", ())),
+    )
+
+
+def _pass_residuals(rows: Sequence[Row]) -> tuple[float, float]:
+    """Of prompts' passes and of steps, the means of those measured; 1 where none was."""
+    if not rows:
+        return 1.0, 1.0
+    prompt, step = (
+        sum(float(row[name]) for row in rows) / len(rows) for name in ("prompt", "step")
+    )
+    return prompt, step
 
 
 def _launch(summary: Mapping[str, Sequence[Row]], base: Rates) -> tuple[float, float]:
@@ -175,63 +216,6 @@ def _memory(
     return MemoryRate(rows[0]["bytes_per_s"], _beside(rows[0]["t0_s"], launch))
 
 
-def _attention(
-    rows: Sequence[Row], base: Rates, beside_s: float, filled: list[str]
-) -> dict[str, AttentionRate]:
-    """Rates by kernel, for both passes and of 16-bit operands, and by "kernel dtype pass"."""
-    found: dict[str, AttentionRate] = {}
-    scales = []
-    keys = dict.fromkeys(
-        (row["kernel"], row.get("dtype", "bf16"), row["direction"]) for row in rows
-    )
-    for kernel, dtype, direction in keys:
-        mine = [row for row in rows if row.get("flops_per_s") and
-                (row["kernel"], row.get("dtype", "bf16"), row["direction"])
-                == (kernel, dtype, direction)]  # fmt: skip
-        if mine:
-            found[f"{kernel} {dtype} {direction}"] = _one_pass(mine, beside_s)
-        for row in mine:
-            alone = _one_pass([row], beside_s)
-            found[f"{kernel} {dtype} {direction} {row['head_dim']}"] = alone._replace(
-                narrow=1.0, wide=1.0
-            )
-    for kernel, default in base.attention.items():
-        forward = found.get(f"{kernel} bf16 forward")
-        if forward is None:
-            continue
-        scales.append(forward.forward_flops_per_s / default.forward_flops_per_s)
-        back = found.get(f"{kernel} bf16 backward", forward)
-        ratio = back.forward_flops_per_s / forward.forward_flops_per_s
-        found[kernel] = forward._replace(backward=ratio)
-    for kernel, default in base.attention.items():
-        if kernel not in found:
-            filled.append(f"attention {kernel}")
-            scale = scales[0] if scales else 1.0
-            faster = default.forward_flops_per_s * scale
-            found[kernel] = default._replace(forward_flops_per_s=faster)
-    return found
-
-
-def _one_pass(rows: Iterable[Row], beside_s: float) -> AttentionRate:
-    """One pass of a kernel from its rows by head width: P (1 + ramp / s), bytes in P."""
-    by_width = {int(row["head_dim"]): row for row in rows}
-    nearest = min(by_width, key=lambda width: abs(width - _WIDTH))
-    row = by_width[nearest]
-    half = by_width.get(_WIDTH // 2) if nearest == _WIDTH else None
-    narrow = half["flops_per_s"] / row["flops_per_s"] if half else 1.0
-    return AttentionRate(
-        forward_flops_per_s=row["flops_per_s"],
-        bytes_per_s=_FREE,
-        t0_s=beside_s,
-        narrow=narrow,
-        wide=1.0,
-        ramp=row.get("half_seq_len", 0.0),
-        row=0.0,
-        backward=1.0,
-        multiprocessors=1.0,
-    )
-
-
 def _kernels(summary: Mapping[str, Sequence[Row]]) -> dict[str, float]:
     """bytes/s by "primitive dtype" of kernels that take longer than their bytes."""
     found = {
@@ -242,39 +226,6 @@ def _kernels(summary: Mapping[str, Sequence[Row]]) -> dict[str, float]:
         for dtype in ("bf16", "fp32"):  # zeros written, rows added: bytes are what counts
             found[f"embedding_dense_backward {dtype}"] = float(row["bytes_per_s"])
     return found
-
-
-def _links(rows: Sequence[Row], base: Rates, filled: list[str]) -> LinkRates:
-    """The default's tiers with the curves of the collectives that were measured, NCCL's alone.
-
-    Of one host they are those of the link, or of PCIe where there is none; of several the network's.
-    """
-    links = base.links
-    mine = [row for row in rows if row["backend"] == "nccl" and row.get("bus_bytes_per_s")]
-    if not mine:
-        filled.append("links")
-        return links
-    near = "pcie" if links.link is None else "link"
-    for tier, hosts in ((near, {1}), ("network", {row.get("hosts", 1) for row in mine} - {1})):
-        rate: LinkRate | None = getattr(links, tier)
-        own = [row for row in mine if row.get("hosts", 1) in hosts]
-        if rate is not None and own:
-            links = links._replace(**{tier: _with_curves(rate, own)})
-    return links
-
-
-def _with_curves(rate: LinkRate, rows: Sequence[Row]) -> LinkRate:
-    """A tier whose collectives follow one line each: alpha and the bytes/s a rank sends."""
-    curves: dict[str, list[Curve]] = {}
-    for row in sorted(rows, key=lambda row: int(row["ranks"])):
-        alpha, bus = row["alpha_s"], row["bus_bytes_per_s"]
-        curves.setdefault(row["what"], []).append(Curve(row["ranks"], alpha, bus, alpha, bus))
-    gathered = curves.get("all_gather") or next(iter(curves.values()))
-    return rate._replace(
-        alpha_s=gathered[-1].large_s,
-        bus_bytes_per_s=gathered[-1].large_bytes_per_s,
-        **{kind: tuple(lines) for kind, lines in curves.items()},
-    )
 
 
 def _optimizers(rows: Sequence[Row]) -> dict[str, StepRate]:

@@ -59,6 +59,8 @@ _T5: Final = {
     for module, part in (("SelfAttention", ""), ("EncDecAttention", "cross_"))
     for letter in "qkvo"
 }
+#: Families with experts that all-linear leaves alone: no linears, and not among those PEFT wraps.
+_PLAIN_EXPERTS: Final = ("gpt_oss",)
 #: PEFT's targets where none are stated; a family that is not here has no default.
 _DEFAULTS: Final[dict[str, tuple[str, ...]]] = {
     "bert": ("query", "value"), "t5": ("q", "v"), "mt5": ("q", "v"),
@@ -81,6 +83,16 @@ _IA3: Final[dict[str, tuple[str, ...]]] = {
 }  # fmt: skip
 
 
+#: The same of AdaLoRA (TRANSFORMERS_MODELS_TO_ADALORA_TARGET_MODULES_MAPPING), where it differs.
+_ADALORA: Final[dict[str, tuple[str, ...]]] = {
+    **{name: targets for name, targets in _DEFAULTS.items()
+       if name not in ("mistral", "mixtral", "falcon", "chatglm")},
+    "opt": ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"),
+    "t5": ("q", "k", "v", "o", "wi", "wo"), "mt5": ("q", "k", "v", "o", "wi_0", "wi_1", "wo"),
+}  # fmt: skip
+_OF_METHOD: Final = {"ia3": _IA3, "adalora": _ADALORA}
+
+
 def linears(config: ModelConfig) -> dict[str, str]:
     """The linears of a family's blocks: name in its code -> the ledger's name."""
     if config.mla is not None:
@@ -88,6 +100,10 @@ def linears(config: ModelConfig) -> dict[str, str]:
             f"peft: adapters on latent attention ({config.model_type}) are not in this version"
         )
     found = _LINEARS.get(config.model_type, _LLAMA)
+    if (
+        config.model_type == "chatglm" and not config.gated_mlp
+    ):  # the first; its successors are gated
+        found = {**found, "dense_h_to_4h": "up_proj"}
     if config.is_encoder_decoder:
         gated = {"wi_0": "gate_proj", "wi_1": "up_proj", "wo": "down_proj"}
         found = {**_T5, **(gated if config.gated_mlp else {"wi": "up_proj", "wo": "down_proj"})}
@@ -106,7 +122,7 @@ def target_linears(
     """
     known = linears(config)
     if not targets:
-        targets = (_IA3 if method == "ia3" else _DEFAULTS).get(config.model_type, ())
+        targets = _OF_METHOD.get(method, _DEFAULTS).get(config.model_type, ())
         if not targets:
             raise ConfigError(
                 f"lora_targets: got none, and PEFT has no default for {config.model_type}; valid: "
@@ -115,10 +131,15 @@ def target_linears(
     if ALL_LINEAR in targets:
         if len(targets) > 1:
             raise ConfigError(f"lora_targets: got {','.join(targets)}; rule: {ALL_LINEAR} alone")
-        if config.moe is not None:
+        if config.moe is not None and config.model_type not in _PLAIN_EXPERTS:
             raise NotInThisVersionError(
-                f"lora_targets: {ALL_LINEAR} of {config.model_type} is not in this version; valid: "
-                f"{', '.join(known)}"
+                f"lora_targets: {ALL_LINEAR} of {config.model_type}, whose router and experts PEFT wraps, "
+                f"is not in this version; valid: {', '.join(known)}"
+            )
+        if (config.word_embed_proj_dim or config.hidden_size) != config.hidden_size:
+            raise NotInThisVersionError(
+                f"lora_targets: {ALL_LINEAR} of {config.name}, which has linears outside its layers, is not "
+                f"in this version; valid: {', '.join(known)}"
             )
         return tuple(known.values())
     chosen: set[str] = set()

@@ -75,6 +75,14 @@ class DecodeRate(NamedTuple):
     alone: float
 
 
+class FewRows(NamedTuple):
+    """Products of so many rows with a weight: t0_s, and bytes_per_s of the weight."""
+
+    rows: int
+    t0_s: float
+    bytes_per_s: float
+
+
 class MemoryRate(NamedTuple):
     """Kernels that only move bytes: t0_s each, and bytes_per_s for large tensors."""
 
@@ -137,7 +145,9 @@ class Rates:
     takes this share longer. optimizer: by "adamw fused fp32" (name, implementation, dtype of what is
     stepped), where it was measured; others move bytes. kernels: bytes/s of kernels that do more than
     move, by "gelu bf16" (primitive and dtype), where measured. sum_residual: measured over predicted of
-    whole blocks, 1.0 unless known.
+    whole blocks, 1.0 unless known. generating: the rates of passes without gradients, where those were
+    measured apart; few_rows and decode_by, theirs: by "linear bf16" or "bmm bf16", and by dtype;
+    pass_residuals: measured over predicted of whole passes over prompts, and of steps.
     """
 
     name: str
@@ -154,3 +164,7 @@ class Rates:
     sum_residual: float = 1.0
     optimizer: Mapping[str, StepRate] = field(default_factory=dict, hash=False)
     kernels: Mapping[str, float] = field(default_factory=dict, hash=False)
+    few_rows: Mapping[str, tuple[FewRows, ...]] = field(default_factory=dict, hash=False)
+    decode_by: Mapping[str, DecodeRate] = field(default_factory=dict, hash=False)
+    pass_residuals: tuple[float, float] = (1.0, 1.0)
+    generating: Rates | None = None

@@ -30,7 +30,7 @@ ATTENTIONS: Final = ("eager", "flash", "efficient", "cudnn")
 LOSSES: Final = ("plain", "fp32", "chunked", "fused")
 STACKS: Final = (
     "torch", "torch-compile", "hf", "torchtitan", "torchtune", "deepspeed", "megatron", "nanotron",
-    "fsdp1", "megatron-deepspeed", "litgpt",
+    "fsdp1", "megatron-deepspeed", "litgpt", "deepspeed-0.8",
 )  # fmt: skip
 #: Stacks whose blocks can be compiled.
 COMPILED_STACKS: Final = ("torch", "torch-compile", "torchtitan", "torchtune")

@@ -39,6 +39,8 @@ def accuracy_page(page: Page, found: Found) -> None:
     for what in ("memory", "throughput"):
         _tables(page, found, what)
     _promised(page, found)
+    _apart(page, "Serving", "engine", found["serving"])
+    _apart(page, "Adapters", "stack", found["adapters"])
     _outliers(page, found["outliers"])
     _figures(page, found["rows"])
     _left_out(page, "Not expressed", found["unexpressed"])
@@ -158,6 +160,27 @@ def _promised(page: Page, found: Found) -> None:
              f"{over['bias_pct']:+.1f}", "", "", f"{over['worst_pct']:.1f}"),
         ],
     )  # fmt: skip
+
+
+def _apart(page: Page, title: str, group: str, found: Found) -> None:
+    """Runs that serve, by engine, and that train adapters, by stack: scored apart from all others."""
+    rows = [
+        (what, name, str(score["n"]), *_errors(score))
+        for what in ("memory", "throughput")
+        for name, score in found[what].items()
+    ]
+    if rows:
+        heads = (
+            f"{title}, error %",
+            group,
+            ">rows",
+            ">mean",
+            ">bias",
+            ">median",
+            ">p90",
+            ">worst",
+        )
+        page.table(heads, rows)
 
 
 def _outliers(page: Page, far: Sequence[Found]) -> None:

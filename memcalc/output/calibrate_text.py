@@ -196,6 +196,34 @@ def _launch(row: Row) -> Cells:
     return f"launch in a step, {row.get('precision')}", _seconds(row, "seconds"), "-"
 
 
+def _launch_decode(row: Row) -> Cells:
+    return f"launch in a pass, {row.get('precision')}", _seconds(row, "seconds"), "-"
+
+
+def _few_rows(row: Row) -> Cells:
+    what = f"{_words(row, 'name', 'dtype')}, {row.get('rows')} rows"
+    return what, _get(row, "bytes_per_s", "B/s"), _seconds(row, "t0_s")
+
+
+def _cached(row: Row) -> Cells:
+    what = f"attention over a cache {row.get('dtype')}"
+    return what, _get(row, "bytes_per_s", "B/s"), _get(row, "flops_per_s", "FLOP/s")
+
+
+def _generation(row: Row) -> Cells:
+    return _words(row, "model", "precision", "attention"), _seconds(row, "prompt_s"), (
+        _seconds(row, "step_s")
+    )  # fmt: skip
+
+
+def _generated(row: Row) -> Cells:
+    return (
+        _words(row, "model", "precision", "attention"),
+        _ratio(row, "prompt"),
+        _ratio(row, "step"),
+    )
+
+
 def _collective(row: Row) -> Cells:
     what = f"{row.get('what')} {row.get('ranks')} ranks"
     return what, _seconds(row, "alpha_s"), _get(row, "bus_bytes_per_s", "B/s")
@@ -226,8 +254,12 @@ _CLASSES: tuple[tuple[str, tuple[str, str], tuple[tuple[str, _Maker], ...]], ...
     ("memory", (">rate", ">beside"),
      (("bandwidth", _bandwidth), ("elementwise", _elementwise), ("norm", _norm),
       ("optimizer", _optimizer), ("embedding_backward", _embedding), ("kernel", _kernel))),
-    ("times", (">each", ">rate"), (("fixed", _fixed), ("launch", _launch), ("loss", _loss))),
+    ("times", (">each", ">rate"), (("fixed", _fixed), ("launch", _launch),
+     ("launch_decode", _launch_decode), ("loss", _loss))),
+    ("generating", (">rate", ">beside"), (("few_rows", _few_rows), ("decode_attention", _cached))),
     ("collectives", (">alpha", ">bus"), (("collective", _collective),)),
     ("two depths", (">a block", ">the rest"), (("two_depth", _two_depth),)),
+    ("generations", (">prompts", ">a step"), (("generation", _generation),)),
+    ("measured / predicted", (">prompts", ">a step"), (("residual_decode", _generated),)),
     ("measured / predicted", (">step", ">a block"), (("residual", _residual),)),
 )  # fmt: skip

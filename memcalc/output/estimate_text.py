@@ -21,9 +21,9 @@ def estimate_page(
 ) -> None:
     """The whole page."""
     _title(page, result, stated)
-    _numbers(page, result.memory)
+    numbers_table(page, result.memory)
     stages_table(page, result)
-    _breakdown(page, result.memory)
+    breakdown_table(page, result.memory)
     _phases(page, result.memory)
     host_table(page, result.memory)
     _states(page, result)
@@ -121,7 +121,8 @@ def _amount(value: int | None) -> tuple[str, str]:
     return ("unknown", "unknown") if value is None else (gib(value), f"{value:,}")
 
 
-def _numbers(page: Page, memory: MemoryEstimate) -> None:
+def numbers_table(page: Page, memory: MemoryEstimate) -> None:
+    """The four numbers, and the band of the last."""
     rows = [
         ("requested", *_amount(memory.peak_requested_bytes), "bytes of tensors"),
         ("allocated", *_amount(memory.peak_allocated_bytes), "max_memory_allocated"),
@@ -143,7 +144,8 @@ def _driver(memory: MemoryEstimate) -> str:
     return f"reserved, context, {gib(between)} NCCL"
 
 
-def _breakdown(page: Page, memory: MemoryEstimate) -> None:
+def breakdown_table(page: Page, memory: MemoryEstimate) -> None:
+    """What is alive at the peak, as a bar and as a table."""
     parts = {name: size for name, size in memory.breakdown._asdict().items() if size}
     total = memory.peak_allocated_bytes
     page.console.print(stacked(page, parts, total, page.width))

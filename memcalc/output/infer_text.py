@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from memcalc.engine.serving.serving_results import ServingEstimate, ServingTime
 from memcalc.output.console import Page
 from memcalc.output.time_text import duration
 from memcalc.units import count_text, gib
 
+_DEGREES = ("tp", "pp", "dp", "ep")
 _PARTS = {
     "parameters": "weights", "kv_cache": "keys and values", "free_pool": "free blocks of the pool",
     "logits": "logits", "activations": "activations", "buffers": "tables, masks, token ids",
@@ -18,6 +22,7 @@ def infer_page(page: Page, result: ServingEstimate) -> None:
     """The whole page."""
     _title(page, result)
     _memory(page, result)
+    _devices(page, result)
     _cache(page, result)
     _time(page, result.time)
     style = {"fits": "bold green", "tight": "bold yellow"}.get(result.verdict or "", "bold red")
@@ -60,19 +65,32 @@ def _title(page: Page, result: ServingEstimate) -> None:
         "bold",
     )
     graphs = ", CUDA graphs" if setup["cuda_graphs"] else ""
-    split = f", tp {setup['tp']}" if setup["tp"] > 1 else ""
+    split = "".join(f", {name} {setup[name]}" for name in _DEGREES if setup[name] > 1)
+    if setup["gpu_layers"] is not None:
+        split += f", {setup['gpu_layers']} layers on the GPU"
+    if setup["draft_tokens"]:
+        split += f", draft {setup['draft']} of {setup['draft_tokens']} tokens"
     page.line(
         f"engine {setup['engine']}{graphs}{split}, batch {setup['batch']}, prompt {setup['prompt']} + "
         f"{setup['generated']} new = context {setup['context']}, weights {setup['weights']}, cache "
         f"{setup['cache']} in {setup['kv_cache']}, attention {setup['attention']}, gpu "
-        f"{setup['gpu'] or 'none'}"
+        f"{_gpu(setup)}"
     )
     page.line()
+
+
+def _gpu(setup: Mapping[str, Any]) -> str:
+    name = str(setup["gpu"] or "none")
+    return f"{setup['gpus']} x {name}" if setup["gpus"] > 1 else name
 
 
 def _memory(page: Page, result: ServingEstimate) -> None:
     memory = result.memory
     total = memory.peak_allocated_bytes
+    if not total:
+        page.line("no layer lies on the GPU")
+        page.line()
+        return
     rows = [
         (_PARTS[name], gib(size), f"{size:,}", f"{size / total:.1%}")
         for name, size in memory.breakdown.items()
@@ -87,10 +105,27 @@ def _memory(page: Page, result: ServingEstimate) -> None:
         rows.append(
             ("driver-used", gib(memory.device_used_bytes), f"{memory.device_used_bytes:,}", "")
         )
-    title = "At the peak" if result.setup["tp"] == 1 else "At the peak, each GPU"
+    title = "At the peak" if result.setup["gpus"] == 1 else "At the peak, each GPU"
+    if len(result.stages) > 1:
+        title = f"At the peak, {memory.place}"
     page.table((title, ">size", ">bytes", ">share"), rows)
     page.line(f"peak at {memory.peak_at}")
     page.line()
+
+
+def _devices(page: Page, result: ServingEstimate) -> None:
+    """What each of several devices holds, and the host."""
+    if len(result.stages) > 1:
+        rows = [
+            (one.place, gib(one.weights_bytes), gib(one.kv_cache_bytes),
+             gib(one.peak_allocated_bytes), gib(max(0, one.headroom_bytes or 0)))
+            for one in result.stages
+        ]  # fmt: skip
+        page.table(("Device", ">weights", ">cache", ">allocated", ">room"), rows)
+        page.line()
+    if result.host_bytes:
+        page.line(f"on the host: {gib(result.host_bytes)} ({result.host_bytes:,} bytes)")
+        page.line()
 
 
 def _cache(page: Page, result: ServingEstimate) -> None:
@@ -125,9 +160,15 @@ def _time(page: Page, time: ServingTime) -> None:
     rows = [
         ("prompts, until the first token", duration(time.prefill_s)),
         ("a token of each sequence after it", duration(time.time_per_output_token_s)),
-        ("its kernels alone", duration(time.step_kernels_s)),
-        ("the whole batch of requests", duration(time.request_s)),
     ]
+    if time.tokens_per_step and time.tokens_per_step > 1:
+        rows.append((f"a step of {time.tokens_per_step:.3g} tokens", duration(time.step_s or 0.0)))
+        if time.draft_s:
+            rows.append(("  of it the draft", duration(time.draft_s)))
+        rows.append(("  kernels of the model's pass", duration(time.step_kernels_s)))
+    else:
+        rows.append(("its kernels alone", duration(time.step_kernels_s)))
+    rows.append(("the whole batch of requests", duration(time.request_s)))
     page.table(("Time", ">time"), rows)
     page.line(
         f"{time.tokens_per_s:,.4g} new tokens/s over the requests, {time.decode_tokens_per_s:,.4g} "

@@ -61,12 +61,27 @@ def title(page: Page, record: Mapping[str, Any], stated: Mapping[str, Any]) -> N
         f"({resolved['optimizer_impl']}), attention {kernels['attention']}, norm "
         f"{norm}, loss {kernels['loss']}, recompute {recompute}"
     )
+    if training.get("peft"):
+        page.line(_tuning(training["peft"], resolved))
     cuda = f", CUDA {device['cuda']}, driver {device['driver']}" if device["cuda"] else ""
     threads = f", {device['cpu_threads']} threads" if device["type"] == "cpu" else ""
     page.line(f"torch {device['torch']}{cuda}{threads}")
     for name, value in stated.items():
         page.line(f"set {name} = {value}")
     page.line()
+
+
+def _tuning(peft: Mapping[str, Any], resolved: Mapping[str, Any]) -> str:
+    """What trains, in a line."""
+    adapter = resolved["kernels"]["adapter"]
+    method = peft["method"] if peft["layers"] is None else f"{peft['method']}:{peft['layers']}"
+    names = adapter["targets"] or adapter["parts"]
+    said = f"peft {method}"
+    if adapter["targets"]:
+        said += f", rank {resolved['dims']['r_A']}, dropout {peft['dropout']:g}, {adapter['dtype']}"
+    if adapter["quantised"]:
+        said += ", packed base"
+    return f"{said}: {', '.join(names)}" if names else said
 
 
 def _amount(value: int | None) -> tuple[str, str]:

@@ -18,6 +18,8 @@ Row = Mapping[str, Any]
 #: Options of a setup in a table, in order: name and heading.
 _SHOWN: Final = ("stack", "tp", "pp", "vpp", "cp", "ep", "micro-batch", "recompute")
 _BESIDE: Final = ("overlap-grad-reduce", "overlap-param-gather")
+#: Columns given up, in order, where a table of the best is wider than the page.
+_SPARE: Final = (">MFU", ">dp", ">tokens/s")
 #: Points of the front shown.
 _FRONT: Final = 10
 _PARTS: Final = {
@@ -63,19 +65,29 @@ def _counts(found: Found) -> str:
 def _best(page: Page, rows: Sequence[Row]) -> None:
     shown = [name for name in _SHOWN if len({row["options"].get(name) for row in rows}) > 1]
     shown = shown or ["tp"]
-    heads = [">mb" if name == "micro-batch" else f">{name}" for name in shown]
-    columns = ["", *heads, ">dp", ">step", ">tokens/s", ">MFU", ">memory", ">fits"]
-    cells = []
-    for row in rows:
-        own = [str(row["options"].get(name, "1" if name in ("tp", "pp", "vpp", "cp", "ep") else ""))
-               for name in shown]  # fmt: skip
-        used = row["device_used_bytes"] or row["peak_allocated_bytes"]
-        mfu = "" if row["mfu"] is None else f"{row['mfu']:.1%}"
-        cells.append(
-            [f"{row['place']}", *own, f"{row['dp']}", duration(row["step_s"]),
-             f"{row['tokens_per_s']:,.0f}", mfu, gib(used), row["verdict"] or ""]
-        )  # fmt: skip
-    page.table(columns, cells)
+    columns: dict[str, list[str]] = {"": [str(row["place"]) for row in rows]}
+    for name in shown:
+        plain = "1" if name in ("tp", "pp", "vpp", "cp", "ep") else ""
+        heading = ">mb" if name == "micro-batch" else f">{name}"
+        columns[heading] = [str(row["options"].get(name, plain)) for row in rows]
+    columns[">dp"] = [str(row["dp"]) for row in rows]
+    columns[">step"] = [duration(row["step_s"]) for row in rows]
+    columns[">tokens/s"] = [f"{row['tokens_per_s']:,.0f}" for row in rows]
+    columns[">MFU"] = ["" if row["mfu"] is None else f"{row['mfu']:.1%}" for row in rows]
+    columns[">memory"] = [
+        gib(row["device_used_bytes"] or row["peak_allocated_bytes"]) for row in rows
+    ]
+    columns[">fits"] = [row["verdict"] or "" for row in rows]
+    for spare in _SPARE:
+        if _width(columns) > page.width:
+            del columns[spare]
+    page.table(list(columns), list(zip(*columns.values(), strict=True)))
+
+
+def _width(columns: Mapping[str, Sequence[str]]) -> int:
+    """Characters a table takes, three between columns."""
+    widest = (max(len(head.lstrip(">")), *map(len, cells)) for head, cells in columns.items())
+    return sum(widest) + 3 * (len(columns) - 1)
 
 
 def _states(row: Row) -> str:

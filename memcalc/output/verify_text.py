@@ -22,10 +22,7 @@ def verify_page(page: Page, record: Mapping[str, Any], stated: Mapping[str, Any]
     if comparison is None:
         return
     for group, said in _GROUPS.items():
-        rows = [row for row in comparison["rows"] if row["group"] == group]
-        if rows:
-            columns = (said, ">predicted", ">measured", ">difference", "verdict")
-            page.table(columns, [_cells(row) for row in rows])
+        table_of(page, said, [row for row in comparison["rows"] if row["group"] == group])
     _ops(page, record.get("ops") or ())
     for difference in comparison["differences"]:
         page.line(f"known to differ: {difference['cause']} ({', '.join(difference['rows'])})")
@@ -33,6 +30,13 @@ def verify_page(page: Page, record: Mapping[str, Any], stated: Mapping[str, Any]
         page.line(line)
     page.line()
     page.line(verdict_line(record), "bold green" if comparison["verified"] else "bold red")
+
+
+def table_of(page: Page, said: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """A table of a comparison's rows under a heading; none where there are no rows."""
+    if rows:
+        columns = (said, ">predicted", ">measured", ">difference", "verdict")
+        page.table(columns, [_cells(row) for row in rows])
 
 
 def verdict_line(record: Mapping[str, Any]) -> str:

@@ -96,7 +96,10 @@ def _stack(setup: Setup) -> str:
     return f"{setup['stack']}{', compiled' if compiled else ''}"
 
 
-_PEFT = ("peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "weights")
+_PEFT = (
+    "peft", "lora-rank", "lora-targets", "lora-dropout", "lora-dtype", "virtual-tokens",
+    "prefix-projection", "prompt-width", "adapter-kind", "adapter-reduction", "adapter-width", "weights",
+)  # fmt: skip
 _INPUTS = (
     _Input("GPU", ("gpu", "cluster"), lambda s: s["gpu"] or "none"),
     _Input("layout", _LAYOUT, layout_line),

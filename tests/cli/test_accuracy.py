@@ -49,7 +49,7 @@ def test_the_json_holds_the_contract(memcalc, own: Path) -> None:  # type: ignor
     assert high["error_pct"] == pytest.approx(2, abs=1e-5)
     assert (unknown["id"], unknown["scored"]) == ("three", False)
     (left,) = found["unexpressed"]
-    assert left["id"] == "four" and "inference" in left["reason"]
+    assert left["id"] == "four" and "serving" in left["reason"]
     assert [row["id"] for row in found["unscored"]] == ["five"]
     counts = {"rows": 5, "scored": 2, "shown_only": 1, "unexpressed": 1, "unscored": 1}
     assert found["counts"] == counts
@@ -132,9 +132,18 @@ def test_a_file_none_of_whose_rows_can_be_priced_says_why_and_is_done(
     assert memcalc("accuracy", "--rows", path, "--json").json["memory"] == {}
     outcome = memcalc("accuracy", "--rows", path)
     assert outcome.status == 0
-    assert re.search(r"one +inference \(decode\) is not in this version", outcome.out)
+    assert re.search(r"one +serving \(decode\) by an engine that is not stated", outcome.out)
     line = memcalc("accuracy", "--rows", path, "--quiet").out
     assert line.startswith("rows 1 scored 0 mae_pct none")
+
+
+def test_runs_that_train_adapters_are_a_table_of_their_own(memcalc, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    lora = {**SMALL, "stack": "hf", "peft": "lora", "lora_rank": 8}
+    path = write(tmp_path / "own.csv", [lora])
+    found = memcalc("accuracy", "--rows", path, "--json").json
+    assert set(found["adapters"]["memory"]["hf"]) >= _SCORES and found["memory"] == {}
+    assert found["rows"][0]["class"] == "adapters"
+    assert re.search(r"Adapters, error % +stack +rows", memcalc("accuracy", "--rows", path).out)
 
 
 def test_a_bad_file_is_refused_in_one_line(memcalc, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -201,6 +210,23 @@ def test_speed_and_memory_can_be_asked_for_alone(memcalc, timed: Path) -> None: 
     ]  # fmt: skip
     line = memcalc("accuracy", "--rows", timed, "--throughput", "--quiet").out
     assert line.startswith("rows 3 scored 3 throughput_mae_pct ")
+
+
+def test_runs_that_serve_are_scored_apart_by_engine(memcalc) -> None:  # type: ignore[no-untyped-def]
+    """The published rows of Qwen2.5: memory and tokens/s of transformers, tokens/s of vLLM."""
+    found = memcalc("accuracy", "--source", "Qwen2.5", "--json").json
+    assert found["memory"] == {} and found["throughput"] == {}
+    assert set(found["serving"]["throughput"]) == {"transformers", "vllm"}
+    assert set(found["serving"]["throughput"]["vllm"]) >= _SCORES
+    assert found["serving"]["memory"]["transformers"]["n"] >= 14
+    assert found["serving"]["memory"]["transformers"]["mae_pct"] <= 6
+    assert found["serving"]["throughput"]["transformers"]["mae_pct"] <= 25
+    assert found["serving"]["throughput"]["vllm"]["mae_pct"] <= 15
+    assert {row["class"] for row in found["rows"]} == {"serving"}
+    memory = memcalc("accuracy", "--source", "Qwen2.5 inference", "--memory", "--json").json
+    assert memory["serving"]["throughput"] == {} and memory["serving"]["memory"]
+    text = memcalc("accuracy", "--source", "Qwen2.5").out
+    assert "Serving, error %" in text and max(map(len, text.splitlines())) <= 80
 
 
 def test_outliers_and_the_promise_are_printed(memcalc, timed: Path) -> None:  # type: ignore[no-untyped-def]

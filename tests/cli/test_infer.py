@@ -73,7 +73,12 @@ def test_the_status_says_whether_it_fits(memcalc, words, status) -> None:  # typ
         (("--context", "64", "--prompt", "64"), "prompt: got 64"),
         (("--engine", "tgi"), "--engine: got 'tgi'"),
         (("--weights", "q5"), "weights: got 'q5'"),
-        (("--kv-cache", "fp8"), "kv_cache: got fp8"),
+        (("--kv-cache", "int8", "--engine", "vllm"), "kv_cache: got int8"),
+        (("--gpu-layers", "some", "--engine", "llama.cpp"), "--gpu-layers: got 'some'"),
+        (("--device", "cuda:1"), "--device: got 'cuda:1'"),
+        (("--device", "cpu", "--gpu", "h100"), "device: got cpu with gpu h100-80gb"),
+        (("--host-bandwidth", "0", "--device", "cpu"), "host_bandwidth: got 0"),
+        (("--draft", "lama-3.2-1b"), "nearest: "),
         (("--tp", "3"), "tp: got 3"),
         (("--pp", "2"), "pp: got 2"),
         (("--seq", "64"), "--seq: not an option of infer"),
@@ -111,6 +116,42 @@ def test_out_writes_the_result(memcalc, tmp_path: Path) -> None:  # type: ignore
     path = tmp_path / "result.json"
     assert memcalc("infer", "gpt2", "--gpu", "h100", "-o", path).status == 0
     assert json.loads(path.read_text())["weights_bytes"] == 2 * 124_439_808
+
+
+def test_other_charts_take_no_options_of_serving(memcalc) -> None:  # type: ignore[no-untyped-def]
+    outcome = memcalc("chart", "breakdown", "gpt2", "--engine", "vllm")
+    assert outcome.status == 2
+    assert "--engine: got with chart breakdown; valid: chart serving" in outcome.error
+
+
+def test_several_devices_and_the_host_are_shown(memcalc) -> None:  # type: ignore[no-untyped-def]
+    words = ("llama-3-70b", "--gpu", "h100", "--engine", "vllm", "--pp", "4", "--tp", "2")
+    outcome = memcalc("infer", *words)
+    assert outcome.status == 0 and "stage 3" in outcome.out
+    assert "8 x h100-80gb" in outcome.out and "tp 2, pp 4" in outcome.out
+    assert max(map(len, outcome.out.splitlines())) <= 80
+    words = ("llama-2-70b", "--gpu", "4090", "--engine", "llama.cpp", "--weights", "gguf:Q4_K_M")
+    outcome = memcalc("infer", *words, "--gpu-layers", "auto")
+    assert outcome.status == 0 and "on the host: " in outcome.out
+    assert memcalc("infer", *words).status == 3
+
+
+def test_i2_from_the_command_line(memcalc) -> None:  # type: ignore[no-untyped-def]
+    """A 7B in 4 bits: about 10 tokens/s on a CPU, about 10 times that on an A6000: a factor of 2."""
+    words = ("llama-7b", "--weights", "ggml-2023:Q4_0", "--engine", "llama.cpp", "--context", "512")
+    card = memcalc("infer", *words, "--gpu", "rtx-a6000", "--json").json
+    for bandwidth in ("50", "90"):
+        host = ("--device", "cpu", "--host-bandwidth", bandwidth, "--host-memory", "16GiB")
+        cpu = memcalc("infer", *words, *host, "--json").json
+        rate = cpu["time"]["decode_tokens_per_s"]
+        assert cpu["verdict"] == "fits" and 5 <= rate <= 20
+        assert 5 <= card["time"]["decode_tokens_per_s"] / rate <= 20
+
+
+def test_a_draft_shows_its_step(memcalc) -> None:  # type: ignore[no-untyped-def]
+    words = ("llama-3-8b", "--gpu", "h100", "--engine", "vllm", "--draft", "llama-3.2-1b")
+    outcome = memcalc("infer", *words, "--draft-tokens", "4", "--acceptance", "0.8")
+    assert "a step of 3.36 tokens" in outcome.out and "draft llama-3.2-1b of 4" in outcome.out
 
 
 def test_estimate_has_no_such_options(memcalc) -> None:  # type: ignore[no-untyped-def]

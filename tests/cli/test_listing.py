@@ -7,7 +7,7 @@ import pytest
 from memcalc.inputs.profiles import profile_names
 from memcalc.inputs.weights import weight_names
 
-_KINDS = ("models", "gpus", "stacks", "clusters", "weights", "calibrations")
+_KINDS = ("models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations")
 
 
 @pytest.mark.parametrize("kind", _KINDS)
@@ -41,6 +41,8 @@ def test_list_alone_counts_each_kind(memcalc) -> None:  # type: ignore[no-untype
         (("nf4",), "weights", "packings"),
         (("weights", "gguf:Q4_K_M"), "weights", "rules"),
         (("weights", "bf16"), "weights", "dtype"),
+        (("vllm",), "engines", "values"),
+        (("engine", "llama.cpp"), "engines", "cached_in"),
     ],
 )
 def test_show_finds_a_name_of_any_kind(memcalc, words, kind: str, key: str) -> None:  # type: ignore[no-untyped-def]

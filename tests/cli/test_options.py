@@ -1,4 +1,4 @@
-"""The option table: every option is a setting, a command's own, or marked as of a later version."""
+"""The option table: every option is a setting or a command's own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import pytest
 
 from memcalc.cli import options
 from memcalc.cli.chart_options import CHART_OPTIONS
+from memcalc.cli.feedback_options import FEEDBACK_OPTIONS
 from memcalc.cli.interop_options import INTEROP_OPTIONS
-from memcalc.cli.options import BY_NAME, COMMANDS, LATER_COMMANDS, OPTIONS, PANELS
+from memcalc.cli.options import BY_NAME, COMMANDS, OPTIONS, PANELS
+from memcalc.cli.phase_options import PHASE_OPTIONS
 from memcalc.cli.run_options import MFU_KINDS, RUN_OPTIONS
 from memcalc.cli.search_options import SEARCH_OPTIONS
 from memcalc.inputs import parallel, training
@@ -22,7 +24,8 @@ _NAMES = """
 seq micro-batch grad-accum global-batch batch context precision weights kv-cache optimizer
 optimizer-impl optimizer-dtype no-set-to-none grad-clip dropout recompute attention loss compile gpu
 gpu-memory reserve gpus gpus-per-node cluster tp pp cp ep vpp dp sp no-sp zero fsdp schedule offload
-peft lora-rank lora-targets lora-dropout lora-dtype rlhf engine stack calibration layers imbalance set
+peft lora-rank lora-targets lora-dropout lora-dtype virtual-tokens prefix-projection prompt-width
+adapter-kind adapter-reduction adapter-width rlhf engine stack calibration layers imbalance set
 config save json csv quiet ops timeline chart out device steps fix top price debug
 warmup threads reference profile records no-record
 cp-method etp shard reshard stage-layers tp-layout offload-device pin-memory no-pin-memory
@@ -34,7 +37,10 @@ samples-per-s step-time peak tflops reference-per-gpu power-fraction pue availab
 node-mtbf-hours checkpoint-minutes restart-minutes memory throughput
 model setup sort step columns x y value strong weak record theme markdown
 prompt cache prefill-tokens shared-prefix gpu-memory-utilization no-cuda-graphs repeat-kv
-phase
+draft draft-tokens acceptance gpu-layers host-memory host-bandwidth
+phase decode load-from load-by eval-batches save-as
+reference-model critic reward-model generate rollout-batch group passes score-batch frozen-dtype
+offload-frozen keep-logits joint-update gpu-share sleep
 format tool-version
 min-headroom rank max-tp max-pp max-vpp max-cp max-ep max-etp max-micro-batch
 """
@@ -45,7 +51,7 @@ _PEFT = {f"peft.{f.name}" for f in fields(PeftSetup)} - {"peft.layers"}
 _LAYOUT = {f.name for f in fields(ParallelPlan)}
 _SERVING = {f.name for f in fields(ServingSetup)}
 #: Fields of serving whose options are training's too.
-_SHARED = {"weights", "attention", "num_layers"}
+_SHARED = {"weights", "attention", "num_layers", "imbalance", "device"}
 #: Fields only --set reaches, or the second half of one option.
 _WITHOUT_OPTION = {"recompute_layers", "reentrant", "loss_chunks", "separate_labels"}
 #: Options that are no field of the training setup.
@@ -53,8 +59,11 @@ _OF_COMMANDS = {
     "gpu", "gpu-memory", "reserve", "set", "config", "save", "json", "csv", "quiet", "ops",
     "timeline", "out", "debug", "chart", "device", "steps", "warmup", "threads", "reference",
     "profile", "records", "no-record", "rows", "source", "confidence", "priceable", "cluster",
-    "memory", "throughput", "calibration", "markdown", "phase",
-    *(option.name for option in (*RUN_OPTIONS, *CHART_OPTIONS, *INTEROP_OPTIONS, *SEARCH_OPTIONS)),
+    "memory", "throughput", "calibration", "markdown", "phase", "decode",
+    *(option.name for option in (
+        *RUN_OPTIONS, *CHART_OPTIONS, *PHASE_OPTIONS, *FEEDBACK_OPTIONS, *INTEROP_OPTIONS,
+        *SEARCH_OPTIONS,
+    )),
 }  # fmt: skip
 
 
@@ -63,10 +72,10 @@ def test_the_table_holds_every_option_of_the_contract() -> None:
 
 
 @pytest.mark.parametrize("name", _CONTRACT)
-def test_every_option_is_a_field_or_a_commands_own_or_later(name: str) -> None:
+def test_every_option_is_a_field_or_a_commands_own(name: str) -> None:
     option = BY_NAME[name]
     own = name in _OF_COMMANDS
-    kinds = [option.field, option.parallel, option.serving, own, option.later]
+    kinds = [option.field, option.parallel, option.serving, own]
     assert sum(map(bool, kinds)) == 1
     assert not option.field or option.field in _SETTINGS or option.field in _PEFT
     assert not option.parallel or option.parallel in _LAYOUT
@@ -112,29 +121,5 @@ def test_choices_are_those_of_the_library(name: str, valid: tuple[str, ...]) -> 
     assert BY_NAME[name].choices == valid
 
 
-@pytest.mark.parametrize("name", [option.name for option in OPTIONS if option.later])
-def test_a_later_option_is_refused_in_one_line(memcalc, name: str) -> None:  # type: ignore[no-untyped-def]
-    option = BY_NAME[name]
-    words = [option.flag] if option.kind == "flag" else [option.flag, "7"]
-    outcome = memcalc("estimate", "gpt2", *words)
-    assert outcome.status == 2
-    assert "not in this version" in outcome.error and option.flag in outcome.error
-
-
-@pytest.mark.parametrize("name", [option.name for option in OPTIONS if option.harmless])
-def test_a_later_option_whose_value_changes_nothing_is_accepted(memcalc, name: str) -> None:  # type: ignore[no-untyped-def]
-    option = BY_NAME[name]
-    words = [option.flag] if option.kind == "flag" else [option.flag, option.harmless[0]]
-    assert memcalc("estimate", "gpt2", "--seq", "64", "--quiet", *words).status == 0
-
-
-@pytest.mark.parametrize("command", LATER_COMMANDS)
-def test_a_later_command_is_refused_whatever_follows(memcalc, command: str) -> None:  # type: ignore[no-untyped-def]
-    outcome = memcalc(command, "llama-3.1-8b", "--anything", "--help")
-    assert outcome.status == 2
-    assert outcome.error.startswith(f"{command}: not in this version")
-
-
 def test_every_command_has_its_positional_arguments() -> None:
-    assert not set(COMMANDS) & set(LATER_COMMANDS)
     assert set(options.POSITIONALS) == set(COMMANDS)

@@ -51,11 +51,13 @@ def test_explain_has_a_row_for_an_adapter(memcalc: Any) -> None:
         (("--weights", "bf16"), "--weights: got no --peft"),
         (("--peft", "lora:3"), "only freeze:N"),
         (("--peft", "lorra"), "nearest: lora"),
-        (("--peft", "adalora"), "not in this version"),
+        (("--peft", "lora", "--virtual-tokens", "8"), "virtual_tokens: got one"),
+        (("--peft", "prefix", "--recompute", "full"), "PEFT refuses"),
+        (("--peft", "adapter", "--adapter-kind", "houlsbi"), "houlsby"),
         (("--peft", "lora", "--lora-targets", "c_attn"), "lora_targets: got 'c_attn'"),
         (("--peft", "lora", "--lora-dtype", "fp8"), "--lora-dtype"),
         (("--peft", "lora", "--set", "training.peft=lora"), "--lora-rank"),
-        (("--peft", "lora", "--gpus", "8"), "on several GPUs"),
+        (("--peft", "prompt", "--gpus", "8"), "on several GPUs"),
     ],
 )
 def test_one_line_where_it_cannot_be(memcalc: Any, words: tuple[str, ...], said: str) -> None:
@@ -70,3 +72,35 @@ def test_a_run_file_keeps_it(memcalc: Any, tmp_path: Any) -> None:
     first = memcalc("estimate", "llama-3.2-1b", *HF, *words, "--save", str(path), "--quiet")
     again = memcalc("estimate", "llama-3.2-1b", "--config", str(path), "--quiet")
     assert first.out == again.out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("prompt",), "prompt, 20 virtual tokens"),
+        (("p-tuning", "--prompt-width", "512"), "p-tuning, 20 virtual tokens, an MLP of width 512"),
+        (("prefix", "--virtual-tokens", "8", "--prefix-projection"), "prefix, 8 virtual tokens"),
+        (("adalora",), "adalora rank 12 on q_proj v_proj"),
+        (("adapter", "--adapter-width", "64"), "houlsby adapters of width 64"),
+    ],
+)
+def test_every_method_is_named(memcalc: Any, words: tuple[str, ...], said: str) -> None:
+    outcome = memcalc("estimate", "llama-3.2-1b", *HF, "--peft", *words)
+    assert outcome.status == 0 and said in outcome.out
+
+
+def test_explain_has_rows_for_what_is_added(memcalc: Any) -> None:
+    for words, row in (
+        (("prefix",), "prefix"),
+        (("adapter",), "o_proj.adapter"),
+        (("prompt",), "prompt"),
+    ):
+        outcome = memcalc("explain", "llama-3.2-1b", *HF, "--peft", *words)
+        assert outcome.status == 0 and row in outcome.out
+
+
+def test_train_time_and_charts_take_them(memcalc: Any, tmp_path: Any) -> None:
+    words = (*HF, "--peft", "prefix", "--gpu", "a100-80gb")
+    assert memcalc("train-time", "llama-3.2-1b", *words, "--tokens", "1B").status == 0
+    picture = str(tmp_path / "x.svg")
+    assert memcalc("chart", "timeline", "llama-3.2-1b", *words, "--out", picture).status == 0

@@ -37,9 +37,42 @@ def test_the_step_alone_says_nothing_of_them(memcalc):  # type: ignore[no-untype
     assert "Outside the step" not in memcalc(*ARGUMENTS, "--phase", "train").out
 
 
-def test_fsdp_saves_by_gathering_and_the_rest_is_refused(memcalc):  # type: ignore[no-untyped-def]
-    sharded = (*ARGUMENTS, "--gpus", "8", "--fsdp")
-    (one,) = memcalc(*sharded, "--phase", "save", "--json").json["program"]
+def test_fsdp_saves_by_gathering_and_by_parts(memcalc):  # type: ignore[no-untyped-def]
+    sharded = (*ARGUMENTS, "--gpus", "8", "--fsdp", "--phase", "save")
+    (one,) = memcalc(*sharded, "--json").json["program"]
     assert one["parts"]["gathered"] == 128256 * 2048 * 4
-    outcome = memcalc(*sharded, "--phase", "all")
-    assert outcome.status == 2 and "--phase save" in outcome.err
+    assert one["host_bytes"] == 4 * 1_235_814_400 and one["exact"]
+    found = memcalc(*sharded, "--save-as", "sharded", "--json").json
+    assert "gathered" not in found["program"][0]["parts"]
+    assert [file["count"] for file in found["checkpoint"]["files"]] == [8, 8]
+
+
+def test_a_page_of_all_phases_of_a_sharded_model(memcalc):  # type: ignore[no-untyped-def]
+    words = ("--gpus", "8", "--fsdp", "--load-by", "rank0", "--eval-batches", "16")
+    text = memcalc(*ARGUMENTS, *words, "--phase", "all").out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "a parameter whole" in text and "kept_logits" in text and "checkpoint on disk" in text
+
+
+def test_kept_logits_grow_with_the_batches(memcalc):  # type: ignore[no-untyped-def]
+    peaks = []
+    for batches in ("8", "64", "128"):
+        words = ("--phase", "eval", "--eval-batches", batches, "--json")
+        peaks.append(memcalc(*ARGUMENTS, *words).json["program"][0]["peak_requested_bytes"])
+    assert peaks == sorted(peaks)
+    assert peaks[2] - peaks[1] == 2 * (128 - 64) * 128 * 128256 * 4
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--load-by", "copy"), "--load-by: got it with --phase train"),
+        (("--phase", "save", "--eval-batches", "2"), "nearest valid: --phase eval"),
+        (("--phase", "load", "--load-from", "prequantised"), "nearest valid: 16bit"),
+        (("--phase", "save", "--save-as", "adapter"), "nearest valid: full"),
+        (("--phase", "eval", "--gpus", "2", "--cp", "2"), "nearest valid"),
+    ],
+)
+def test_one_line_where_it_cannot_be(memcalc, words, said):  # type: ignore[no-untyped-def]
+    outcome = memcalc(*ARGUMENTS, *words)
+    assert outcome.status == 2 and said in outcome.err

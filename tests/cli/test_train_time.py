@@ -230,7 +230,6 @@ def test_a_run_file_keeps_the_run_and_its_terms(memcalc, tmp_path: Path) -> None
             "no run gets through",
         ),
         (("--tokens", "1T", "--tflops", "100"), "--tflops: not an option of train-time"),
-        (("--tokens", "1T", "--peft", "lora"), "--peft: got lora; not in this version"),
     ],
 )  # fmt: skip
 def test_what_is_refused_is_refused_in_one_line(memcalc, words, said) -> None:  # type: ignore[no-untyped-def]

@@ -100,6 +100,7 @@ def test_each_class_has_a_summary_that_says_how_sure_it_is(profile: dict[str, An
     assert set(summary) == {
         "gemm_ceiling", "gemm", "fixed", "bandwidth", "attention", "elementwise", "norm", "loss",
         "optimizer", "embedding_backward", "two_depth", "kernel", "launch", "residual",
+        "launch_decode", "few_rows", "decode_attention", "generation", "residual_decode",
     }  # fmt: skip
     for rows in summary.values():
         for row in rows:

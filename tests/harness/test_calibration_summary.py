@@ -183,5 +183,29 @@ def test_launches_are_seconds_a_kernel() -> None:
     assert row["seconds"] == pytest.approx(7e-6) and row["n"] == 2
 
 
+def test_constants_of_generating_are_found_again() -> None:
+    """Put in: t0 and W by rows of a product; t0, W and P of attention over a cache."""
+    points = [
+        _point("few_rows", rows * 1e-6 + moved / (rows * 1e9), name="linear", dtype="bf16", rows=rows,
+               bytes=moved, flops=1)
+        for rows in (1, 4) for moved in (1e5, 1e6, 4e6)
+    ]  # fmt: skip
+    points += [
+        _point("decode_attention", 2e-6 + moved / 1e10 + flops / 2e9, dtype="fp32", bytes=moved,
+               flops=flops)
+        for moved, flops in ((1e5, 1e5), (1e6, 1e5), (1e6, 4e6), (2e5, 2e6))
+    ]  # fmt: skip
+    points += [_point("launch_decode", n * 3e-6, precision="bf16", layers=layers, kernels=n)
+               for layers, n in ((2, 210), (4, 400))]  # fmt: skip
+    found = summarise(points)
+    for row in found["few_rows"]:
+        assert row["t0_s"] == pytest.approx(row["rows"] * 1e-6, rel=1e-3)
+        assert row["bytes_per_s"] == pytest.approx(row["rows"] * 1e9, rel=1e-3)
+    [cached] = found["decode_attention"]
+    assert cached["bytes_per_s"] == pytest.approx(1e10, rel=1e-3)
+    assert cached["flops_per_s"] == pytest.approx(2e9, rel=1e-3)
+    assert found["launch_decode"][0]["seconds"] == pytest.approx(3e-6)
+
+
 def test_nothing_measured_gives_an_empty_summary() -> None:
     assert summarise([]) == {}

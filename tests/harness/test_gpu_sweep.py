@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.sweep import stages, time_stages
+from benchmarks.sweep import decode_stage, stages, time_stages
 from benchmarks.sweep.children import ChildFailed, Clock
 from benchmarks.sweep.predictions import device_for, guess_s, predict
 from benchmarks.sweep.questions import BY_ID, QUESTIONS
@@ -279,7 +279,7 @@ def test_the_whole_programme_runs_tiny_on_a_cpu(tiny_run):
     assert max(files.values()) < 16 << 20
     said = json.loads((folder / "summary.json").read_text())
     assert not said["interrupted"] and said["device"]["type"] == "cpu"
-    assert said["stages"]["memory"] == {"ok": 5}
+    assert said["stages"]["memory"] == {"ok": 6} and said["stages"]["decode"] == {"ok": 2}
     assert said["stages"]["calibration"] == said["stages"]["residual"] == {"ok": 1}
     assert set(said["stages"]["questions"]) == {"ok", "skipped"}
     assert "Predicted over measured" in done.stdout and "requested" in done.stdout
@@ -289,13 +289,24 @@ def test_tiny_setups_need_exactly_what_was_predicted(tiny_run):
     _, folder = tiny_run
     said = json.loads((folder / "summary.json").read_text())
     exact = said["errors"]["requested"]
-    assert exact["n"] == 4 and exact["worst"] == 0.0
+    assert exact["n"] == 5 and exact["worst"] == 0.0
     kept = records.read(folder / "records.jsonl")
     assert [r["sweep"]["role"] for r in kept].count("control") == 1
     for record in kept:
         assert record["loss_fell"] and record["memory"]["peak_reserved_bytes"] is None
         said, seen = record["estimate"]["memory"]["phases"], record["memory"]["phases"]
         assert said == {name: seen[name] for name in said} and len(said) >= 4
+
+
+def test_generations_need_exactly_what_was_predicted(tiny_run):
+    _, folder = tiny_run
+    kept = records.read(folder / "timing.jsonl")
+    found = [r for r in kept if r["kind"] == decode_stage.KIND]
+    assert len(found) == 2
+    for record in found:
+        rows = {row["name"]: row["verdict"] for row in record["comparison"]["rows"]}
+        assert rows["peak in prefill"] == rows["peak in decode"] == "equal"
+        assert record["comparison"]["verified"] and record["time"]["time_per_output_token_s"] > 0
 
 
 def test_questions_say_what_a_cpu_cannot_answer_and_why(tiny_run):
@@ -325,10 +336,10 @@ def test_a_second_call_has_nothing_left_to_do(tiny_run, tmp_path):
     assert again.returncode == 0, again.stderr[-2000:]
     said = json.loads((tmp_path / "summary.json").read_text())
     assert said["stages"] == {
-        "memory": {"had before": 5}, "calibration": {"had before": 1}, "mfu": {"had before": 1},
-        "residual": {"had before": 1}, "timing": {"had before": 2},
+        "memory": {"had before": 6}, "calibration": {"had before": 1}, "mfu": {"had before": 1},
+        "decode": {"had before": 2}, "residual": {"had before": 1}, "timing": {"had before": 2},
     }  # fmt: skip
-    assert said["errors"]["requested"]["n"] == 4  # the table covers what was had
+    assert said["errors"]["requested"]["n"] == 5  # the table covers what was had
 
 
 @pytest.mark.parametrize(

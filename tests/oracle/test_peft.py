@@ -214,6 +214,12 @@ def test_all_linears_with_eager_attention(family: str) -> None:
     assert not differences(TINY[family], lora_run(setup, attention="eager"), setup)
 
 
+def test_all_linears_beside_experts_that_are_no_linears() -> None:
+    setup = PeftSetup(rank=4, targets=ALL)
+    run = lora_run(setup, attention="eager")
+    assert not differences(TINY["gpt_oss"], run, setup)
+
+
 def test_rslora_and_alpha_change_nothing() -> None:
     setup = PeftSetup(rank=4)
     run = PeftRun(method=lora(setup, use_rslora=True, lora_alpha=64))

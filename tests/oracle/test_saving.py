@@ -12,19 +12,27 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from memcalc.engine.phases.saving import on_disk, saving
+from memcalc.engine.phases.files import on_disk
+from memcalc.engine.phases.saving import saving
 from memcalc.engine.plan import plan_of
-from memcalc.errors import NotInThisVersionError
 from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.ranks.rank_step import RankStep
 from memcalc.harness.step import TrainingStep
 from memcalc.harness.watch.tracker import StorageTracker
 from memcalc.inputs.parallel import ParallelPlan
+from memcalc.inputs.peft import PeftSetup
 from memcalc.inputs.training import TrainingSetup
 from tests.harness.models import GPT2, LLAMA
+from tests.oracle.support.peft_compare import plan_for
+from tests.oracle.support.peft_models import PeftRun, _model
 from tests.oracle.support.rank import fake_ranks, without_data
 from tests.oracle.support.rank_draw import RankSetup
+from tests.oracle.support.rank_peft import TunedRank
+from tests.oracle.support.tiny import TINY
+from tests.oracle.test_peft import lora
 
+SETUP = TrainingSetup(seq_len=16, micro_batch_size=1, precision="bf16-mixed")
+ADAPTERS = PeftSetup(rank=4, targets=("all-linear",))
 #: Bytes of names, alignment and records that torch.save adds for each tensor.
 OVERHEAD = 2048
 
@@ -83,32 +91,88 @@ def _to_host(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
+def gathered(model: Any, **options: Any) -> int:
+    """The most that a state dict takes beside a rank's model."""
+    tracker = StorageTracker("cpu")
+    tracker.track(model)
+    before = tracker.live
+    tracker.reset()
+    with tracker, mock.patch.object(torch.Tensor, "to", _to_host):
+        state = get_model_state_dict(model, options=StateDictOptions(**options))
+    assert state
+    return tracker.peak - before
+
+
+def of_layout(layout: Layout, **options: Any) -> int:
+    """The same of the harness's decoder divided so."""
+    case = RankSetup(LLAMA, SETUP, layout, {}, 0)
+    with fake_ranks(layout, 0) as ranks, without_data():
+        model = RankStep(case.plan(), ranks).model
+        if layout.tp > 1:
+            get_model_state_dict(
+                model, options=StateDictOptions(**options)
+            )  # DTensor knows all now
+        return gathered(model, **options)
+
+
 @pytest.mark.parametrize("shards", [2, 4, 3])
-@pytest.mark.parametrize("cpu_offload", [True, False], ids=["offloaded", "kept"])
-def test_a_full_state_dict_of_fsdp2_gathers_parameter_after_parameter(shards, cpu_offload):
-    setup = TrainingSetup(seq_len=16, micro_batch_size=1, precision="bf16-mixed")
-    case = RankSetup(LLAMA, setup, Layout(dp=shards, fsdp=True), {}, 0)
-    options = StateDictOptions(full_state_dict=True, cpu_offload=cpu_offload)
-    with fake_ranks(case.layout, 0) as ranks, without_data():
-        step = RankStep(case.plan(), ranks)
-        tracker = StorageTracker("cpu")
-        tracker.track(step.model)
-        before = tracker.live
-        tracker.reset()
-        with tracker, mock.patch.object(torch.Tensor, "to", _to_host):
-            state = get_model_state_dict(step.model, options=options)
-        peak = tracker.peak - before
-        del state
-    plan = plan_of(LLAMA, setup, None, ParallelPlan(gpus=shards, fsdp=True))
-    assert saving(plan, cpu_offload).gathered_bytes == peak
+@pytest.mark.parametrize("form", ["full", "full-gpu"])
+def test_a_full_state_dict_of_fsdp2_gathers_parameter_after_parameter(shards, form):
+    peak = of_layout(Layout(dp=shards, fsdp=True), full_state_dict=True, cpu_offload=form == "full")
+    plan = plan_of(LLAMA, SETUP, None, ParallelPlan(gpus=shards, fsdp=True))
+    assert saving(plan, form).gathered_bytes == peak
 
 
-def test_ddp_gathers_nothing_and_other_layouts_are_refused():
-    setup = TrainingSetup(seq_len=16)
-    assert saving(plan_of(LLAMA, setup, None, ParallelPlan(gpus=4))).gathered_bytes == 0
-    with pytest.raises(NotInThisVersionError, match="FSDP2"):
-        saving(
-            plan_of(LLAMA, replace(setup, stack="deepspeed"), None, ParallelPlan(gpus=4, zero=3))
-        )
-    with pytest.raises(NotInThisVersionError, match="FSDP2"):
-        saving(plan_of(LLAMA, setup, None, ParallelPlan(gpus=4, tp=2, fsdp=True)))
+@pytest.mark.parametrize("form", ["full", "full-gpu"])
+def test_a_full_state_dict_of_tensor_parallel_ranks(form):
+    peak = of_layout(Layout(tp=2), full_state_dict=True, cpu_offload=form == "full")
+    assert saving(plan_of(LLAMA, SETUP, None, ParallelPlan(tp=2)), form).gathered_bytes == peak
+
+
+def test_both_ways_of_dividing_are_gathered_one_after_the_other():
+    """Within a row of the embedding: 500 rows over eight ranks are padded."""
+    peak = of_layout(Layout(dp=4, tp=2, fsdp=True), full_state_dict=True, cpu_offload=True)
+    found = saving(plan_of(LLAMA, SETUP, None, ParallelPlan(gpus=8, tp=2, fsdp=True)))
+    assert found.gathered_bytes == peak and not found.exact
+
+
+@pytest.mark.parametrize("layout", [Layout(dp=4, fsdp=True), Layout(tp=2)], ids=["fsdp", "tp"])
+def test_a_sharded_state_dict_gathers_nothing(layout):
+    assert of_layout(layout) == 0
+    plan = plan_of(LLAMA, SETUP, None, ParallelPlan(dp=layout.dp, tp=layout.tp, fsdp=layout.fsdp))
+    assert saving(plan, "sharded").gathered_bytes == 0
+
+
+@pytest.mark.parametrize("form", ["adapter", "full"])
+def test_adapters_of_fsdp2_are_gathered_alone(form):
+    """accelerate leaves frozen parameters out where an adapter alone is written."""
+    run = TunedRank(
+        config=TINY["llama"], method=lora(ADAPTERS), setup=ADAPTERS, layout=Layout(dp=4, fsdp=True)
+    )
+    options = {"full_state_dict": True, "cpu_offload": True}
+    peak = run.with_model(
+        lambda model: gathered(model, ignore_frozen_params=form == "adapter", **options)
+    )
+    assert saving(run.plan(), form).gathered_bytes == peak
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_merging_makes_two_changes_as_large_as_a_weight(dtype):
+    setup = replace(ADAPTERS, dtype=dtype)
+    run = PeftRun(method=lora(setup), widens=dtype == "fp32")
+    with torch.device("meta"):
+        model = _model(TINY["llama"], run)
+    tracker = StorageTracker("meta")
+    tracker.track(model)
+    before = tracker.live
+    tracker.reset()
+    with tracker:
+        model.merge_adapter()
+    plan = plan_for(TINY["llama"], run, setup)
+    assert saving(plan, "merged").gathered_bytes == tracker.peak - before
+    base = on_disk(plan, "full").model_bytes - on_disk(plan, "adapter").model_bytes
+    assert on_disk(plan, "merged").model_bytes == base
+
+
+def test_ddp_gathers_nothing():
+    assert saving(plan_of(LLAMA, SETUP, None, ParallelPlan(gpus=4))).gathered_bytes == 0

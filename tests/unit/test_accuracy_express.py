@@ -165,11 +165,12 @@ def test_a_card_without_a_profile_takes_the_same_chips() -> None:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"run": "decode"}, "inference (decode)"),
+        ({"run": "decode"}, "serving (decode) by an engine that is not stated"),
         ({"mem_rank": "weights"}, "the weights alone"),
         ({"mem_rank": "kv-pool"}, "the KV cache alone"),
-        ({"peft": "qlora"}, "parameter-efficient fine-tuning (qlora)"),
-        ({"precision": "nf4"}, "precision nf4"),
+        ({"run": "decode", "stack": "other:sglang"}, "serving (decode) by sglang"),
+        ({"peft": "qlora"}, "qlora: lora_rank is not stated"),
+        ({"precision": "nf4"}, "weights in nf4 do not train"),
         ({"precision": "mxfp8-mixed"}, "precision mxfp8-mixed"),
         ({"priceable": "no", "why_not": "layout unpublished"}, "is unknown: layout unpublished"),
         ({"seq": None}, "seq is not stated"),

@@ -113,21 +113,25 @@ def test_no_gradient_of_a_frozen_weight_is_computed() -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"stack": "torch"}, "peft: on stack torch"),
+        ({"stack": "litgpt"}, "peft: on stack litgpt"),
         ({"stack": "torchtune"}, "peft: on stack torchtune"),
         ({"precision": "bf16-master"}, "peft: with bf16-master"),
         ({"optimizer_in_backward": True}, "peft: with optimizer_in_backward"),
+        (
+            {"stack": "torch", "peft": PeftSetup(method="qlora", weights="int8")},
+            "weights: int8 on stack",
+        ),
     ],
 )
 def test_what_was_not_built_is_refused(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(NotInThisVersionError, match=said):
-        plan("llama-3.2-1b", PeftSetup(), **fields)
+        plan("llama-3.2-1b", **{"peft": PeftSetup(), **fields})
 
 
-def test_several_gpus_are_refused() -> None:
+def test_layers_divided_over_gpus_are_refused() -> None:
     setup = replace(HF, peft=PeftSetup())
-    with pytest.raises(NotInThisVersionError, match="peft: on several GPUs"):
-        plan_of(load_model("llama-3.2-1b"), setup, None, ParallelPlan(gpus=8))
+    with pytest.raises(NotInThisVersionError, match="peft: got lora with tp 2"):
+        plan_of(load_model("llama-3.2-1b"), setup, None, ParallelPlan(gpus=2, tp=2))
 
 
 @pytest.mark.parametrize(

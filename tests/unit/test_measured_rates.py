@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from memcalc.engine.timing.gemm_time import few_rows_s
 from memcalc.engine.timing.kernel_times import attention_s, collective_s, gemm_s, moved_s
 from memcalc.errors import ConfigError
 from memcalc.inputs.hardware import load_gpu
@@ -192,3 +193,43 @@ def test_an_earlier_calibration_without_the_newer_classes_is_read() -> None:
         gemm_s(_rates(), "bf16", 1, 8192, 8192, 8192)
     )
     assert set(rates.attention) == set(_rates().attention)
+
+
+DECODING = {
+    "few_rows": [
+        {"name": "linear", "dtype": "bf16", "rows": 4, "t0_s": 9e-6, "bytes_per_s": 5e9, "n": 3},
+        {"name": "linear", "dtype": "bf16", "rows": 1, "t0_s": 4e-6, "bytes_per_s": 1e10, "n": 3},
+    ],
+    "decode_attention": [
+        {"dtype": "bf16", "t0_s": 1e-6, "bytes_per_s": 8e9, "flops_per_s": 3e9, "n": 5}
+    ],
+    "launch_decode": [{"precision": "bf16", "seconds": 5e-6, "n": 2}],
+    "residual_decode": [{"prompt": 1.2, "step": 1.0, "n": 1}, {"prompt": 1.0, "step": 1.1, "n": 1}],
+}  # fmt: skip
+
+
+def test_a_cpu_has_rates_of_generating() -> None:
+    """Their launches are added to every kernel; a GPU's points are kept and not used."""
+    assert _rates(**DECODING).generating is None
+    found = _rates("cpu", **DECODING).generating
+    assert found is not None and found.pass_residuals == (pytest.approx(1.1), pytest.approx(1.05))
+    few = found.few_rows["linear bf16"]
+    assert [one.rows for one in few] == [1, 4]
+    # 2e-6 of a bare call are launching already
+    assert few[0].t0_s == pytest.approx(5e-6 + 4e-6 - 2e-6) and few[0].bytes_per_s == 1e10
+    assert found.decode_by["bf16"].t0_s == pytest.approx(5e-6)
+    assert found.memory.t0_s < _rates("cpu", **DECODING).memory.t0_s
+    assert _rates("cpu").generating is None
+
+
+def test_products_of_few_rows_lie_between_those_measured() -> None:
+    found = _rates("cpu", **DECODING).generating
+    assert found is not None
+    one, two, four = (few_rows_s(found, "mm", "bf16", (1, m, 512, 512)) for m in (1, 2, 4))
+    assert one is not None and two is not None and four is not None
+    read = 512 * 512 * 2
+    assert one == pytest.approx(7e-6 + read / 1e10) and four == pytest.approx(12e-6 + read / 5e9)
+    assert two == pytest.approx(one + (four - one) / 3)
+    assert few_rows_s(found, "mm", "bf16", (1, 5, 512, 512)) is None
+    assert few_rows_s(found, "mm", "fp32", (1, 1, 512, 512)) is None
+    assert few_rows_s(found, "bmm", "bf16", (8, 1, 512, 512)) is None

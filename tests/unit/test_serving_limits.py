@@ -20,30 +20,35 @@ from memcalc.inputs.models import load_model
 from memcalc.inputs.serving import ServingSetup, resolve_serving
 
 MODELS = ("llama-3-8b", "qwen2.5-0.5b", "gemma-2-2b", "gpt2", "deepseek-v2-lite", "mixtral-8x7b")
+#: Engines with their ways of caching, drafting and dividing.
+KINDS = (
+    {"engine": "transformers"}, {"cache": "static"}, {"kv_cache": "fp8"}, {"kv_cache": "int4"},
+    {"engine": "vllm"}, {"engine": "vllm", "kv_cache": "fp8"},
+    {"engine": "vllm", "draft": "self:1"}, {"engine": "llama.cpp"},
+    {"engine": "llama.cpp", "kv_cache": "int8", "gpu_layers": 8, "host_memory_bytes": 1 << 36},
+)  # fmt: skip
 GPUS = ("a100-80gb", "rtx-4090", "v100-16gb", "h200-141gb")
 
 
 @given(
     model=st.sampled_from(MODELS),
     gpu=st.sampled_from(GPUS),
-    engine=st.sampled_from(("transformers", "vllm", "llama.cpp")),
+    kind=st.sampled_from(KINDS),
     batch=st.integers(1, 64),
     context=st.integers(2, 1024),
     weights=st.sampled_from(("bf16", "fp16", "int8")),
     prompt=st.one_of(st.none(), st.integers(1, 64)),
 )
 @settings(max_examples=40, deadline=None)
-def test_limits_are_the_verdicts_own(model, gpu, engine, batch, context, weights, prompt) -> None:
+def test_limits_are_the_verdicts_own(model, gpu, kind, batch, context, weights, prompt) -> None:
     prompt = prompt if prompt is not None and prompt < context else None
-    setup = ServingSetup(
-        engine=engine, batch=batch, context=context, weights=weights, prompt=prompt
-    )
     try:
+        setup = ServingSetup(batch=batch, context=context, weights=weights, prompt=prompt, **kind)
         plan = serving_plan(resolve_serving(setup, load_model(model)))
-    except ConfigError:  # vLLM is described for some families
+    except ConfigError:  # windows have no quantised cache
         return
     device = device_of(gpu)
-    weights_bytes = plan.weights().resident_bytes
+    weights_bytes = tuple(plan.on(place).weights().resident_bytes for place in plan.places)
 
     def fits(batch: int, context: int) -> bool:
         return bool(need_of(plan.sized(batch, context), device, weights_bytes).fits)

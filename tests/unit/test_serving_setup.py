@@ -21,8 +21,22 @@ from memcalc.inputs.serving import ServingSetup, resolve_serving
         ({"context": 1}, "context: got 1; rule: a prompt and a new token"),
         ({"context": 64, "prompt": 64}, "prompt: got 64; rule: below the context of 64"),
         ({"engine": "tgi"}, "engine: got 'tgi'"),
-        ({"kv_cache": "int4"}, "kv_cache: got 'int4'"),
-        ({"kv_cache": "fp8"}, "kv_cache: got fp8 on engine transformers"),
+        ({"kv_cache": "int3"}, "kv_cache: got 'int3'"),
+        ({"engine": "vllm", "kv_cache": "int8"}, "kv_cache: got int8 on engine vllm"),
+        ({"engine": "llama.cpp", "kv_cache": "fp8"}, "kv_cache: got fp8 on engine llama.cpp"),
+        ({"kv_cache": "fp8", "cache": "static"}, "cache: got static in fp8"),
+        ({"draft_tokens": 3}, "draft_tokens: got 3 without a draft"),
+        ({"draft": "ngram", "acceptance": 1.5}, "acceptance: got 1.5"),
+        ({"draft": "ngram", "draft_tokens": 65}, "draft_tokens: got 65"),
+        ({"draft": "ngram", "batch": 2}, "batch: got 2 with a draft on engine transformers"),
+        ({"draft": "self:16"}, "draft: got 'self:16'; rule: self:N"),
+        ({"draft": "gpt2", "engine": "vllm"}, "draft: got gpt2 with 50257 tokens"),
+        ({"gpu_layers": 4}, "gpu_layers: got 4 on engine transformers"),
+        ({"gpu_layers": "most", "engine": "llama.cpp"}, "gpu_layers: got 'most'"),
+        ({"device": "cpu", "engine": "vllm"}, "device: got cpu on engine vllm"),
+        ({"device": "tpu"}, "device: got 'tpu'"),
+        ({"imbalance": 0.5}, "imbalance: got 0.5"),
+        ({"host_bytes_per_s": 1.0, "device": "cpu"}, "host_bandwidth: got"),
         ({"cache": "paged"}, "cache: got paged on engine transformers"),
         ({"engine": "vllm", "cache": "grow"}, "cache: got grow on engine vllm"),
         ({"shared_prefix": 8}, "shared_prefix: got 8 on engine transformers"),
@@ -41,24 +55,34 @@ def test_what_cannot_be_is_refused_in_one_line(fields, said) -> None:
 @pytest.mark.parametrize(
     ("model", "fields", "layout"),
     [
-        ("bloom-560m", {"engine": "vllm"}, {}),
-        ("gemma-2-2b", {"engine": "vllm"}, {}),
+        ("gpt-1", {"engine": "vllm"}, {}),
         ("llama-3-8b", {}, {"pp": 2}),
-        ("llama-3-8b", {}, {"gpus": 2, "fsdp": True}),
+        ("llama-3-8b", {"engine": "vllm"}, {"cp": 2}),
+        ("llama-3-8b", {}, {"fsdp": True}),
         ("llama-3-8b", {"engine": "llama.cpp"}, {"tp": 2}),
-        ("mixtral-8x7b", {"engine": "vllm"}, {"tp": 2}),
+        ("gpt-oss-20b", {}, {"tp": 2}),
+        ("llama-3-8b", {"engine": "vllm", "draft": "ngram"}, {"pp": 2}),
     ],
 )
 def test_what_is_not_there_yet_says_so(model, fields, layout) -> None:
-    with pytest.raises(NotInThisVersionError, match="not in this version|described for"):
+    with pytest.raises(
+        NotInThisVersionError, match="not in this version|vLLM has no model|has no plan for"
+    ):
         infer(model, ServingSetup(**fields), parallel=ParallelPlan(**layout))
 
 
 def test_degrees_that_do_not_divide_the_heads_name_those_that_do() -> None:
     with pytest.raises(ConfigError, match="tp: got 3.*valid: 1, 2, 4, 8, 16, 32"):
         infer("llama-3-8b", ServingSetup(), parallel=ParallelPlan(tp=3))
-    with pytest.raises(ConfigError, match="one replica"):
+    with pytest.raises(ConfigError, match="gpus: got 2, 2 replicas with engine transformers"):
         infer("llama-3-8b", ServingSetup(), parallel=ParallelPlan(gpus=2))
+    vllm = ServingSetup(engine="vllm")
+    with pytest.raises(ConfigError, match="ep: got 2; rule: .* valid: 1, 4"):
+        infer("mixtral-8x7b", vllm, parallel=ParallelPlan(tp=4, ep=2))
+    with pytest.raises(ConfigError, match="ep: got 2 for llama-3-8b without experts"):
+        infer("llama-3-8b", vllm, parallel=ParallelPlan(tp=2, ep=2))
+    with pytest.raises(ConfigError, match="pp: got 64; rule: at most the 32 layers"):
+        infer("llama-3-8b", vllm, parallel=ParallelPlan(pp=64))
 
 
 def test_learned_positions_end_the_context() -> None:
@@ -89,6 +113,11 @@ def test_engines_have_profiles_with_sources() -> None:
     for name in ENGINES:
         engine = load_engine(name)
         assert engine.name == name and all(engine.sources.values())
+
+
+def test_sliding_windows_have_no_quantised_cache() -> None:
+    with pytest.raises(ConfigError, match="kv_cache: got fp8 for gemma-2-2b with sliding windows"):
+        infer("gemma-2-2b", ServingSetup(kv_cache="fp8"))
 
 
 def test_soft_caps_fall_back_to_eager_attention_with_a_note() -> None:

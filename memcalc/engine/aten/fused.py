@@ -42,7 +42,8 @@ def efficient_attention(
 ) -> Tensor:
     """The memory-efficient kernel: as flash, its log-sum-exp padded to a multiple of 32 queries.
 
-    bias (1, a, s_q, s_kv) is added to the scores and kept.
+    bias (1, a, s_q, s_kv) is added to the scores and kept; where it needs a gradient, backward makes that
+    for every sequence, its rows as long in memory as the bias's own.
     """
     return _attention("efficient", query, key, value, bias)
 
@@ -69,12 +70,11 @@ def _attention(
     kernel: str, query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None = None
 ) -> Tensor:
     tape = query.tape
-    node = node_for(_attention_backward, query, key, value)
+    read = (query, key, value) if bias is None else (query, key, value, bias)
+    node = node_for(_attention_backward, *read)
     if node:
-        for tensor in (query, key, value):
+        for tensor in read:
             node.save(tensor, "dgrad")
-        if bias is not None:
-            node.save(bias, "dgrad")
     ran = attention_ran(kernel, "forward", query, key, value)
     order = attention_order(kernel, query)
     shape = (*query.shape[:3], value.shape[3])
@@ -93,7 +93,19 @@ def _attention(
 def _attention_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
     query, key, value = saved[:3]
     query.tape.ran(attention_ran(node.meta, "dgrad", query, key, value))
-    return attention_gradients(node.meta, (query, key, value))
+    results = attention_gradients(node.meta, (query, key, value))
+    if len(node.needs) == 3:
+        return results
+    return [*results, _bias_gradient(query, saved[3]) if node.needs[3] else None]
+
+
+def _bias_gradient(query: Tensor, bias: Tensor) -> Tensor:
+    """The gradient of a bias on the scores, (b, a, s_q, s_kv), over the bias's rows."""
+    name = "_scaled_dot_product_efficient_attention_backward"
+    row = bias.shape[3] if bias.is_dense else bias.strides[2]
+    whole = query.tape.empty(name, (*bias.shape[:3], row), bias.dtype)
+    strides = None if row is bias.shape[3] else whole.strides
+    return whole.view_as(bias.shape, None, strides)
 
 
 def attention_order(kernel: str, query: Tensor) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 from memcalc.engine.aten.shape import flatten_tokens, reshape
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.kernel_log import Ran, gemm, gemm_shape, read_bytes
-from memcalc.engine.sizes import Size, product
+from memcalc.engine.sizes import ONE, Size, product
 from memcalc.engine.tensors import Shape, Tape, Tensor
 
 
@@ -45,7 +45,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, divided: bool 
     one after it, so that its gradient arrives before x's and after the bias's.
     divided: the product is a term of a sum over ranks, each of which adds a part of the bias.
     Without gradients, of rows that are not contiguous, the bias is added afterwards (at::linear).
+    Rows that cannot be viewed as a matrix are copied, but where the weight is frozen: then sequences are
+    multiplied one by one (LinearAlgebra.cpp, should_fold).
     """
+    if bias is None and not weight.requires_grad and _cannot_fold(x):
+        return _by_sequence(x, weight)
     if bias is not None and len(x.shape) > 2 and not x.is_contiguous() and not x.tape.grad_enabled:
         return _bias_added(linear(x, weight, None, divided), bias)
     if bias is None and len(x.shape) > 2 and weight.node is None:
@@ -57,7 +61,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, divided: bool 
     inputs = (rows, weight) if bias is None else (rows, weight, bias)
     node = node_for(_linear_backward if bias is None else _linear_bias_backward, *inputs)
     if node:
-        node.save(rows if weight.requires_grad else None, "wgrad")
+        keeps = weight.requires_grad or x.tape.keeps_inputs
+        node.save(rows if keeps else None, "wgrad")
         node.save(_seen_transposed(weight) if x.requires_grad else None, "dgrad")
     name = "mm" if bias is None else "addmm"
     made: list[tuple[Shape, str]] = [((rows.shape[0], out_features), _out_dtype(x, weight))]
@@ -72,6 +77,37 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, divided: bool 
     if node:
         out = node.output(out)
     return reshape(out, (*x.shape[:-1], out_features))
+
+
+def _cannot_fold(x: Tensor) -> bool:
+    """Whether (b, n, i) has no view as rows of a matrix."""
+    if len(x.shape) < 3 or x.is_contiguous() or x.shape[0] is ONE:
+        return False
+    steps = x.strides
+    return any(steps[d] is not steps[d + 1] * x.shape[d + 1] for d in range(len(steps) - 2))
+
+
+def _by_sequence(x: Tensor, weight: Tensor) -> Tensor:
+    """x (b, n, i) times a frozen weight (o, i) transposed, which every sequence sees."""
+    (b, n, i), o = x.shape, weight.shape[0]
+    node = node_for(_by_sequence_backward, x, weight)
+    if node:
+        node.save(None, "wgrad")
+        node.save(weight, "dgrad")
+    ran = gemm("bmm", "forward", (b, n, o, i), x.dtype)
+    (out,) = dispatched(x.tape, ran, [((b, n, o), _out_dtype(x, weight))])
+    if x.tape.record is not None:
+        x.tape.record.gemms.append((n, o, i))
+    return node.output(out) if node else out
+
+
+def _by_sequence_backward(node: Node, grads: Grads, saved: list[Any]) -> Grads:
+    gradient = grads[0]
+    assert gradient is not None
+    (b, n, i), o = node.inputs[0][0], node.inputs[1][0][0]
+    gradient.tape.using((gradient, saved[1]))
+    gradient.tape.ran(gemm("bmm", "dgrad", (b, n, i, o), gradient.dtype))
+    return [gradient.tape.empty("bmm", (b, n, i), gradient.dtype), None]
 
 
 def _bias_added(out: Tensor, bias: Tensor) -> Tensor:

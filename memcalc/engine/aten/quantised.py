@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
+from memcalc.engine.aten.matmul import dispatched
 from memcalc.engine.aten.shape import flatten_tokens, reshape
 from memcalc.engine.autograd import Grads, Node, node_for
 from memcalc.engine.dtypes import ITEMSIZE
@@ -96,8 +97,7 @@ def _forward_4bit(
     scales = _scales(rows, weight.shape, both=True) if quantised.nested else []
     tape.loads_bytes(packed)
     matrix = tape.empty("dequantize_4bit", weight.shape, rows.dtype)
-    tape.ran(product)
-    out = tape.empty(product.name, (rows.shape[0], o), rows.dtype)
+    (out,) = dispatched(tape, product, [((rows.shape[0], o), rows.dtype)])
     while scales:
         scales.pop()
     del matrix

@@ -7,7 +7,7 @@ Latent attention caches the latent and the one rotary key in place of keys and v
 Codes: grow, transformers' DynamicCache, which joins old and new in a new tensor; tuple, what it had
 before (up to 4.35): the same, but the old tensors of all layers live until the pass is over; static, its
 StaticCache; paged, a pool that exists before (vLLM), read through a table of blocks; whole, one for the
-whole context (llama.cpp), of which what is filled is read.
+whole context (llama.cpp), of which what is filled is read; fp8, grouped: see cache_quantised.py.
 Source: transformers 5.23, cache_utils.py. Checked by: oracle/test_kv_cache.py, oracle/test_serving.py.
 """
 
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 from memcalc.engine.aten.shape import cat
+from memcalc.engine.blocks.cache_quantised import fp8_update, grouped_update
 from memcalc.engine.sizes import Size
 from memcalc.engine.tensors import Shape, Tensor
 
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
 
 
 class CacheKind(NamedTuple):
-    """What of a cache decides a forward pass. filled: it holds positions from before."""
+    """What of a cache decides a forward pass.
 
-    code: str = "grow"  # grow | tuple | static | paged | whole
+    filled: it holds positions from before. few: so few new positions that latent attention may read the
+    latents as they are (vLLM). every: logits of every new position are asked for, not of the last.
+    """
+
+    code: str = "grow"  # grow | tuple | static | paged | whole | fp8 | grouped
     filled: bool = False
+    few: bool = False
+    every: bool = False
 
 
 @dataclass(eq=False)
@@ -50,7 +57,8 @@ class KeyCache:
 
 def cached(build: Build, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
     """The keys and values that attention reads: the new ones alone where nothing is cached."""
-    return (key, value) if build.cache is None else build.cache.update(build, key, value)
+    held = build.cache or build.prefix
+    return (key, value) if held is None else held.update(build, key, value)
 
 
 def keys_read(build: Build, kind: str) -> Size:
@@ -98,4 +106,5 @@ def _in_place(cache: KeyCache, build: Build, key: Tensor, value: Tensor) -> tupl
 
 _UPDATES = {
     "grow": _grown, "tuple": _grown, "static": _in_place, "paged": _in_place, "whole": _in_place,
+    "fp8": fp8_update, "grouped": grouped_update,
 }  # fmt: skip

@@ -24,6 +24,7 @@ def embed(build: Build, ids: Tensor) -> Tensor:
     x = _rows(build, ids)
     if build.config.embedding_scale:
         x = scale(x)
+    x = with_gradient(build, x)
     if build["w"] is not build["h"]:
         build.at("project_in", "embedding")
         x = build.linear(x, "project_in", (build["w"], build["h"]), False)
@@ -39,6 +40,13 @@ def embed(build: Build, ids: Tensor) -> Tensor:
     if build.config.embedding_dropout and build.kernels.use_dropout:
         build.at("embedding_dropout", "embedding")
         x = dropout(x, build.config.embedding_dropout)
+    return x
+
+
+def with_gradient(build: Build, x: Tensor) -> Tensor:
+    """enable_input_require_grads: the output of a frozen embedding as a leaf that gets a gradient."""
+    if build.kernels.adapter is not None and build.kernels.adapter.input_gradients:
+        x.requires_grad = True
     return x
 
 

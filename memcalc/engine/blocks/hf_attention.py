@@ -15,6 +15,7 @@ from memcalc.engine.aten.shape import cat, contiguous, narrow, permute, reshape,
 from memcalc.engine.blocks.attention import HEADS_FIRST, fused_core, repeat_kv
 from memcalc.engine.blocks.cache import cached
 from memcalc.engine.blocks.embedding import Context
+from memcalc.engine.blocks.masked import masked_attention
 from memcalc.engine.blocks.norm import norm
 from memcalc.engine.blocks.residual import drop
 from memcalc.engine.blocks.sinks import rotate_halves, sink_attention
@@ -183,6 +184,8 @@ def kernel(build: Build, query: Tensor, key: Tensor, value: Tensor, context: Con
         return sink_attention(build, query, key, value, context[-1])
     if build.kernels.attention == "eager":
         return _eager(build, query, key, value, context[-1])
+    if build.prefix is not None:
+        return masked_attention(build, query, key, value, context[-1]), None
     if build.kernels.traits.repeats_kv:
         key, value = repeat_kv(build, key), repeat_kv(build, value)
     bias = context[-1] if build.config.position_embedding == "alibi" else None

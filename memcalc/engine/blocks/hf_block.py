@@ -5,6 +5,7 @@ Source: transformers 5.23, models/*/modeling_*.py. Checked by: oracle/test_hf_fa
 
 from __future__ import annotations
 
+from memcalc.engine.adapters_bottleneck import after_sum, beside
 from memcalc.engine.aten.pointwise import add, add_in_place
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, interface_attention
@@ -60,7 +61,7 @@ def sequential(build: Build, x: Tensor, context: Context) -> Tensor:
             _weights = scores
         del scores
     else:
-        hidden = mlp(build, hidden)
+        hidden = beside(build, hidden, mlp(build, hidden))
     if after:
         hidden = norm(build, hidden, "post_mlp_norm")
     if not build.kernels.traits.keeps_undropped:
@@ -71,6 +72,7 @@ def sequential(build: Build, x: Tensor, context: Context) -> Tensor:
 
 def _sum(build: Build, x: Tensor, branch: Tensor, part: str) -> Tensor:
     """x + branch; Phi-3 drops inside the sum, so the branch before dropout lives until then."""
+    branch = after_sum(build, x, branch, part)
     if build.kernels.traits.keeps_undropped:
         dropped = drop(build, branch, f"{part}_dropout")
         build.at(f"{part}_residual", "residual")

@@ -22,7 +22,7 @@ def logits_of(build: Build, hidden: Tensor) -> Tensor:
         bias = None
         if config.lm_head_bias:
             bias = build.cast_param(build.param("lm_head.bias", (build["V"],)))
-        weight = build.cast_param(build.tape.leaves["embedding.weight"])
+        weight = build.cast_param(build.tape.leaves[f"{build.beside}embedding.weight"])
         x = to(hidden, build.kernels.compute_dtype) if build.kernels.autocast else hidden
         logits = linear(x, weight, bias)
         del x
@@ -34,6 +34,14 @@ def logits_of(build: Build, hidden: Tensor) -> Tensor:
     logits = scale(logits, "div.Tensor")
     logits = tanh(logits)
     return scale(logits)
+
+
+def loss_and_logits(build: Build, held: list[Tensor], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The loss, and the 16-bit logits that the output object has. held: the hidden states, released."""
+    logits = logits_of(build, held[0])
+    loss = causal_lm_loss(build, logits, labels)
+    held.clear()
+    return loss, logits
 
 
 def causal_lm_loss(build: Build, logits: Tensor, labels: Tensor) -> Tensor:

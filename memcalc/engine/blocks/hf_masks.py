@@ -18,6 +18,9 @@ from memcalc.engine.tensors import Tensor
 
 def masks(build: Build, kinds: list[str], always: bool = False) -> dict[str, Context]:
     """The additive mask of each kind of layer; none where the kernel is causal by itself."""
+    if build.prefix is not None and build.kernels.attention == "efficient":
+        build.at("causal_mask", "embedding")
+        return {kind: (_visible(build, kind, _square(build, kind)),) for kind in kinds}
     if build.kernels.attention != "eager" and not always:
         return {kind: () for kind in ("full", "sliding")}
     build.at("causal_mask", "embedding")
@@ -25,25 +28,36 @@ def masks(build: Build, kinds: list[str], always: bool = False) -> dict[str, Con
 
 
 def _mask(build: Build, kind: str) -> Tensor:
-    return additive_mask(build, kind, (build["s"], keys_read(build, kind)))
+    return additive_mask(build, kind, _square(build, kind))
+
+
+def _square(build: Build, kind: str) -> tuple[Size, Size]:
+    return build["s"], keys_read(build, kind)
 
 
 def additive_mask(build: Build, kind: str, square: tuple[Size, Size]) -> Tensor:
     """create_causal_mask for eager attention: (b, 1, queries, keys)."""
     tape, b, dtype = build.tape, build["b"], build.kernels.param_dtype
     s, read = square
-    batch = tape.empty("arange", (b,), "int64")
-    head = tape.empty("arange", (ONE,), "int64")
-    queries = _shifted_range(build, s)
-    keys = _shifted_range(build, read)
-    allowed = _allowed(build, kind, (s, read))
-    del batch, head, queries, keys
+    allowed = _visible(build, kind, square)
     zero = tape.empty("zeros", (ONE,), dtype)
     lowest = tape.empty("scalar_tensor", (ONE,), dtype)
     tape.loads(allowed)
     out = tape.empty("where.self", (b, ONE, s, read), dtype)
     del zero, lowest, allowed
     return out
+
+
+def _visible(build: Build, kind: str, square: tuple[Size, Size]) -> Tensor:
+    """bool (queries, keys): which key each query may see, of all sequences."""
+    tape = build.tape
+    batch = tape.empty("arange", (build["b"],), "int64")
+    head = tape.empty("arange", (ONE,), "int64")
+    queries = _shifted_range(build, square[0])
+    keys = _shifted_range(build, square[1])
+    allowed = _allowed(build, kind, square)
+    del batch, head, queries, keys
+    return allowed
 
 
 def _shifted_range(build: Build, length: Size) -> Tensor:

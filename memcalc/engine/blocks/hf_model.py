@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from memcalc.engine.adapters_prompt import prefixed, prompted
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import add, dropout, scale, to
 from memcalc.engine.aten.shape import narrow
 from memcalc.engine.blocks.cache import keys_read
-from memcalc.engine.blocks.embedding import Context, causal_mask
+from memcalc.engine.blocks.embedding import Context, causal_mask, with_gradient
 from memcalc.engine.blocks.hf_bert import bert_embeddings
 from memcalc.engine.blocks.hf_masks import alibi, falcon_alibi, masks
 from memcalc.engine.blocks.hf_tables import complex_tables, half_tables
@@ -29,10 +30,16 @@ RunBlock = Callable[[Build, int, BlockKind, Tensor, Context], Tensor]
 Start = tuple[Tensor, dict[str, Context], tuple[Tensor, ...]]
 
 
-def hidden_states(build: Build, ids: Tensor, layers: list[BlockKind], run: RunBlock) -> Tensor:
-    """Model.forward: the normed hidden states (b, s, h); all else it made is gone on return."""
+def hidden_states(
+    build: Build, ids: Tensor, layers: list[BlockKind], run: RunBlock, first: int = 0
+) -> Tensor:
+    """Model.forward: the normed hidden states (b, s, h); all else it made is gone on return.
+
+    first: number of its first block, where another model's come before.
+    """
+    prefixed(build, len(layers))
     x, contexts, alive = _STARTS[build.kernels.traits.start](build, ids, layers)
-    for index, kind in enumerate(layers):
+    for index, kind in enumerate(layers, first):
         build.tape.mark("block", index)
         x = run(build, index, kind, x, contexts[kind.attention])
     build.tape.mark("blocks end", -1)
@@ -46,14 +53,9 @@ def hidden_states(build: Build, ids: Tensor, layers: list[BlockKind], run: RunBl
 def _token_embedding(build: Build, ids: Tensor) -> Tensor:
     build.at("embedding", "embedding")
     x = embedding(build.param("embedding.weight", (build["V"], build["w"])), ids)
-    return with_gradient(build, scale(x) if build.config.embedding_scale else x)
-
-
-def with_gradient(build: Build, x: Tensor) -> Tensor:
-    """enable_input_require_grads: the output of a frozen embedding as a leaf that gets a gradient."""
-    if build.kernels.adapter is not None and build.kernels.adapter.input_gradients:
-        x.requires_grad = True
-    return x
+    if build.config.embedding_scale:
+        x = scale(x)
+    return prompted(build, with_gradient(build, x))
 
 
 def _position_ids(build: Build) -> Tensor:

@@ -8,7 +8,7 @@ Checked by: oracle/test_hf_encoders.py, event for event.
 
 from __future__ import annotations
 
-from memcalc.engine.aten.biased import biased_attention
+from memcalc.engine.aten.fused import efficient_attention
 from memcalc.engine.aten.matmul import matmul_heads
 from memcalc.engine.aten.pointwise import (
     add,
@@ -149,7 +149,7 @@ def _fused(build: Build, qkv: tuple[Tensor, Tensor, Tensor], bias: Tensor, cross
     decodes = build.kind.stack == "cross"
     causal = decodes and not crosses and query.shape[2] is not ONE
     mask = bias_mask(build, bias, causal)
-    out = biased_attention(
+    out = efficient_attention(
         query, key, value, spread(build, mask, query, key, decodes and not crosses)
     )
     return contiguous(permute(out, HEADS_FIRST))

@@ -11,10 +11,10 @@ from __future__ import annotations
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import scale
 from memcalc.engine.aten.shape import reshape
-from memcalc.engine.blocks.embedding import Context
+from memcalc.engine.blocks.embedding import Context, with_gradient
 from memcalc.engine.blocks.hf_loss import logits_of
 from memcalc.engine.blocks.hf_masks import additive_mask
-from memcalc.engine.blocks.hf_model import RunBlock, with_gradient
+from memcalc.engine.blocks.hf_model import RunBlock
 from memcalc.engine.blocks.hf_t5 import t5_norm
 from memcalc.engine.blocks.loss import cross_entropy
 from memcalc.engine.blocks.residual import drop

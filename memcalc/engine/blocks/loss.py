@@ -35,7 +35,7 @@ def _tied_head(build: Build, hidden: Tensor) -> Tensor:
     bias = None
     if build.config.lm_head_bias:
         bias = build.cast_param(build.param("lm_head.bias", (build["V"],)))
-    weight = build.cast_param(build.tape.leaves["embedding.weight"])
+    weight = build.cast_param(build.tape.leaves[f"{build.beside}embedding.weight"])
     x = to(hidden, build.kernels.compute_dtype) if build.kernels.autocast else hidden
     return linear(x, weight, bias)
 

@@ -37,8 +37,10 @@ def _rms_norm(build: Build, x: Tensor, weight: Tensor) -> Tensor:
         return _unit_offset(x, weight)
     kind = build.kernels.norm
     if kind == "fused":
+        weight = _as_cast(build, weight)
         return fused_rms_norm(_as_cast(build, x), weight)
     if kind == "decomposed":
+        weight = _as_cast(build, weight)
         return _decomposed(_as_cast(build, x), weight)
     if build.kernels.traits.code == "litgpt":
         return _with_wide_weight(x, weight)

@@ -11,7 +11,7 @@ Checked by: oracle/test_hf_encoders.py, event for event.
 
 from __future__ import annotations
 
-from memcalc.engine.aten.biased import pad_last, where_allowed
+from memcalc.engine.aten.biased import pad_rows, where_allowed
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import to
 from memcalc.engine.aten.shape import contiguous, expand, permute, reshape
@@ -101,7 +101,7 @@ def spread(build: Build, mask: Tensor, query: Tensor, key: Tensor, over_target: 
     if build.kernels.autocast:
         mask = to(mask, build.kernels.compute_dtype)
     if build.kernels.pads_bias[over_target]:
-        mask = pad_last(mask, key.shape[2].over(16) * 16)
+        mask = pad_rows(mask, key.shape[2].over(16) * 16)
     return expand(mask, (*query.shape[:3], key.shape[2]))
 
 

@@ -18,7 +18,7 @@ from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import Kernels
 from memcalc.engine.optimizer import OptimizerPlan, run_step
-from memcalc.engine.sizes import ZERO
+from memcalc.engine.sizes import ZERO, number
 from memcalc.engine.tensors import Shape, Tape, Tensor
 
 if TYPE_CHECKING:
@@ -121,6 +121,12 @@ class Whole(Strategy):
 def nowhere(leaf: Tensor) -> Tensor:
     """Nothing of a leaf: what a rank has on its host takes no memory of the GPU."""
     return held(leaf, (ZERO,))
+
+
+def as_packed(leaf: Tensor, packed: tuple[tuple[str, int], ...]) -> Tensor:
+    """The bytes of a leaf that a format packs, (name, bytes) each, as one tensor; others as they are."""
+    size = dict(packed).get(leaf.name)
+    return leaf if size is None else held(leaf, (number(size),), "uint8")
 
 
 def held(leaf: Tensor, shape: Shape | None = None, dtype: str | None = None) -> Tensor:

@@ -1,10 +1,11 @@
-"""Loading a model onto one GPU: what is there at the most while its weights arrive.
+"""Loading a model onto a GPU: what is there at the most while its weights arrive.
 
 direct: each tensor goes to the device once, in the dtype it is kept in (transformers' from_pretrained with
-a device map, or a model made on meta tensors). copy: the whole state dict is read onto the device, then
-copied into a model that is there already (torch.load with map_location, load_state_dict). Quantised on
-the way, matrix after matrix: the 16-bit one arrives, the packed one is made, the 16-bit one goes; LLM.int8
-quantises from a second 16-bit copy. That is given as an upper bound, as if the largest came last.
+a device map, or a model made on meta tensors); ranks that cut parameters do it group by group
+(loading_ranks.py). copy: the whole state dict is read onto the device, then copied into a model that is
+there already (torch.load with map_location, load_state_dict). Quantised on the way, matrix after matrix:
+the 16-bit one arrives, the packed one is made, the 16-bit one goes; LLM.int8 quantises from a second
+16-bit copy. That is given as an upper bound, as if the largest came last.
 Source: transformers 5.23, core_model_loading.py (no threads where it quantises), integrations/
 bitsandbytes.py; bitsandbytes 0.50.2, nn/modules.py (_quantize). Checked by: oracle/test_loading.py.
 """
@@ -18,13 +19,18 @@ from memcalc.engine.quantised import Held, Weights
 from memcalc.errors import unknown
 
 #: How weights come to the device.
-WAYS: Final = ("direct", "copy")
+WAYS: Final = ("direct", "copy", "rank0")
+#: What a checkpoint of a packed model holds.
+SOURCES: Final = ("16bit", "prequantised")
 #: 16-bit copies of a matrix that exist while it is quantised.
 _COPIES: Final = {"dequantise": 1, "int8": 2}
 
 
 class Loading(NamedTuple):
-    """Requested bytes while a model is loaded. weights_bytes: at the end; passing_bytes: beside them."""
+    """Requested bytes while a model is loaded. weights_bytes: at the end; passing_bytes: beside them.
+
+    exact: held against the code that loads; else an upper bound, or by reading.
+    """
 
     weights_bytes: int
     passing_bytes: int

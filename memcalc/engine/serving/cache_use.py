@@ -13,19 +13,35 @@ from __future__ import annotations
 
 from memcalc.engine.serving.cache_size import cache_bytes, layer_caches, position_bytes
 from memcalc.engine.serving.serving_plan import ServingPlan
+from memcalc.inputs.serving import RESIDUAL
+
+#: Bytes of the scales of one layer of transformers' fp8 cache: one in fp32 for keys, one for values.
+_FP8_SCALES = 8
 
 
 def bytes_a_token(plan: ServingPlan) -> int:
-    """Bytes that one more position of one sequence adds to a rank's cache, windows not yet full."""
-    return position_bytes(plan.decode(1), plan.resolved.item_bytes)
+    """Bytes that one more position of one sequence adds to the cache of what this plan's device runs.
+
+    Windows are not yet full; a draft's are included.
+    """
+    own = position_bytes(plan.decode(1), plan.resolved.item_bytes)
+    return own + (bytes_a_token(plan.draft) if plan.draft else 0)
 
 
-def held_cache_bytes(plan: ServingPlan) -> int:
-    """Bytes of a rank's cache with all sequences at the end of their context."""
+def held_cache_bytes(plan: ServingPlan, past: int | None = None, most: bool = False) -> int:
+    """Bytes of the cache of this plan's layers before a step over `past` positions and after it.
+
+    past None: all sequences at the end of their context. most: of grouped integers the most up to there.
+    """
     resolved = plan.resolved
-    last = plan.decode(resolved.context - 1)
-    if resolved.cache in ("grow", "tuple", "static"):
-        return cache_bytes(last, resolved.item_bytes)
+    past = resolved.context - 1 if past is None else past
+    last = plan.decode(past)
+    if resolved.cache == "grouped":
+        return _grouped_bytes(plan, past + 1, most)
+    if plan.grows or resolved.cache == "static":
+        layers = sum(one.layers for one in layer_caches(last))
+        scales = _FP8_SCALES * layers if resolved.cache == "fp8" else 0
+        return cache_bytes(last, resolved.item_bytes) + scales
     positions = {
         "full": _positions(plan, None),
         "sliding": _positions(plan, plan.config.sliding_window),
@@ -38,18 +54,32 @@ def held_cache_bytes(plan: ServingPlan) -> int:
     )
 
 
+def _grouped_bytes(plan: ServingPlan, positions: int, most: bool) -> int:
+    """Packed positions of all sequences in groups of 64 elements, and the residual in 16 bits.
+
+    most: the most that there is up to so many positions, which a full residual makes.
+    """
+    resolved = plan.resolved
+    generated = max(0, positions - resolved.prompt)
+    kept = min(generated, RESIDUAL - 1) if most else generated % RESIDUAL
+    forward = plan.decode(max(1, positions - 1))
+    packed = position_bytes(forward, resolved.item_bytes) * (positions - kept)
+    return plan.sequences * (packed + position_bytes(forward) * kept)
+
+
 def _positions(plan: ServingPlan, window: int | None) -> int:
     """Positions that a layer's part of the cache has room for, all sequences together."""
     resolved = plan.resolved
     if resolved.cache == "whole":
-        return resolved.batch * resolved.context
+        return plan.sequences * resolved.context
     block = block_size(plan)
     shared = resolved.setup.shared_prefix // block
-    blocks = -(-resolved.context // block)
+    whole = resolved.context + resolved.drafted
+    blocks = -(-whole // block)
     if window is not None:
-        reach = min(window - 1 + resolved.prefill_tokens, resolved.context)
+        reach = min(window - 1 + resolved.prefill_tokens, whole)
         blocks, shared = min(blocks, -(-reach // block) + 1), 0
-    return block * (shared + resolved.batch * (blocks - shared))
+    return block * (shared + plan.sequences * (blocks - shared))
 
 
 def block_size(plan: ServingPlan) -> int:

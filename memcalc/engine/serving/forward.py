@@ -7,21 +7,22 @@ Checked by: oracle/test_serving.py, oracle/test_kv_cache.py.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from memcalc.engine.blocks.cache import CacheKind, KeyCache
 from memcalc.engine.blocks.sampling import GREEDY
 from memcalc.engine.build import Build, Handed
 from memcalc.engine.dims import dim_sizes, dim_values
 from memcalc.engine.kernels import BlockKind, Kernels
-from memcalc.engine.parallel.local import local_values
-from memcalc.engine.sizes import Size
+from memcalc.engine.serving.rank_values import rank_values
 from memcalc.engine.structure import Run, Structure, architecture_key, find_runs, freeze
 from memcalc.engine.tensors import Shape, Tape
 from memcalc.engine.trace import forward_only
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
 
+#: Most new positions of a sequence whose attention is priced, and by vLLM run, as decoding.
+DECODE_ROWS: Final = 16
 #: Shape and dtype of the keys and of the values that a layer caches.
 Cached = tuple[tuple[Shape, str], ...]
 
@@ -38,6 +39,21 @@ class Positions(NamedTuple):
     past: int = 0
     capacity: int | None = None
     window_held: int | None = None
+
+
+class Part(NamedTuple):
+    """What of a model one rank runs.
+
+    layout: whose tp, dp and ep ranks divide each layer. layers: (first, one past the last), None: all.
+    ends: (embedding, final norm and head). imbalance: token rows of the busiest rank's experts over the
+    mean. every: logits of every new position, not of the last.
+    """
+
+    layout: ParallelPlan = ParallelPlan()
+    layers: tuple[int, int] | None = None
+    ends: tuple[bool, bool] = (True, True)
+    imbalance: float = 1.0
+    every: bool = False
 
 
 class Forward(NamedTuple):
@@ -84,42 +100,45 @@ def forward_of(
     kernels: Kernels,
     at: Positions,
     code: str = "grow",
-    layout: ParallelPlan = ParallelPlan(),  # noqa: B008  # immutable
+    layout: ParallelPlan | Part = Part(),  # noqa: B008  # immutable
     samples: str = GREEDY,
 ) -> Forward:
     """The forward pass of a model through a cache of this code (engine/blocks/cache.py).
 
-    layout: whose tp ranks divide each layer. samples: how next tokens are chosen (blocks/sampling.py).
+    layout: whose tp ranks divide each layer, or the part of the model that a rank runs. samples: how next
+    tokens are chosen (blocks/sampling.py).
     """
-    values = local_values(dim_values(config, at.batch, at.new), layout)
-    values |= position_values(config, at)
+    part = layout if isinstance(layout, Part) else Part(layout)
+    vllm = kernels.traits.code == "vllm"
+    whole = dim_values(config, at.batch, at.new)
+    values = rank_values(whole, part.layout, vllm, part.imbalance) | position_values(config, at)
     sizes = dim_sizes(values)
     kernels = kernels._replace(use_dropout=False)
-    runs = find_runs(layer_kinds(config))
-    kind = CacheKind(code, at.past > 0)
+    first, stop = part.layers or (0, config.num_hidden_layers)
+    runs = find_runs(layer_kinds(config)[first:stop])
+    few = vllm and config.mla is not None and at.past > 0 and at.new < DECODE_ROWS
+    kind = CacheKind(code, at.past > 0, few, part.every)
     key = (
         architecture_key(config), kernels, kind, samples, tuple((run.pattern, run.traced) for run in runs),
-        tuple(sizes.items()),
+        tuple(sizes.items()), part.ends,
     )  # fmt: skip
     found = _CACHE.get(key)
     if found is None:
         if len(_CACHE) >= _CACHE_LIMIT:
             _CACHE.pop(next(iter(_CACHE)))
-        found = _CACHE[key] = _traced(config, kernels, runs, sizes, (kind, samples))
+        build = Build(
+            Tape(device=kernels.device, watched=kernels.watched), config, kernels, sizes,
+            cache=KeyCache(kind), ends=part.ends,
+        )  # fmt: skip
+        found = _CACHE[key] = _traced(build, runs, samples)
     return Forward(found[0], runs, values, found[1])
 
 
 def _traced(
-    config: ModelConfig,
-    kernels: Kernels,
-    runs: tuple[Run, ...],
-    sizes: dict[str, Size],
-    asked: tuple[CacheKind, str],
+    build: Build, runs: tuple[Run, ...], samples: str
 ) -> tuple[Structure, dict[int, Cached]]:
-    tape = Tape(device=kernels.device, watched=kernels.watched)
-    cache = KeyCache(asked[0])
-    build = Build(tape, config, kernels, sizes, cache=cache)
     few = tuple(run._replace(count=run.traced, depth=run.traced) for run in runs)
     layers = [kind for run in few for _ in range(run.count) for kind in run.pattern]
-    forward_only(build, layers, asked[1])
-    return freeze(tape, few, Handed()), cache.shapes
+    forward_only(build, layers, samples)
+    assert build.cache is not None
+    return freeze(build.tape, few, Handed()), build.cache.shapes

@@ -2,8 +2,10 @@
 
 transformers: the prompt of all sequences in one pass, then a decode step with the cache at its longest;
 the step joins old and new keys of one layer at a time. vLLM: a profile run of as many tokens as a pass
-may have, then the cache takes what is left of its share of the device. llama.cpp: the cache of the whole
-context and one buffer, as large as a pass over a physical batch of the longest context needs.
+may have, then the cache takes what is left of its share of the device; a stage that is not the first has
+buffers for the stream it receives, one of latent attention a workspace for latents it expands. llama.cpp:
+the cache of the whole context and one buffer, as large as a pass over a physical batch of the longest
+context needs. A draft's weights and cache stand beside the model's.
 Checked by: oracle/test_serving.py (passes), unit/test_serving_memory.py.
 """
 
@@ -20,6 +22,9 @@ from memcalc.engine.serving.serving_plan import ServingPlan
 from memcalc.engine.timeline import Instant, measure, size_values
 
 _TOKEN_BYTES = 8
+#: vllm/v1/attention/backends/mla/common.py: rows of the workspace of chunked context; max_num_seqs.
+_WORKSPACE_ROWS = 64 * 1024
+_MOST_SEQUENCES = 256
 #: Ledger operators whose tensors are no activations.
 _CATEGORIES = {
     **dict.fromkeys(BUFFER_OPS, "buffers"), "kv_cache": "kv_cache",
@@ -67,31 +72,41 @@ class ServingMemory(NamedTuple):
 
 
 def serving_memory(plan: ServingPlan, weights: int | None = None) -> ServingMemory:
-    """Weights, cache and peaks of the phases. weights: their bytes, where they are known already."""
+    """Weights, cache and peaks of the phases of one device. weights: their bytes, where known already."""
     weights = plan.weights().resident_bytes if weights is None else weights
-    cache = held_cache_bytes(plan)
-    if plan.resolved.cache in ("grow", "tuple", "static"):
-        passes = _generation(plan, weights, cache)
+    cache = held_cache_bytes(plan, most=True)
+    aside = drafted_bytes(plan)
+    if plan.grows or plan.resolved.cache in ("static", "grouped"):
+        passes = _generation(plan, weights, cache, aside)
     else:
-        passes = {"profile": _largest_pass(plan, weights, cache)}
-    return ServingMemory(weights, cache, bytes_a_token(plan), passes)
+        standing = weights + cache + sum(aside)
+        passes = {"profile": _largest_pass(plan, standing, cache + aside[1])}
+    return ServingMemory(weights + aside[0], cache + aside[1], bytes_a_token(plan), passes)
 
 
-def _generation(plan: ServingPlan, weights: int, cache: int) -> dict[str, Peak]:
+def drafted_bytes(plan: ServingPlan) -> tuple[int, int]:
+    """(weights, cache) of the draft beside this device's layers; a model's own layers have no weights."""
+    if plan.draft is None:
+        return 0, 0
+    own = 0 if plan.shared else plan.draft.weights().resident_bytes
+    return own, held_cache_bytes(plan.draft)
+
+
+def _generation(
+    plan: ServingPlan, weights: int, cache: int, aside: tuple[int, int]
+) -> dict[str, Peak]:
     """Prefill, the step after it (a window's tensors are still whole), and the last step."""
-    resolved = plan.resolved
-    batch, prompt = resolved.batch, resolved.prompt
-    standing = weights + (cache if resolved.cache == "static" else 0)
-    grows = resolved.cache != "static"
-    found = {
-        "prefill": _peak("prefill", plan.prefill(batch, prompt), standing, 0 if grows else cache)
-    }
+    resolved, prompt = plan.resolved, plan.resolved.prompt
+    own = 0 if plan.grows else cache  # what stands from the start
+    standing = weights + sum(aside) + own
+    prefill = plan.prefill(plan.sequences, prompt)
+    found = {"prefill": peak_of("prefill", prefill, standing, own + aside[1])}
     for past, held in ((prompt, prompt), (resolved.context - 1, None)):
         if past == prompt and held is None:
             continue
-        step = plan.decode(past, held=held)
-        before = _before(plan, past, held) if grows else 0
-        one = _peak("decode", step, standing + before, before if grows else cache)
+        step = plan.verify(past) if resolved.drafted else plan.decode(past, held=held)
+        before = _before(plan, past, held) if plan.grows else 0
+        one = peak_of("decode", step, standing + before, own + before + aside[1])
         known = found.get("decode")
         if known is None or one.bytes > known.bytes:
             found["decode"] = one
@@ -100,24 +115,42 @@ def _generation(plan: ServingPlan, weights: int, cache: int) -> dict[str, Peak]:
 
 def _before(plan: ServingPlan, past: int, held: int | None) -> int:
     """Bytes of a growing cache before a step over so many positions."""
-    if held is not None:
-        return cache_bytes(plan.prefill(plan.resolved.batch, past), plan.resolved.item_bytes)
-    if past == 1:
-        return cache_bytes(plan.prefill(plan.resolved.batch, 1), plan.resolved.item_bytes)
-    return cache_bytes(plan.decode(past - 1), plan.resolved.item_bytes)
+    if held is not None or past == 1:
+        return cache_bytes(plan.prefill(plan.sequences, past), plan.resolved.item_bytes)
+    return held_cache_bytes(plan, past - 1)
 
 
-def _largest_pass(plan: ServingPlan, weights: int, cache: int) -> Peak:
+def _largest_pass(plan: ServingPlan, standing: int, cache: int) -> Peak:
     """A pass of as many tokens as there may be, over the cache."""
     resolved = plan.resolved
     rows = min(int(resolved.engine.values["logit_rows"]), resolved.prefill_tokens)
     sequences = resolved.cache == "paged"
     batch, new = (rows, resolved.prefill_tokens // rows) if sequences else (1, rows)
     past = 0 if sequences else max(0, resolved.context - new)
-    return _peak("profile", plan.profile(batch, new, past), weights + cache, cache)
+    buffers = _buffers(plan, batch * new) if sequences else 0
+    return peak_of("profile", plan.profile(batch, new, past), standing + buffers, cache)
 
 
-def _peak(phase: str, forward: Forward, standing: int, cache: int) -> Peak:
+def _buffers(plan: ServingPlan, tokens: int) -> int:
+    """What vLLM makes beside weights and cache: received streams, latents of chunks to expand, and what
+    latent attention multiplies by in decode steps where its weight is packed."""
+    config, found = plan.config, 0
+    if not plan.part.ends[0]:
+        found += 2 * tokens * config.hidden_size * 2
+    if config.mla is not None:
+        blocks = 4 * _MOST_SEQUENCES * int(plan.resolved.engine.values["block_size"])
+        rows = min(max(8 * plan.resolved.context, blocks), _WORKSPACE_ROWS)
+        found += rows * (config.mla.kv_lora_rank + config.mla.qk_rope_head_dim) * 2
+        if not plan.format.is_dense:  # both halves of kv_b_proj, unpacked for decode steps
+            first, stop = plan.part.layers or (0, config.num_hidden_layers)
+            width = config.mla.qk_nope_head_dim + config.mla.v_head_dim
+            heads = -(-config.num_attention_heads // plan.layout.tp)
+            found += (stop - first) * heads * width * config.mla.kv_lora_rank * 2
+    return found
+
+
+def peak_of(phase: str, forward: Forward, standing: int, cache: int) -> Peak:
+    """The most that a pass requests over what stands already; cache: bytes of it that are cache."""
     values = forward.values
     ids = _TOKEN_BYTES * values["b"] * values["s"]
     found = measure(forward.structure, forward.runs, values).peak

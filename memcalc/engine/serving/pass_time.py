@@ -7,6 +7,7 @@ whole training steps have (docs/decisions.md, 30) is put on them, for decoding l
 its power limit.
 A matrix stored in fewer bits moves its stored bytes where the kernel unpacks as it reads; where it is
 written out first (bitsandbytes, more than one position) that costs a copy; LLM.int8 moves as 16 bit.
+Of a mixture's experts those are read that tokens are expected to go to.
 Times a single position such a matrix, and any on a CPU, needs no tiles (llama.cpp's mul_mat_vec, GPTQ's
 and bitsandbytes' gemv): it is read, nothing is padded.
 Checked by: unit/test_serving_time.py, published/test_serving.py.
@@ -15,20 +16,17 @@ Checked by: unit/test_serving_time.py, published/test_serving.py.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from memcalc.engine.dtypes import ITEMSIZE
-from memcalc.engine.serving.forward import Forward
+from memcalc.engine.serving.forward import DECODE_ROWS, Forward, Part
 from memcalc.engine.serving.serving_plan import ServingPlan
-from memcalc.engine.timing.gemm_time import packed_product_s, product_s
+from memcalc.engine.timing.gemm_time import few_rows_s, packed_product_s, product_s
 from memcalc.engine.timing.kernel_times import decode_attention_s, moved_s
 from memcalc.engine.timing.op_time import Priced, work_s
 from memcalc.engine.timing.topology import Wires, exchange_s, group_of
 from memcalc.engine.works import Work, works_in
 from memcalc.inputs.rates import Rates
-
-#: Most new positions of a sequence whose attention is priced as decoding.
-DECODE_ROWS: Final = 16
 
 
 class PassTime(NamedTuple):
@@ -76,16 +74,21 @@ class Pricing(NamedTuple):
     item_bytes: float
     tp: int
     fused: bool = False
+    part: Part = Part()
+    attends_alone: bool = False  # tp ranks compute all of attention, each for itself
 
 
 def pricing(plan: ServingPlan, rates: Rates, wires: Wires) -> Pricing:
     """Rates, wires, and how much less than 16 bits each operator's weights take."""
     resolved = plan.resolved
+    widened = resolved.cache in ("fp8", "grouped")  # attention reads what was widened before it
+    whole = resolved.engine.name == "transformers" and plan.config.mla is not None
     return Pricing(
         rates, wires, _packed(plan), plan.format.kernel,
-        float(resolved.engine.values["launch_s"]) or rates.launch_s, resolved.cuda_graphs,
-        resolved.item_bytes, plan.layout.tp,
-        bool(resolved.engine.values.get("one_kernel_an_op", False)),
+        float(resolved.engine.values["launch_s"]) or rates.launch_s,
+        resolved.cuda_graphs or rates.architecture == "cpu",
+        float(ITEMSIZE[resolved.compute_dtype]) if widened else resolved.item_bytes, plan.layout.tp,
+        bool(resolved.engine.values.get("one_kernel_an_op", False)), plan.part, whole,
     )  # fmt: skip
 
 
@@ -133,14 +136,35 @@ def pass_time(forward: Forward, how: Pricing) -> PassTime:
 def _work_s(work: Work, priced: Priced, how: Pricing, dims: Mapping[str, Any]) -> float:
     shape = tuple(size.value(dims) for size in work.shape)
     if work.kind == "attention" and shape[3] < DECODE_ROWS:
-        return float(decode_attention_s(how.rates, shape, how.item_bytes))
+        item = how.item_bytes
+        if shape[2] == 1 < shape[1] and shape[6] < shape[5]:  # latents: a value is part of its key
+            item *= shape[5] / (shape[5] + shape[6])
+        return float(decode_attention_s(how.rates, shape, item, work.dtype))
     share = how.packed.get(work.op, 1.0)
+    if work.kind == "grouped":
+        return _experts_s(work, shape, share, how)
     packed = share < 1 and how.kernel in ("fused", "dequantise")
+    if work.kind == "gemm" and not packed:
+        few = few_rows_s(how.rates, work.name, work.dtype, shape)
+        if few is not None:
+            return few
     if work.kind == "gemm" and shape[1] == 1 and (packed or how.rates.architecture == "cpu"):
         return _vector_s(work, shape, share, how)
     if work.kind == "gemm" and packed:
         return _packed_s(work, shape, share, how)
     return float(work_s(work, priced, dims)[0])
+
+
+def _experts_s(work: Work, shape: tuple[int, ...], share: float, how: Pricing) -> float:
+    """The products of the experts that rows go to: of e experts and R rows e (1 - (1 - 1/e)^R) of them.
+
+    Rows are taken to choose experts evenly and one by one; only chosen experts' weights are read.
+    """
+    e, rows, n, k = shape
+    used = max(1, round(e * (1 - (1 - 1 / e) ** rows)))
+    rate = how.rates.gemm[work.dtype]
+    spared = 0.0 if how.kernel == "int8" else used * n * k * ITEMSIZE[work.dtype] * (1 - share)
+    return float(packed_product_s(rate, (used, rows / used, n, k), max(0.0, spared)))
 
 
 def _vector_s(work: Work, shape: tuple[int, ...], share: float, how: Pricing) -> float:
@@ -163,14 +187,28 @@ def _packed_s(work: Work, shape: tuple[int, ...], share: float, how: Pricing) ->
 
 
 def _exchanges_s(forward: Forward, how: Pricing) -> float:
-    """The sums that tp ranks make: of attention and of the MLP in every layer, and of the embedding;
-    and the gathering of logits. Nothing runs beside them."""
-    if how.tp == 1:
-        return 0.0
-    values = forward.values
-    group = group_of(how.tp, 1, how.wires)
+    """Seconds of what ranks exchange in a pass; nothing runs beside it.
+
+    tp: the sums of attention and of the MLP in every layer and of the embedding, and gathered logits. dp
+    ranks that share experts: their tokens gathered, results scattered, in every layer with experts.
+    """
+    values, total = forward.values, 0.0
+    tokens = values["b"] * values["s"]
+    stream = tokens * values["h"] * 2
     layers = sum(run.count * len(run.pattern) for run in forward.runs)
-    stream = values["b"] * values["s"] * values["h"] * 2
-    logits = values["b"] * values["V"] * how.tp * 2
-    sums = (2 * layers + 1) * exchange_s("all_reduce", stream, group, how.wires)
-    return float(sums + exchange_s("all_gather", logits, group, how.wires))
+    if how.tp > 1:
+        group = group_of(how.tp, 1, how.wires)
+        begins, ends = how.part.ends
+        sums = layers * (1 if how.attends_alone else 2) + begins
+        total += sums * exchange_s("all_reduce", stream, group, how.wires)
+        logits = tokens if how.part.every else values["b"]
+        if ends:
+            size = logits * values["V"] * how.tp * 2
+            total += exchange_s("all_gather", size, group, how.wires)
+    if "T_e" in values:
+        sparse = sum(run.count * sum(kind.sparse for kind in run.pattern) for run in forward.runs)
+        group = group_of(values["T_e"] // tokens, how.tp, how.wires)
+        size = values["T_e"] * values["h"] * 2
+        for kind in ("all_gather", "reduce_scatter"):
+            total += sparse * exchange_s(kind, size, group, how.wires)
+    return float(total)

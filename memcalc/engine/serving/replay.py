@@ -29,12 +29,12 @@ def reserved_bytes(plan: ServingPlan, weights: Weights, workspaces: tuple[int, .
         for size in _standing(plan):
             stream.allocate(size)
     cached: list[int] = []
-    _play(stream, plan.prefill(resolved.batch, resolved.prompt), cached)
+    play_pass(stream, plan.prefill(resolved.batch, resolved.prompt), cached)
     steps = [plan.decode(resolved.prompt, held=resolved.prompt)]
     if resolved.context - 1 > resolved.prompt:
         steps.append(plan.decode(resolved.context - 1))
     for step in steps:
-        _play(stream, step, cached)
+        play_pass(stream, step, cached)
     return simulate(stream.events, stream.sizes).peak_reserved_bytes
 
 
@@ -46,7 +46,7 @@ def _standing(plan: ServingPlan) -> list[int]:
     return [held_cache_bytes(plan) // (2 * layers)] * (2 * layers)
 
 
-def _play(stream: Stream, forward: Forward, cached: list[int]) -> None:
+def play_pass(stream: Stream, forward: Forward, cached: list[int]) -> None:
     """Play one pass; cached: blocks of the cache before it, replaced by those after it."""
     structure = forward.structure
     events = expanded(structure, forward.runs)

@@ -17,7 +17,8 @@ class ServingMemoryEstimate(NamedTuple):
 
     peak_allocated: tensors and workspaces at the worst instant, pool included where an engine has one.
     peak_reserved: with PyTorch's cache (engine transformers). device_used: what the driver reports.
-    pool: what an engine leaves for the cache. phases: peak_requested of each.
+    pool: what an engine leaves for the cache. phases: peak_requested of each. place: which device; its
+    weights and cache, a draft's included.
     """
 
     peak_requested_bytes: int
@@ -36,6 +37,9 @@ class ServingMemoryEstimate(NamedTuple):
     phases: Mapping[str, int]
     pool_bytes: int | None = None
     pool_tokens: int | None = None
+    place: str = "gpu"
+    weights_bytes: int = 0
+    kv_cache_bytes: int = 0
 
 
 class ServingTime(NamedTuple):
@@ -43,6 +47,7 @@ class ServingTime(NamedTuple):
 
     tokens_per_s: new tokens over the whole request, prompts included; decode_tokens_per_s: over steps.
     bound: what a step waits for. lower_bound_s: weights and cache read once at the datasheet's rate.
+    step_s: of a step, which makes tokens_per_step tokens of a sequence, draft_s of it by the draft.
     """
 
     prefill_s: float | None = None
@@ -60,11 +65,18 @@ class ServingTime(NamedTuple):
     high_s: float | None = None
     band: str | None = None
     calibration: str | None = None
+    step_s: float | None = None
+    draft_s: float | None = None
+    tokens_per_step: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServingEstimate:
-    """What serving one setup needs. fits is None when no GPU was named."""
+    """What serving one setup needs. fits is None when no GPU was named.
+
+    memory: of the GPU with the least room; stages: of every GPU in the order their layers run.
+    weights_bytes, kv_cache_bytes: of that GPU and of the host, which holds host_bytes.
+    """
 
     model: ModelSummary
     setup: Mapping[str, Any]
@@ -80,14 +92,16 @@ class ServingEstimate:
     assumptions: tuple[str, ...]
     notes: tuple[str, ...]
     advice: tuple[str, ...]
+    stages: tuple[ServingMemoryEstimate, ...] = ()
+    host_bytes: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON contract as plain dicts, lists, numbers and None."""
         from memcalc import __version__
 
-        memory = self.memory._asdict()
-        memory["breakdown"] = dict(self.memory.breakdown)
-        memory["phases"] = dict(self.memory.phases)
+        memory = _plain(self.memory)
+        memory["stages"] = [_plain(stage) for stage in self.stages]
+        memory["host_bytes"] = self.host_bytes
         return {
             "schema": SCHEMA,
             "memcalc": __version__,
@@ -109,3 +123,8 @@ class ServingEstimate:
             "notes": list(self.notes),
             "advice": list(self.advice),
         }
+
+
+def _plain(memory: ServingMemoryEstimate) -> dict[str, Any]:
+    found = memory._asdict()
+    return {**found, "breakdown": dict(memory.breakdown), "phases": dict(memory.phases)}

@@ -104,12 +104,14 @@ def _width(rate: AttentionRate, d_qk: Num, d_v: Num) -> Num:
     return rate.wide ** maximum(octaves, 0) * rate.narrow ** (-minimum(octaves, 0))
 
 
-def decode_attention_s(rates: Rates, shape: tuple[Num, ...], cache_bytes: Num = 2) -> Num:
+def decode_attention_s(
+    rates: Rates, shape: tuple[Num, ...], cache_bytes: Num = 2, dtype: str = ""
+) -> Num:
     """Seconds of one decode step's attention: s_q new positions over a cache of s_kv each.
 
-    cache_bytes: of one element of the cache.
+    cache_bytes: of one element of the cache. dtype: of the products, where rates were measured for it.
     """
-    return cached_s(rates.decode, shape, cache_bytes)
+    return cached_s(rates.decode_by.get(dtype, rates.decode), shape, cache_bytes)
 
 
 def cached_s(rate: DecodeRate, shape: tuple[Num, ...], cache_bytes: Num = 2) -> Num:

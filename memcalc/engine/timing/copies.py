@@ -56,7 +56,8 @@ def copies_of(plan: Plan) -> tuple[Copied, ...]:
     if isinstance(strategy, Ddp):
         width = 4 if strategy.views else 2 + 2 + 4  # in and out of the bucket, and dividing there
         item = ITEMSIZE[plan.kernels.param_dtype]
-        size, tensors = _elements(plan) * item, len(plan.structure(True)[0].leaves)
+        leaves = plan.structure(True)[0].leaves
+        size, tensors = _elements(plan) * item, sum(leaf.requires_grad for leaf in leaves)
         return (Copied("buckets", "backward", width / 2 * size / batches, tensors // batches),)
     if isinstance(strategy, NanotronStates):
         size, tensors = _elements(plan) * (2 + 4 + 4), _tensors(plan)

@@ -82,13 +82,13 @@ class Part(NamedTuple):
 
 
 def parts_of(structure: Structure) -> tuple[Part, ...]:
-    """Elements of each traced block, experts apart; found once a structure."""
+    """Elements of each traced block that train, experts apart; found once a structure."""
     known = structure.cache.get("elements")
     if known is None:
         sums: dict[tuple[int, bool], Size] = {}
         for leaf in structure.leaves:
             key = (block_of(leaf), is_expert(leaf))
-            sums[key] = sums.get(key, ZERO) + leaf.numel
+            sums[key] = sums.get(key, ZERO) + (leaf.numel if leaf.requires_grad else ZERO)
         known = tuple(Part(*key, size) for key, size in sums.items())
         structure.cache["elements"] = known
     return known  # type: ignore[return-value]
@@ -140,7 +140,9 @@ def _bytes_of(leaf: Tensor, strategy: Fsdp2 | Fsdp1, flat: Mapping[str, Size]) -
         ranks, shape = strategy.expert_ranks, strategy.parameter(leaf).shape
     narrow = strategy.gathers_fp8 and block_of(leaf) >= 0 and len(leaf.shape) > 1
     count = product(shape) * ranks
-    return count * (1 if narrow else ITEMSIZE[strategy.compute]), count * ITEMSIZE[strategy.stored]
+    dtype = leaf.dtype if strategy.added else strategy.compute
+    reduced = count * ITEMSIZE[strategy.stored_dtype(leaf)] if leaf.requires_grad else ZERO
+    return count * (1 if narrow else ITEMSIZE[dtype]), reduced
 
 
 def sharded(plan: Plan, strategy: Fsdp2 | Fsdp1) -> list[Asked]:
@@ -161,6 +163,8 @@ def sharded(plan: Plan, strategy: Fsdp2 | Fsdp1) -> list[Asked]:
             kept = isinstance(strategy, Fsdp2) and strategy.keeps_last
             back = gather._replace(ranks=min(again or ranks, ranks), calls=one.blocks - kept)
             found.append(back._replace(when="backward", overlaps=prefetches, place=place))
+        if one.reduced == 0:  # nothing of it trains
+            continue
         when = "step" if staged else "backward"
         reduced = Asked(one.axis, "reduce_scatter", one.reduced, one.blocks, ranks, when, per)
         reduced = reduced._replace(overlaps=side and not staged, place=place)
@@ -195,7 +199,7 @@ def stage_3(plan: Plan, strategy: DeepSpeed) -> list[Asked]:
             count = known[leaf.numel] = leaf.numel.value(plan.values)
         row = sums.setdefault(block_of(leaf), [0, 0])
         row[0] += count if count > limits.stage3_param_persistence_threshold else 0
-        row[1] += count
+        row[1] += count if leaf.requires_grad else 0
     alike = Counter[tuple[bool, int, int]]()
     for block, (gathered, reduced) in sums.items():
         alike[block < 0, gathered, reduced] += weights[block]
@@ -207,6 +211,8 @@ def stage_3(plan: Plan, strategy: DeepSpeed) -> list[Asked]:
         one = Asked("dp", "all_gather", each, calls, strategy.ranks, "forward")
         one = one._replace(overlaps=not root, place=place)
         found += [one, one._replace(when="backward")]
+        if not reduced:
+            continue
         last = one._replace(kind="reduce_scatter", call_bytes=reduced * width, calls=times)
         copied = 4 * reduced * width  # into the bucket, and into the ranks' parts
         found.append(last._replace(when="backward", copied=copied, copies=2))

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.timing.alignment import CUBLAS, PARTS, VECTOR, share_left
 from memcalc.engine.timing.arith import Num, extremes, maximum, minimum
 from memcalc.errors import ConfigError, unknown
@@ -44,6 +45,27 @@ def gemm_s(rates: Rates, dtype: str, *shape: Num, part: str = "forward") -> Num:
     if part not in PARTS:
         raise unknown("part of a product", part, PARTS)
     return seconds * (rate.dgrad if part == "dgrad" else rate.wgrad)
+
+
+def few_rows_s(rates: Rates, name: str, dtype: str, shape: tuple[float, ...]) -> float | None:
+    """Seconds of `batch` products of few rows, shape (batch, m, n, k), by rates measured at such numbers.
+
+    Between two numbers of rows seconds are linear in them. None where nothing was measured, or only for
+    fewer rows.
+    """
+    known = rates.few_rows.get(f"{'bmm' if name == 'bmm' else 'linear'} {dtype}", ())
+    batch, m, n, k = shape
+    above = next((one for one in known if one.rows >= m), None)
+    if above is None:
+        return None
+    read = batch * n * k * ITEMSIZE[dtype]
+    seconds = above.t0_s + read / above.bytes_per_s
+    below = [one for one in known if one.rows < m]
+    if not below or above.rows == m:
+        return seconds
+    under = below[-1].t0_s + read / below[-1].bytes_per_s
+    share = (m - below[-1].rows) / (above.rows - below[-1].rows)
+    return under + share * (seconds - under)
 
 
 def grouped_s(rates: Rates, dtype: str, groups: Num, rows: Num, n: Num, k: Num) -> Num:
@@ -120,6 +142,8 @@ def memory_s(rate: GemmRate, batch: Num, m: Num, n: Num, k: Num) -> Num:
 
 def _rate(rates: Rates, dtype: str) -> GemmRate:
     rate = rates.gemm.get(dtype)
+    if rate is None and dtype == "int8":
+        rate = rates.gemm.get("fp16")  # LLM.int8 is no faster than 16 bits; not measured here
     if rate is None:
         raise ConfigError(
             f"{rates.name}: products in {dtype}: got none on this device; "

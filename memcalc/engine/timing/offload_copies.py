@@ -34,6 +34,7 @@ from memcalc.engine.parallel.data.fsdp2 import Fsdp2
 from memcalc.engine.parallel.data.offload_fsdp2 import OffloadedFsdp2
 from memcalc.engine.parallel.deepspeed.deepspeed import DeepSpeed
 from memcalc.engine.parallel.deepspeed.zero_buckets import Flat, Parameters, part_elements
+from memcalc.engine.parallel.deepspeed.zero_modules import parameters_of
 from memcalc.engine.parallel.strategy import held
 from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import number, product
@@ -98,11 +99,11 @@ def _activations(plan: Plan) -> Iterator[HostCopy]:
         yield HostCopy("activations", to, when, batches * size, batches * calls, pinned)
 
 
-def _part(strategy: DeepSpeed, least: int = 0) -> int:
-    """Elements of a rank's part: of whole parameters above a size in stage 3, of one flat list below."""
+def _part(strategy: DeepSpeed) -> int:
+    """Elements of a rank's part of what trains: of whole parameters in stage 3, of one flat list below."""
     if strategy.stage < 3:
         return part_elements(sum(size for _, size in strategy.parameters), strategy.ranks)
-    return sum(-(-size // strategy.ranks) for _, size in strategy.parameters if size > least)
+    return sum(-(-size // strategy.ranks) for _, size in strategy.parameters)
 
 
 @lru_cache(maxsize=64)
@@ -129,9 +130,12 @@ def _deepspeed(strategy: DeepSpeed) -> Iterator[HostCopy]:
     if not strategy.offload.holds_parameters:
         yield HostCopy("parameters", "gpu", "step", width * part, calls, strategy.stage < 3)
         return
-    fetched = width * _part(strategy, strategy.limits.stage3_param_persistence_threshold)
+    least = strategy.limits.stage3_param_persistence_threshold
+    everything = parameters_of(strategy.modules)
+    fetched = width * sum(-(-size // strategy.ranks) for _, size in everything if size > least)
+    calls = batches * len(everything)
     for when in ("forward", "backward"):
-        yield HostCopy("parameters", "gpu", when, batches * fetched, batches * calls, True, True)
+        yield HostCopy("parameters", "gpu", when, batches * fetched, calls, True, True)
 
 
 def _deepspeed_work(plan: Plan, strategy: DeepSpeed) -> HostWork:
@@ -169,26 +173,31 @@ def _disk_bytes(blocks: Iterable[HostBlock], batches: int) -> int:
 
 
 class _Parts(NamedTuple):
-    """Bytes and tensors of a rank's parts: of blocks, of the root; states of all."""
+    """Bytes and tensors of a rank's parts: of blocks, of the root; of what trains; states of that."""
 
     blocks: int
     root: int
     block_calls: int
     root_calls: int
+    gradients: int
+    gradient_calls: int
     states: int
 
 
 def _parts_of(plan: Plan, strategy: OffloadedFsdp2) -> _Parts:
     structure, runs = plan.structure(plan.keeps_gradients)
     weights = multiplicity(runs)
-    size, calls, states = [0, 0], [0, 0], 0
+    size, calls, trained, states = [0, 0], [0, 0], [0, 0], 0
     for leaf in structure.leaves:
         part, times = Fsdp2.parameter(strategy, leaf), weights[block_of(leaf)]
         root = block_of(leaf) < 0
         size[root] += times * bytes_of_held(part, plan.values)
         calls[root] += times
-        states += times * _state_bytes(part, plan)
-    return _Parts(size[0], size[1], calls[0], calls[1], states)
+        if leaf.requires_grad:
+            trained[0] += times * bytes_of_held(part, plan.values)
+            trained[1] += times
+            states += times * _state_bytes(part, plan)
+    return _Parts(size[0], size[1], calls[0], calls[1], trained[0], trained[1], states)
 
 
 def _fsdp2(plan: Plan, strategy: OffloadedFsdp2, parts: _Parts) -> Iterator[HostCopy]:
@@ -203,14 +212,15 @@ def _fsdp2(plan: Plan, strategy: OffloadedFsdp2, parts: _Parts) -> Iterator[Host
             "parameters", "gpu", "backward", again * parts.blocks // layers,
             again * parts.block_calls // layers, pinned, pinned,
         )  # fmt: skip
-    yield HostCopy("gradients", "host", "backward", whole, count, pinned, pinned)
+    size, calls = parts.gradients, parts.gradient_calls
+    yield HostCopy("gradients", "host", "backward", size, calls, pinned, pinned)
     later = batches - 1
-    yield HostCopy("gradients", "host", "backward", later * whole, later * count, pinned)
+    yield HostCopy("gradients", "host", "backward", later * size, later * calls, pinned)
 
 
 def _fsdp2_work(plan: Plan, parts: _Parts) -> HostWork:
     """torch.optim on the host, clipping before it; gradients of later micro-batches are added there."""
-    later, gradients = plan.resolved.grad_accum_steps - 1, parts.blocks + parts.root
+    later, gradients = plan.resolved.grad_accum_steps - 1, parts.gradients
     stepped = 3 * gradients + 2 * parts.states  # parameters twice, gradients once
     clipped = 3 * gradients if plan.optimizer.grad_clip else 0
     added = 3 * later * gradients

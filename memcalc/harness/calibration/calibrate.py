@@ -22,6 +22,7 @@ from memcalc import __version__
 from memcalc.harness.calibration import (
     microbench_attention,
     microbench_collectives,
+    microbench_decode,
     microbench_fixed,
     microbench_gemm,
     microbench_memory,
@@ -29,7 +30,7 @@ from memcalc.harness.calibration import (
     microbench_step,
     microbench_training,
 )
-from memcalc.harness.calibration.calibration_residual import residuals
+from memcalc.harness.calibration.calibration_residual import generation_residuals, residuals
 from memcalc.harness.calibration.calibration_shaped import add_shaped
 from memcalc.harness.calibration.calibration_summary import CLASSES
 from memcalc.harness.calibration.microbench import CPU, CUDA, SMALL, Point, Scale, Task
@@ -94,16 +95,16 @@ def run(
 
 
 def _add_residuals(profile: dict[str, Any], device: torch.device) -> None:
-    """Products by the default's formula, then the two-depth residual; what cannot be had, and why."""
+    """Products by the default's formula, then residuals of steps and generations; what cannot be had."""
+    makers = {"residual": residuals, "residual_decode": generation_residuals}
     try:
         if (gpu := local_device(device).gpu if device.type == "cuda" else None) is not None:
             add_shaped(profile, gpu)
-        rows = residuals(profile, device)
+        found = {name: make(profile, device) for name, make in makers.items()}
     except Exception as error:
         profile["skipped"].append({"point": "residual of two depths", "reason": _reason(error)})
         return
-    if rows:
-        profile["summary"]["residual"] = rows
+    profile["summary"] |= {name: rows for name, rows in found.items() if rows}
 
 
 def scale_for(device: torch.device, small: bool) -> Scale:
@@ -147,6 +148,10 @@ def tasks_of(scale: Scale) -> list[Task]:
         ),
         *gemm.other_dtypes(scale),
         *microbench_step.steps(scale, scale.steps[1:]),
+        *microbench_decode.launches(scale),
+        *microbench_decode.few_rows(scale),
+        *microbench_decode.cached_attention(scale),
+        *microbench_decode.whole(scale),
     ]
 
 

@@ -15,13 +15,17 @@ from typing import Any
 
 import torch
 
+from memcalc.engine.serving.generation import generation_time
 from memcalc.engine.timing.step_time import step_time
+from memcalc.engine.timing.topology import wires_of
 from memcalc.harness.calibration.microbench import Step
+from memcalc.harness.calibration.microbench_decode import generation_of
 from memcalc.harness.calibration.microbench_step import plan_for
 from memcalc.harness.calibration.summary_rows import Row
 from memcalc.harness.local import local_device
 from memcalc.inputs.choose_rates import as_device
 from memcalc.inputs.measured_rates import measured_rates
+from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.rates import Rates, sustained
 
 
@@ -32,6 +36,25 @@ def residuals(profile: Mapping[str, Any], device: torch.device) -> list[Row]:
     if rates is None:
         return []
     return [_residual(row, rates, device) for row in rows]
+
+
+def generation_residuals(profile: Mapping[str, Any], device: torch.device) -> list[Row]:
+    """Measured over predicted of whole generations, prompts and steps; none where the GPU has no profile."""
+    rows = profile["summary"].get("generation", ())
+    rates = rates_here(profile, device) if rows else None
+    if rates is None:
+        return []
+    wires = wires_of(local_device(device), ParallelPlan(), rates)
+    found = []
+    for row in rows:
+        names = {name: row[name] for name in ("model", "precision", "attention")}
+        told = generation_time(generation_of(**names, device=device), rates, wires)
+        found.append(
+            {**names, "prompt": row["prompt_s"] / told.prefill.seconds,
+             "step": row["step_s"] / told.step.seconds, "n": 1,
+             "relative_spread": row["relative_spread"]}
+        )  # fmt: skip
+    return found
 
 
 def rates_here(profile: Mapping[str, Any], device: torch.device) -> Rates | None:

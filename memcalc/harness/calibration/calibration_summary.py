@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from memcalc.harness.calibration.calibration_fit import Fit, linear, saturating
+from memcalc.harness.calibration.summary_decode import cached_attention, few_rows, generations
 from memcalc.harness.calibration.summary_gemm import gemms
 from memcalc.harness.calibration.summary_rows import (
     Row,
@@ -173,16 +174,21 @@ def _collectives(points: Sequence[Row]) -> list[Row]:
     return found
 
 
-def _launches(points: Sequence[Row]) -> list[Row]:
+def _launches(points: Sequence[Row], kind: str = "launch") -> list[Row]:
     """Seconds a kernel of a minute decoder's eager step takes: next to nothing but its launch."""
     found = []
-    for (precision,), group in groups(of_kind(points, "launch"), "precision").items():
+    for (precision,), group in groups(of_kind(points, kind), "precision").items():
         taken = sum(p["median_s"] * p["kernels"] for p in group)
         seconds = taken / sum(p["kernels"] ** 2 for p in group)
         row = {"precision": precision, "seconds": seconds, "n": len(group)}
         spread = max(single(p)["relative_spread"] for p in group)
         found.append({**row, "relative_spread": spread})
     return found
+
+
+def _launches_decoding(points: Sequence[Row]) -> list[Row]:
+    """The same of a generation's passes, which keep nothing for a backward."""
+    return _launches(points, "launch_decode")
 
 
 def _two_depth(points: Sequence[Row]) -> list[Row]:
@@ -221,5 +227,9 @@ CLASSES: dict[str, Callable[[Sequence[Row]], list[Row]]] = {
     "embedding_backward": _embeddings,
     "collective": _collectives,
     "launch": _launches,
+    "launch_decode": _launches_decoding,
+    "few_rows": few_rows,
+    "decode_attention": cached_attention,
+    "generation": generations,
     "two_depth": _two_depth,
 }

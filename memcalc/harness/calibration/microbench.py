@@ -61,6 +61,11 @@ class Scale(NamedTuple):
     tokens: tuple[int, ...]  # T of the products, the most valuable first
     linears: tuple[tuple[int, int], ...]  # (out, in) features
     small_linears: tuple[tuple[int, int], ...]  # of models with h = 2048, at the first T
+    few_rows: tuple[int, ...]  # rows of the products of generating
+    few_linears: tuple[tuple[int, int], ...]
+    caches: tuple[
+        tuple[int, int, int, int, int], ...
+    ]  # sequences, query and key heads, keys, width of a head
     fp8: tuple[tuple[int, int, int], ...]  # (m, n, k)
     skinny: tuple[int, int, int]  # a product bound by memory
     attention_tokens: int
@@ -92,6 +97,9 @@ CUDA = Scale(
     tokens=(8192, 16384),
     linears=_LLAMA_8B,
     small_linears=_H2048,
+    few_rows=(1, 4, 16),
+    few_linears=((6144, 4096), (28672, 4096), (4096, 14336)),
+    caches=((1, 32, 8, 2048, 128), (16, 32, 8, 1024, 128), (64, 32, 8, 2048, 128), (8, 32, 32, 1024, 128)),
     fp8=((8192, 28672, 4096), (8192, 4096, 14336)),
     skinny=(64, 4096, 4096),
     attention_tokens=16384,
@@ -124,6 +132,10 @@ CPU = Scale(
     tokens=(512, 64),
     linears=((768, 512), (512, 512), (2816, 512), (512, 1408), (4096, 512)),
     small_linears=((384, 256), (256, 704), (128, 128), (2048, 128)),
+    few_rows=(1, 2, 4, 8, 16, 32),
+    few_linears=((256, 256), (512, 512), (2816, 512), (512, 1408), (1024, 1024)),
+    caches=((1, 8, 8, 64, 64), (1, 8, 2, 256, 64), (4, 8, 8, 128, 64), (1, 8, 8, 256, 128),
+            (8, 4, 2, 64, 64)),
     fp8=((256, 512, 512),),
     skinny=(8, 1024, 1024),
     attention_tokens=512,
@@ -147,7 +159,8 @@ CPU = Scale(
 #: Every kind of point at sizes of a few milliseconds, for tests on any device.
 SMALL = CPU._replace(
     protocol=timing.TINY, square=128, sustained_s=0.05, tokens=(64, 32),
-    linears=((96, 64), (64, 64)), small_linears=((48, 32),), fp8=((64, 64, 64),),
+    linears=((96, 64), (64, 64)), small_linears=((48, 32),), few_rows=(1, 4),
+    few_linears=((96, 64), (64, 64)), caches=((1, 4, 2, 32, 16), (2, 4, 4, 64, 16)), fp8=((64, 64, 64),),
     skinny=(4, 128, 128), attention_tokens=128, sequences=(128, 64), heads=(4, 2), head_dims=(32,),
     copies_bytes=(MIB,), pointwise=((64, 64), (256, 64)), vocabulary=(64, 512, 64),
     optimizer_params=(40_000, 10_000), matrix=50, small_matrices=(8, 8),

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from memcalc.engine.kernels import Kernels
 from memcalc.harness.model.attention_core import Core, eager, fused, repeat_heads, weighted_sum
+from memcalc.harness.model.cache import Growing, Standing
 from memcalc.harness.model.casting import DTYPES, Linear
 from memcalc.harness.model.norms import Norm
 from memcalc.harness.model.positions import relative_shift, rotate
@@ -82,6 +83,7 @@ class Attention(nn.Module):
             self.q_norm = Norm(width if wide else d, "q_norm", config, kernels)
             self.k_norm = Norm(kv_width if wide else d, "k_norm", config, kernels)
         self.core = AttentionCore(config, kernels, index)
+        self.cache: Growing | Standing | None = None  # while tokens are generated
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         """context: cos and sin, or the distance table; then the mask where one is used."""
@@ -93,6 +95,8 @@ class Attention(nn.Module):
                 k = rotate(k.permute(HEADS_FIRST), context[0], context[1])
         else:
             q, k = q.permute(HEADS_FIRST), k.permute(HEADS_FIRST)
+        if self.cache is not None:
+            k, v = self.cache.update(k, v)
         if self.config.position_embedding == "relative":
             out = self.relative(self.core.core, (q, k, v), context)
         else:

@@ -40,13 +40,14 @@ def dropout(x: Tensor, p: float, device: str) -> Tensor:
 def fused(core: Core, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """The kernels that keep no scores."""
     out: Tensor
+    causal = q.shape[2] == k.shape[2]  # a new position over a cache looks at all of it
     if core.kernel == "flash" and core.device == "cpu":
-        out = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)[0]
+        out = _aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, causal)[0]
     elif core.kernel == "flash":
-        out = _aten._scaled_dot_product_flash_attention(q, k, v, core.dropout, True)[0]
+        out = _aten._scaled_dot_product_flash_attention(q, k, v, core.dropout, causal)[0]
     elif core.kernel == "cudnn":
         kernel = _aten._scaled_dot_product_cudnn_attention
-        out = kernel(q, k, v, None, True, core.dropout, True)[0]
+        out = kernel(q, k, v, None, True, core.dropout, causal)[0]
     else:
         out = _efficient(core, q, k, v, bias)
     return out
@@ -60,7 +61,8 @@ def _efficient(core: Core, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None)
     if bias is not None:
         bias = bias.expand(q.shape[0], -1, -1, -1)
     kernel = _aten._scaled_dot_product_efficient_attention
-    out: Tensor = kernel(q, k, v, bias, True, core.dropout, bias is None)[0]
+    causal = bias is None and q.shape[2] == k.shape[2]
+    out: Tensor = kernel(q, k, v, bias, True, core.dropout, causal)[0]
     return out
 
 

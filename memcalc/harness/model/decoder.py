@@ -20,11 +20,14 @@ from memcalc.engine.plan import Plan
 from memcalc.harness.local import check_code
 from memcalc.harness.model.attention_core import dropout
 from memcalc.harness.model.block import Block
+from memcalc.harness.model.cache import Cache
 from memcalc.harness.model.casting import DTYPES, Linear, cast_scope
 from memcalc.harness.model.loss import chunked_loss, cross_entropy, fused_loss, logits_of
 from memcalc.harness.model.norms import Norm
+from memcalc.harness.model.packed import Packed
 from memcalc.harness.model.positions import causal_mask, distance_table, rope_tables
 from memcalc.harness.model.recompute import run_block
+from memcalc.harness.model.tuning import tune
 from memcalc.harness.watch.scopes import enter_loss, op
 from memcalc.inputs.model import ModelConfig
 
@@ -38,7 +41,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config, self.kernels, self.kinds = config, kernels, kinds
         self.rope_theta = 10000.0
-        self.positions: Tensor | None = None  # int64 (s); None: 0 to s - 1
+        self.positions: Tensor | None = None  # int64 (s); None: 0 to s - 1, or after the cache
+        self.cache: Cache | None = None
         h, w = config.hidden_size, config.word_embed_proj_dim or config.hidden_size
         self.embedding = Embedding(config.vocab_size, w)
         self.project_in = Linear((w, h), False, kernels, fp8=False) if w != h else None
@@ -72,6 +76,27 @@ class Decoder(nn.Module):
         with cast_scope(self.kernels.autocast):
             return self._logits(self._final(self.hidden_states(ids)[0]))
 
+    def take(self, cache: Cache | None) -> None:
+        """Read and fill this cache from the next pass on; None: none."""
+        self.cache = cache
+        for number, block in enumerate(self.layers):
+            assert isinstance(block, Block)
+            block.attn.cache = None if cache is None else cache.layers[number]
+
+    def next_tokens(self, ids: Tensor) -> Tensor:
+        """The likeliest token (b) after ids (b, s), which the cache takes in. Without gradients."""
+        with torch.no_grad():
+            with cast_scope(self.kernels.autocast):
+                logits = self._last_logits(ids)
+            if self.cache is not None:
+                self.cache.seen += ids.shape[1]
+            with op("sample"):
+                return logits[:, -1].float().argmax(-1)
+
+    def _last_logits(self, ids: Tensor) -> Tensor:
+        x, _tables = self.hidden_states(ids)  # both live until the logits are there
+        return self._logits(self._final(x)[:, -1:])
+
     @property
     def head(self) -> tuple[Tensor, Tensor | None]:
         """Weight (V, w) and bias (V) of the output projection."""
@@ -99,6 +124,8 @@ class Decoder(nn.Module):
             x: Tensor = self.embedding(ids)
             if config.embedding_scale:
                 x = x * config.hidden_size**0.5
+            if self.kernels.adapter is not None and self.kernels.adapter.input_gradients:
+                x.requires_grad_(True)  # for checkpoints, as enable_input_require_grads does it
         if self.project_in is not None:
             with op("project_in"):
                 x = self.project_in(x)
@@ -115,7 +142,11 @@ class Decoder(nn.Module):
     def _positions(self, ids: Tensor) -> Tensor:
         if self.positions is not None:
             return self.positions.clone()
-        return torch.arange(ids.shape[1], device=ids.device)
+        return torch.arange(self._seen, self._seen + ids.shape[1], device=ids.device)
+
+    @property
+    def _seen(self) -> int:
+        return 0 if self.cache is None else self.cache.seen
 
     def _contexts(self, ids: Tensor) -> dict[str, Context]:
         """What blocks of each kind read: the same tables, a mask of their own."""
@@ -125,14 +156,19 @@ class Decoder(nn.Module):
         if config.position_embedding == "rope":
             width = config.head_dim if config.rotary_dim is None else config.rotary_dim
             width = config.mla.qk_rope_head_dim if config.mla else width
-            tables = rope_tables(s, width, self.rope_theta, dtype, device, self.positions)
+            first = self._seen if self.positions is None else self.positions
+            tables = rope_tables(s, width, self.rope_theta, dtype, device, first)
         elif config.position_embedding == "relative":
             tables = (distance_table(s, config.hidden_size, dtype, device),)
         kinds = sorted({kind.attention for kind in self.kinds})
         if self.kernels.attention != "eager" and config.position_embedding != "alibi":
             return dict.fromkeys(kinds, tables)
+        read = {} if self.cache is None else self.cache.reads(self.kinds, s)
         return {
-            kind: (*tables, causal_mask(config, kind == "sliding", s, dtype, device))
+            kind: (
+                *tables,
+                causal_mask(config, kind == "sliding", s, dtype, device, read.get(kind)),
+            )
             for kind in kinds
         }
 
@@ -169,6 +205,9 @@ def build(plan: Plan, device: torch.device | str, seed: int | None = 0) -> Decod
     """
     check_code(plan)
     model = assemble(plan.config, plan.kernels, plan.kinds, device)
+    if (adapter := plan.kernels.adapter) is not None:
+        with parameters_made(adapter.dtype, device):
+            tune(model, plan, plan.kinds)
     if seed is not None:
         initialize(model, seed)
     return model
@@ -200,12 +239,17 @@ def initialize(model: nn.Module, seed: int) -> None:
     torch.manual_seed(seed)
     for name, parameter in model.named_parameters():
         draw(name, parameter, model)
+    for module in model.modules():
+        if isinstance(module, Packed):
+            module.draw()
 
 
 @torch.no_grad()
 def draw(name: str, values: Tensor, model: nn.Module) -> None:
     """First values of one whole parameter of a model, from torch's generator."""
-    if values.ndim > 1:
+    if "lora_B" in name:  # an adapter adds nothing at first
+        values.zero_()
+    elif values.ndim > 1:
         values.normal_(0.0, 0.02)
     elif name.endswith("norm.weight"):
         unit = any(isinstance(m, Norm) and m.kind == "unit_offset" for m in model.modules())
@@ -216,5 +260,5 @@ def draw(name: str, values: Tensor, model: nn.Module) -> None:
 
 def ledger_name(parameter: str) -> str:
     """The ledger's name of a parameter: `layers.0.attn.q_proj.weight` is its `layers.0.q_proj.weight`."""
-    inner = {"attn", "mlp", "relative", "shared"}
+    inner = {"attn", "mlp", "relative", "shared", "adapter"}
     return ".".join(part for part in parameter.split(".") if part not in inner)

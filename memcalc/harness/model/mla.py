@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from memcalc.engine.kernels import Kernels
 from memcalc.harness.model.attention import HEADS_FIRST, AttentionCore
+from memcalc.harness.model.cache import Growing, Standing
 from memcalc.harness.model.casting import Linear
 from memcalc.harness.model.norms import Norm
 from memcalc.harness.model.positions import rotate
@@ -43,6 +44,7 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = Linear((mla.kv_lora_rank, expanded), False, kernels)
         self.o_proj = Linear((a * mla.v_head_dim, h), config.attention_output_bias, kernels)
         self.core = AttentionCore(config, kernels, index)
+        self.cache: Growing | Standing | None = None  # while tokens are generated
 
     def forward(self, x: Tensor, *context: Tensor) -> Tensor:
         """context: cos and sin of d_r columns, then the mask where one is used."""
@@ -58,6 +60,9 @@ class LatentAttention(nn.Module):
         k_rot = k_rot.view(b, 1, s, mla.qk_rope_head_dim)
         with op("rope"):
             q_rot, k_rot = rotate(q_rot, *context[:2]), rotate(k_rot, *context[:2])
+        if self.cache is not None:
+            latent, k_rot = self.cache.update(latent, k_rot)
+        with op("rope"):
             query = torch.cat((q_pass, q_rot), -1)
         key, value = self._expanded(latent, k_rot)
         out = self._attend(query, key, value, context)

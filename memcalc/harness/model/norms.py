@@ -36,16 +36,18 @@ class Norm(nn.Module):
         """Normalised x times weight, in x's dtype (fp32 where autocast widens it)."""
         with op(self.name):
             if self.kind == "layer":
-                return F.layer_norm(
-                    self._widened(x), self.weight.shape, self.weight, self.bias, self.eps
-                )
+                bias = None if self.bias is None else self._widened(self.bias)
+                weight = self._widened(self.weight)
+                return F.layer_norm(self._widened(x), weight.shape, weight, bias, self.eps)
             if self.kind == "unit_offset":
                 return _unit_offset(x, self.weight, self.eps)
             if self.kind == "hand":
                 return _by_hand(x, self.weight, self.eps)
             if self.kind == "decomposed":
-                return _decomposed(self._widened(x), self.weight, self.eps)
-            return fused_rms_norm(self._widened(x), self.weight, self.eps)
+                weight = self._widened(self.weight)
+                return _decomposed(self._widened(x), weight, self.eps)
+            weight = self._widened(self.weight)
+            return fused_rms_norm(self._widened(x), weight, self.eps)
 
     def _widened(self, x: Tensor) -> Tensor:
         """Autocast runs layer_norm and rms_norm, as operators of torch, in fp32."""

@@ -1,6 +1,6 @@
 """Positions: rotary tables and rotation, distance tables and scores of relative positions, masks.
 
-Shapes: tables (s, r) each; x (b, a, s, d); masks (1, 1, s, s), with ALiBi (1, a, s, s).
+Shapes: tables (s, r) each; x (b, a, s, d); masks (1, 1, s, keys), with ALiBi (1, a, s, keys).
 Sources: Su et al. 2021 (arXiv:2104.09864); Press et al. 2021, ALiBi (arXiv:2108.12409); Dai et al. 2019
 (arXiv:1901.02860), sec. 3.3. Checked by: harness/test_decoder_hf.py, oracle/test_plain_variants.py.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from memcalc.harness.model.cache import Read
 from memcalc.harness.watch.scopes import op
 from memcalc.inputs.model import ModelConfig
 
@@ -20,14 +21,15 @@ def rope_tables(
     theta: float,
     dtype: torch.dtype,
     device: torch.device,
-    own: Tensor | None = None,
+    own: Tensor | int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin in the compute dtype; the angles are fp32. own: positions int64 (s), else 0 to s - 1."""
+    """cos and sin in the compute dtype; the angles are fp32. own: positions int64 (s), or the first."""
     with op("rope_tables"):
         exponents = torch.arange(0, r, 2, dtype=torch.float32, device=device) / r
-        positions = (
-            torch.arange(s, dtype=torch.float32, device=device) if own is None else own.float()
-        )
+        if isinstance(own, Tensor):
+            positions = own.float()
+        else:
+            positions = torch.arange(own, own + s, dtype=torch.float32, device=device)
         angles = torch.outer(positions, 1.0 / theta**exponents)
         angles = torch.cat((angles, angles), -1)
         return angles.cos().to(dtype), angles.sin().to(dtype)
@@ -66,21 +68,30 @@ def relative_shift(scores: Tensor) -> Tensor:
 
 
 def causal_mask(
-    config: ModelConfig, sliding: bool, s: int, dtype: torch.dtype, device: torch.device
+    config: ModelConfig,
+    sliding: bool,
+    s: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    read: Read | None = None,
 ) -> Tensor:
-    """Zero where a position may look, the smallest number where it may not; ALiBi's slopes added."""
+    """Zero where a position may look, the smallest number where it may not; ALiBi's slopes added.
+
+    read: what a pass over a cache reads; None: the s positions alone.
+    """
+    keys, before = read or Read(s, 0)
     with op("causal_mask"):
         lowest = torch.finfo(dtype).min
-        full = torch.full((s, s), lowest, dtype=dtype, device=device)
-        mask = full.triu(1)
+        full = torch.full((s, keys), lowest, dtype=dtype, device=device)
+        mask = full.triu(1 + before)
         if sliding and config.sliding_window is not None:
-            mask += full.tril(-config.sliding_window)
+            mask += full.tril(before - config.sliding_window)
         del full
     if config.position_embedding != "alibi":
         return mask[None, None]
     with op("alibi"):
         heads = torch.arange(1, config.num_attention_heads + 1, dtype=dtype, device=device)
         slopes = torch.pow(2.0, heads * (-8.0 / config.num_attention_heads))
-        positions = torch.arange(s, dtype=dtype, device=device)
+        positions = torch.arange(keys, dtype=dtype, device=device)
         bias = slopes[:, None, None] * positions
         return (bias + mask)[None]

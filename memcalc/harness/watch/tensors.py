@@ -241,7 +241,7 @@ def _alive_at_peak(initial: list[Alloc], events: list[Event]) -> dict[int, Alloc
 def _held(step: TrainingStep) -> dict[str, list[Tensor]]:
     """Parameters, optimizer states on the device and master copies, which stay between steps."""
     return {
-        "parameters": list(step.model.parameters()),
+        "parameters": [*step.model.parameters(), *step.model.buffers()],  # packed ones
         "optimizer": [t for o in step.optimizers for t, on_host in _states(o) if not on_host],
         "master": [copy for o in step.optimizers for copy in _copies(o)],
     }

@@ -89,16 +89,25 @@ def run_hf(
         if checkpoint:
             model.activation_checkpointing_enable({"use_reentrant": False})
         _open_scopes(model)
-        tracker = StorageTracker(where)
-        tracker.track(model, ids)
-        base, initial = tracker.live, tracker.live_storages()
-        with tracker:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-            saved = tracker.live - base
-            tracker.set_phase("backward")
-            loss.backward()
-            del loss
+        return recorded(
+            model, {"ids": ids}, lambda: model(input_ids=ids, labels=ids, use_cache=False), autocast
+        )
+
+
+def recorded(
+    model: nn.Module, inputs: dict[str, Tensor], forward: Callable[[], Any], autocast: bool
+) -> HfRecord:
+    """One forward, whose result holds a loss, and one backward; under bf16 autocast if asked."""
+    tracker = StorageTracker(next(model.parameters()).device.type)
+    tracker.track(model, *{id(t): t for t in inputs.values()}.values())
+    base, initial = tracker.live, tracker.live_storages()
+    with tracker:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = forward().loss
+        saved = tracker.live - base
+        tracker.set_phase("backward")
+        loss.backward()
+        del loss
     return HfRecord(
         params=sum(p.numel() for p in model.parameters()),
         param_bytes=sum(p.nbytes for p in model.parameters()),

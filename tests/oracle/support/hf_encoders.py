@@ -22,13 +22,13 @@ from transformers import AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 from transformers.integrations.sdpa_attention import create_position_bias_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from memcalc.harness.watch.tracker import StorageTracker
 from tests.oracle.support.hf import (
     HfRecord,
     _one_byte_dropout_masks,
     _open_scopes,
     as_config,
     powers_of_cuda,
+    recorded,
 )
 
 _aten = torch.ops.aten
@@ -77,27 +77,7 @@ def run_encoder(
         if checkpoint:
             model.activation_checkpointing_enable({"use_reentrant": False})
         _open_scopes(model)
-        tracker = StorageTracker(where)
-        tracker.track(model, *{id(t): t for t in inputs.values()}.values())
-        base, initial = tracker.live, tracker.live_storages()
-        with tracker:
-            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-                loss = model(**inputs).loss
-            saved = tracker.live - base
-            tracker.set_phase("backward")
-            loss.backward()
-            del loss
-    return HfRecord(
-        params=sum(p.numel() for p in model.parameters()),
-        param_bytes=sum(p.nbytes for p in model.parameters()),
-        base=base,
-        saved=saved,
-        peak_over_base=tracker.peak - base,
-        peak_at=tracker.peak_at,
-        phase_peaks=tracker.phase_peaks,
-        initial=initial,
-        events=list(tracker.events),
-    )
+        return recorded(model, inputs, lambda: model(**inputs), autocast)
 
 
 @contextmanager

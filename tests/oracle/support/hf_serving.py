@@ -8,7 +8,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from transformers import AutoModelForCausalLM, Cache, DynamicCache, StaticCache
+from transformers import AutoModelForCausalLM, Cache, DynamicCache, QuantizedCache, StaticCache
 
 from memcalc.harness.watch.tracker import Alloc, Event, StorageTracker
 from tests.oracle.support.hf import _KERNEL_NAME, _PACKED_SEQUENCES, as_config
@@ -29,9 +29,29 @@ def cache_bytes(cache: Cache) -> int:
     found = {
         tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes()
         for layer in cache.layers
-        for tensor in (layer.keys, layer.values)
+        for tensor in held(layer)
     }
     return sum(found.values())
+
+
+def held(layer: Any) -> list[torch.Tensor]:
+    """The tensors of one layer's cache; of a quantised one what is packed, scales, and the residual."""
+    found: list[torch.Tensor] = []
+    for one in (layer.keys, layer.values, *(getattr(layer, name, None) for name in _PACKED)):
+        if isinstance(one, torch.Tensor) and not hasattr(one, "__tensor_flatten__"):
+            found.append(one)
+        elif isinstance(
+            one, tuple
+        ):  # (packed, scale), or HQQ's (packed, its scales and zero points)
+            for part in one:
+                found += [p for p in (part.values() if isinstance(part, dict) else (part,))
+                          if isinstance(p, torch.Tensor)]  # fmt: skip
+        elif one is not None:  # quanto's tensor of several
+            found += [one._data._data, one._scale, one._shift]
+    return found
+
+
+_PACKED = ("_quantized_keys", "_quantized_values")
 
 
 def serve_hf(
@@ -40,10 +60,11 @@ def serve_hf(
     lengths: tuple[int, ...],
     attention: str = "flash",
     static: int | None = None,
+    quantised: str | None = None,
 ) -> list[Pass]:
     """Forward passes of so many new positions each, one after the other, through one cache.
 
-    static: positions of a StaticCache; None: a DynamicCache.
+    static: positions of a StaticCache; None: a DynamicCache. quantised: backend of a QuantizedCache.
     """
     config = as_config(config)
     implementation = _KERNEL_NAME if attention == "flash" else attention
@@ -55,16 +76,12 @@ def serve_hf(
         model = AutoModelForCausalLM.from_config(
             config, attn_implementation=implementation, dtype=torch.bfloat16
         ).eval()
-        cache = (
-            DynamicCache(config=config)
-            if static is None
-            else StaticCache(config=config, max_cache_len=static)
-        )
+        cache = _cache(config, static, quantised)
         for length in lengths:
             ids = torch.zeros(batch, length, dtype=torch.long)
             tracker = StorageTracker("meta")
             tracker.track(model, ids)
-            tracker.track([(layer.keys, layer.values) for layer in cache.layers])
+            tracker.track([held(layer) for layer in cache.layers])
             before = tracker.live
             tracker.reset()
             with tracker:
@@ -79,6 +96,14 @@ def serve_hf(
             )
             del out
     return found
+
+
+def _cache(config: Any, static: int | None, quantised: str | None) -> Cache:
+    if quantised is not None:
+        return QuantizedCache(quantised, config)
+    if static is not None:
+        return StaticCache(config=config, max_cache_len=static)
+    return DynamicCache(config=config)
 
 
 def amounts(one: Pass) -> list[int]:

@@ -23,6 +23,7 @@ from tests.oracle.support.hf import (
     powers_of_cuda,
 )
 from tests.oracle.support.hf_encoders import SEQ2SEQ, build, inputs_of
+from tests.oracle.support.peft_virtual import MASKED, OnHost
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -78,7 +79,7 @@ def run_peft(config: dict[str, Any], run: PeftRun) -> PeftRecord:
             model = _model(config, run)
             inputs = inputs_of(config, (run.batch, run.seq, run.target))
             ids = inputs["labels"]
-        _open_scopes(model.base_model.model if isinstance(model, peft.PeftModel) else model)
+        _open_scopes(model.get_base_model() if isinstance(model, peft.PeftModel) else model)
         trained = [p for p in model.parameters() if p.requires_grad]
         tracker = StorageTracker(where)
         tracker.track(model, *inputs.values())
@@ -122,7 +123,7 @@ def _base(config: dict[str, Any], run: PeftRun) -> Any:
         return build(config, run.attention, _DTYPES[run.base])
     whole = as_config(config)
     whole.use_cache = False
-    attention = _KERNEL_NAME if run.attention == "flash" else run.attention
+    attention = {"flash": _KERNEL_NAME, "efficient": MASKED}.get(run.attention, run.attention)
     model = AutoModelForCausalLM.from_config(
         whole, attn_implementation=attention, dtype=_DTYPES[run.base]
     )
@@ -139,7 +140,10 @@ def _model(config: dict[str, Any], run: PeftRun) -> Any:
 
             pack(model, run.packed)
         with _as_made(run):
-            return peft.get_peft_model(model, run.method, autocast_adapter_dtype=run.widens).train()
+            made = peft.get_peft_model(model, run.method, autocast_adapter_dtype=run.widens).train()
+        if run.method.is_prompt_learning:
+            made.prompt_tokens = {name: OnHost(run.method) for name in made.prompt_tokens}
+        return made
     run.method(model)
     return model
 

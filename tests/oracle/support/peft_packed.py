@@ -7,6 +7,7 @@ from typing import Any
 import bitsandbytes
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from tests.oracle.support.bitsandbytes_cuda import cuda_code, linear_of
 
@@ -16,9 +17,10 @@ __all__ = ["cuda_code", "pack", "states_of"]
 def pack(model: Any, fmt: str) -> None:
     """Swap every linear but the head, as transformers does when it loads a quantised model."""
     for path, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear) and path != "lm_head":
+        if isinstance(module, nn.Linear | Conv1D) and path != "lm_head":
             parent, _, name = path.rpartition(".")
-            sizes = module.in_features, module.out_features
+            turned = isinstance(module, Conv1D)  # whose weight is (in, out)
+            sizes = tuple(module.weight.shape[:: 1 if turned else -1])
             with torch.device("cpu"):  # bitsandbytes packs real numbers
                 made = linear_of(fmt, *sizes, module.bias is not None)
             setattr(model.get_submodule(parent), name, made.train())

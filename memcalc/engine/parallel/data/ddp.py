@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from memcalc.engine.injectors import Hooks, Injector
 from memcalc.engine.optimizer import OptimizerPlan, run_step
-from memcalc.engine.parallel.strategy import Batch, Strategy
+from memcalc.engine.parallel.strategy import Batch, Strategy, as_packed
 from memcalc.engine.states import all_leaves, block_of, bytes_of_held
 from memcalc.engine.tensors import Tape, Tensor
 from memcalc.inputs.stacks import Stack
@@ -41,7 +41,8 @@ class Ddp(Strategy):
     """views: gradients are views of the buckets. drops: zero_grad drops them (set_to_none).
 
     batches: micro-batches of a step, 3 standing for more. split_over: ranks that split the optimizer's
-    states, whole parameters each; dims: the dims' values, which decide who steps what.
+    states, whole parameters each; dims: the dims' values, which decide who steps what. packed: (leaf,
+    bytes) of a base whose linears are packed.
     """
 
     views: bool
@@ -49,6 +50,11 @@ class Ddp(Strategy):
     batches: int
     split_over: int = 1
     dims: tuple[tuple[str, int], ...] = ()
+    packed: tuple[tuple[str, int], ...] = ()
+
+    def parameter(self, leaf: Tensor) -> Tensor:
+        """The whole parameter, packed where a frozen base is."""
+        return as_packed(leaf, self.packed)
 
     @property
     def persistent_gradients(self) -> bool:
@@ -71,7 +77,8 @@ class Ddp(Strategy):
         return (Batch(False, False), *middle, Batch(True, True))
 
     def optimized(self, leaves: list[Tensor]) -> list[Tensor]:
-        """Every parameter, or those of the rank that has most."""
+        """Every parameter that trains, or those of the rank that has most."""
+        leaves = super().optimized(leaves)
         if self.split_over == 1:
             return leaves
         values = dict(self.dims)
@@ -85,7 +92,8 @@ class Ddp(Strategy):
     ) -> None:
         """Every rank clips all gradients, then steps its own parameters."""
         if self.split_over > 1 and plan.grad_clip:
-            run_step(tape, leaves, plan._replace(name="none", master=False))
+            trained = super().optimized(leaves)
+            run_step(tape, trained, plan._replace(name="none", master=False))
             plan = plan._replace(grad_clip=False)
         super().step(tape, leaves, plan, partial)
 
@@ -98,10 +106,10 @@ class Ddp(Strategy):
         return sum(self.buckets(plan)) if self._copies and self.batches > 1 else 0
 
     def buckets(self, plan: Plan) -> list[int]:
-        """Bytes of each bucket, in the order they are filled."""
+        """Bytes of each bucket, in the order they are filled; a frozen parameter is in none."""
         structure, runs = plan.structure(True)
-        sizes = [bytes_of_held(leaf, plan.values) for leaf in all_leaves(structure, runs)]
-        return bucket_bytes(sizes[::-1])
+        trained = [leaf for leaf in all_leaves(structure, runs) if leaf.requires_grad]
+        return bucket_bytes([bytes_of_held(leaf, plan.values) for leaf in trained][::-1])
 
 
 class BucketViews(NamedTuple):
@@ -117,7 +125,7 @@ class BucketViews(NamedTuple):
             if name != "backward" or not (build.has_gradients and self.accumulates):
                 return
             before = (tape.op, tape.block)
-            for leaf in tape.leaves.values():
+            for leaf in filter(lambda leaf: leaf.requires_grad, tape.leaves.values()):
                 tape.at("no_sync", block_of(leaf))
                 leaf.grad = (
                     tape.earlier_made("gradient", leaf.shape, leaf.dtype)

@@ -7,8 +7,9 @@ from which every parameter is copied out (N z). In forward the output lives unti
 copied out, in backward only until its own is. A reduction makes a flat input (N Z), which lives until
 the next reduction, and a flat output (Z): the group's gradients are views of it.
 Streams free nothing by themselves: FSDP2 holds a tensor until its events have passed, in this order on
-a GPU as on a CPU. Not here: what NCCL takes (engine/parallel/network/communication.py).
-Checked by: oracle/test_fsdp2.py, event for event.
+a GPU as on a CPU. A block whose input needs no gradient has no hook in backward: it is reduced and freed
+after the root. Not here: what NCCL takes (engine/parallel/network/communication.py).
+Checked by: oracle/test_fsdp2.py, event for event; oracle/test_peft_ranks.py, with frozen parameters.
 """
 
 from __future__ import annotations
@@ -30,18 +31,39 @@ ROOT = -1
 
 
 class Group(NamedTuple):
-    """Parameters that are gathered together: the traced block they are of, their names and shapes."""
+    """Parameters that are gathered together: the traced block they are of, their names and shapes.
+
+    dtypes: (kept in, gathered in) of each, where they are not all the timeline's.
+    """
 
     block: int
     parameters: tuple[tuple[str, Shape], ...]
+    dtypes: tuple[tuple[str, str], ...] = ()
 
     def padded(self, ranks: int) -> list[Size]:
         """z of each parameter."""
         return [product((shape[0].over(ranks), *shape[1:])) for _, shape in self.parameters]
 
 
+class Part(NamedTuple):
+    """A rank's part of a parameter: z, the dtype it is kept in, the dtype it is gathered in."""
+
+    size: Size
+    stored: str
+    gathered: str
+
+    @property
+    def casts(self) -> bool:
+        """Whether it is cast before it is gathered."""
+        return self.stored != self.gathered
+
+
 class Fsdp2Timeline(NamedTuple):
-    """The injector of one rank; fields as in `fsdp2.Fsdp2`, groups as `fsdp2.groups_of` gives them."""
+    """The injector of one rank; fields as in `fsdp2.Fsdp2`, groups as `fsdp2.groups_of` gives them.
+
+    on_host: parts wait on the host, and reduced gradients go there (offload_fsdp2.py). reduces: dtype of
+    reductions, the trained parts'; "": stored.
+    """
 
     root: Group
     blocks: tuple[Group, ...]
@@ -52,33 +74,37 @@ class Fsdp2Timeline(NamedTuple):
     compute: str
     gathers_fp8: bool = False
     keeps_last: bool = False
-    on_host: bool = (
-        False  # parts wait on the host, and reduced gradients go there (offload_fsdp2.py)
-    )
+    on_host: bool = False
+    reduces: str = ""
 
     @property
     def casts(self) -> bool:
         """Whether parts are cast before they are gathered."""
         return self.stored != self.compute
 
-    def dtypes(self, group: Group) -> list[str]:
-        """What each parameter of a group is gathered in."""
+    def parts(self, group: Group) -> list[Part]:
+        """This rank's part of each parameter of a group."""
         narrow = self.gathers_fp8 and group.block != ROOT
-        return [
-            "fp8" if narrow and len(shape) > 1 else self.compute for _, shape in group.parameters
+        dtypes = group.dtypes or [
+            (self.stored, "fp8" if narrow and len(shape) > 1 else self.compute)
+            for _, shape in group.parameters
         ]
-
-    def flat(self, group: Group, times: int) -> tuple[Shape, str]:
-        """Shape and dtype of a flat buffer of a group's parts; of several dtypes it is bytes."""
-        parts = list(zip(group.padded(self.ranks), self.dtypes(group), strict=True))
-        if all(dtype == self.compute for _, dtype in parts):
-            return (sum((size for size, _ in parts), ZERO) * times,), self.compute
-        return (sum((size * ITEMSIZE[dtype] for size, dtype in parts), ZERO) * times,), "uint8"
+        padded = group.padded(self.ranks)
+        return [Part(size, *dtype) for size, dtype in zip(padded, dtypes, strict=True)]
 
     def start(self, build: Build) -> Hooks:
         """Hooks over a state of its own."""
         live = _Live(self, build)
         return Hooks(live.before_block, live.after_block, None, live.phase, takes_gradients=True)
+
+
+def _flat(parts: list[Part], times: int) -> tuple[Shape, str]:
+    """Shape and dtype of a flat buffer of parts as they are gathered; of several dtypes it is bytes."""
+    dtypes = {part.gathered for part in parts}
+    if len(dtypes) == 1:
+        return (sum((part.size for part in parts), ZERO) * times,), dtypes.pop()
+    total = sum((part.size * ITEMSIZE[part.gathered] for part in parts), ZERO)
+    return (total * times,), "uint8"
 
 
 @dataclass(slots=True)
@@ -99,6 +125,7 @@ class _Live:
         self.previous: Tensor | None = None  # forward: the last group's gathered output
         self.reduced: Tensor | None = None  # backward: the last reduction's input
         self.summed: dict[int, Tensor] = {}  # what replicas have summed, until backward is over
+        self.over: set[int] = set()  # blocks whose backward has ended by a hook of their own
 
     def phase(self, name: str) -> None:
         """The root's group is gathered first and reduced last; it stays gathered in between."""
@@ -113,6 +140,7 @@ class _Live:
         elif name == "end":
             if root.parameters:
                 self._reduce(root)
+            self._end_others()
             self.summed.clear()
             self.reduced = None
 
@@ -128,11 +156,20 @@ class _Live:
         """Free gathered parameters; in backward, reduce the gradients."""
         group = self.plan.blocks[block]
         if direction == "backward":
-            self._reduce(group)
+            if block in self.build.fed:
+                self.over.add(block)
+                self._reduce(group)
         elif self.plan.kept_on != 1 and not (
             self.plan.keeps_last and group is self.plan.blocks[-1]
         ):
             self._free_after_forward(group)
+
+    def _end_others(self) -> None:
+        """Reduce and free blocks that no hook has ended, the first one first."""
+        for group in self.plan.blocks:
+            if group.block not in self.over:
+                self._reduce(group)
+            self.held[group.block].gathered = None
 
     @contextmanager
     def _within(self, op: str, group: Group) -> Iterator[None]:
@@ -151,14 +188,15 @@ class _Live:
         if held.whole or held.gathered is not None or plan.ranks == 1:
             return
         copies = plan.ranks // ((held.fewer and plan.kept_on) or plan.ranks)
+        parts = plan.parts(group)
+        cast = [part for part in parts if part.casts]
         with self._within("all_gather", group):
             narrow: Tensor | list[Tensor] | None = None
             if plan.on_host and not held.fewer:
-                sizes = zip(group.padded(plan.ranks), plan.dtypes(group), strict=True)
-                narrow = [self._copied(size, dtype) for size, dtype in sizes]
-            elif plan.casts:
-                narrow = self.tape.empty("all_gather_input", *plan.flat(group, copies))
-            held.gathered = self.tape.empty("all_gather_output", *plan.flat(group, plan.ranks))
+                narrow = [self._copied(part) for part in parts]
+            elif cast:
+                narrow = self.tape.empty("all_gather_input", *_flat(cast, copies))
+            held.gathered = self.tape.empty("all_gather_output", *_flat(parts, plan.ranks))
             del narrow
 
     def _copy_out(self, group: Group, defer: bool) -> None:
@@ -171,26 +209,27 @@ class _Live:
             return
         narrow = None
         with self._within("unshard", group):
-            for size, dtype in zip(group.padded(plan.ranks), plan.dtypes(group), strict=True):
-                wide = self._from_host(size) if plan.ranks == 1 else None
-                if plan.ranks == 1 and plan.casts:
-                    narrow = self.tape.empty("_to_copy", (size,), dtype)
+            for part in plan.parts(group):
+                wide = self._from_host(part) if plan.ranks == 1 else None
+                if plan.ranks == 1 and part.casts:
+                    narrow = self.tape.empty("_to_copy", (part.size,), part.gathered)
                     wide = None
-                held.whole.append(self.tape.empty("unsharded", (size * plan.ranks,), dtype))
+                whole = (part.size * plan.ranks,)
+                held.whole.append(self.tape.empty("unsharded", whole, part.gathered))
             del narrow, wide
         held.fewer = []
         if defer:
             self.previous = held.gathered
         held.gathered = None
 
-    def _copied(self, size: Size, dtype: str) -> Tensor:
-        """A part from the host, cast on the GPU where parts are wider."""
-        wide = self.tape.empty("to", (size,), self.plan.stored)
-        return self.tape.empty("_to_copy", (size,), dtype) if self.plan.casts else wide
+    def _copied(self, part: Part) -> Tensor:
+        """A part from the host, cast on the GPU where it is wider."""
+        wide = self.tape.empty("to", (part.size,), part.stored)
+        return self.tape.empty("_to_copy", (part.size,), part.gathered) if part.casts else wide
 
-    def _from_host(self, size: Size) -> Tensor | None:
+    def _from_host(self, part: Part) -> Tensor | None:
         """A part's copy on the GPU, where parts wait on the host."""
-        return self.tape.empty("to", (size,), self.plan.stored) if self.plan.on_host else None
+        return self.tape.empty("to", (part.size,), part.stored) if self.plan.on_host else None
 
     def _free_after_forward(self, group: Group) -> None:
         """Free the unsharded parameters, each after a copy of its part where fewer ranks keep it."""
@@ -199,9 +238,9 @@ class _Live:
             _drop(held.whole)
             return
         with self._within("reshard", group):
-            for size in group.padded(plan.ranks):
-                part = (size * (plan.ranks // plan.kept_on),)
-                held.fewer.append(self.tape.empty("clone", part, plan.compute))
+            for part in plan.parts(group):
+                kept = (part.size * (plan.ranks // plan.kept_on),)
+                held.fewer.append(self.tape.empty("clone", kept, part.gathered))
                 del held.whole[0]
 
     def _reduce(self, group: Group) -> None:
@@ -214,10 +253,11 @@ class _Live:
             return
         total = sum(sizes, ZERO)
         with self._within("reduce_scatter", group):
-            reduced = self.tape.empty("reduce_scatter_input", (total * plan.ranks,), plan.stored)
+            dtype = plan.reduces or plan.stored
+            reduced = self.tape.empty("reduce_scatter_input", (total * plan.ranks,), dtype)
             last = gradients[-1] if plan.ranks > 1 else None  # PyTorch's loop variable
             gradients.clear()
-            output = self.tape.empty("reduce_scatter_output", (total,), plan.stored)
+            output = self.tape.empty("reduce_scatter_output", (total,), dtype)
             del last
         if plan.replicas > 1:
             self.summed[group.block] = output

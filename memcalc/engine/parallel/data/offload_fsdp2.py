@@ -56,13 +56,15 @@ class OffloadedFsdp2(Fsdp2):
         """On the host."""
 
     def host(self, plan: Plan) -> tuple[HostBlock, ...]:
-        """Every part with its gradient and states."""
+        """Every part, with the gradient and states of one that trains."""
         structure, runs = plan.structure(plan.keeps_gradients)
         blocks: list[HostBlock] = []
         for leaf in all_leaves(structure, runs):
             part = super().parameter(leaf)
             size = bytes_of_held(part, plan.values)
             blocks.append(HostBlock("parameters", size, self.pinned))
+            if not leaf.requires_grad:
+                continue
             blocks.append(HostBlock("gradients", size, self.pinned))
             for shape, dtype in state_tensors(part, plan.optimizer):
                 state = product(shape).value(plan.values) * ITEMSIZE[dtype]

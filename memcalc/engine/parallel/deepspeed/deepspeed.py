@@ -5,6 +5,8 @@ master copy and moments; stage 1 divides the 12P, stage 2 the gradients too, sta
 16P, 4P + 12P/N, 2P + 14P/N, 16P/N, beside buckets and gathered parameters (zero_buckets.py,
 zero_gather.py) and the step's fp32 gradients (zero_step.py). fp32 training keeps 4P and 4P, and a copy
 of the parameters that stage 3 and no ZeRO do without.
+Frozen parameters have no gradient, no bucket and no state: stages 0 to 2 keep them whole on every rank,
+stage 3 cuts and gathers them like the others.
 Figures are those of one parameter group; the Hugging Face Trainer makes two (with and without weight
 decay), which moves the parts' boundaries.
 Source: DeepSpeed 0.18.2, runtime/engine.py (_configure_optimizer), runtime/zero/*.py; Rajbhandari et al.
@@ -20,6 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.injectors import Injector
+from memcalc.engine.kernels import Kernels
 from memcalc.engine.optimizer import OptimizerPlan
 from memcalc.engine.parallel.deepspeed.deepspeed_host import host_blocks
 from memcalc.engine.parallel.deepspeed.zero_buckets import Buckets, Parameters, part_elements
@@ -27,12 +30,15 @@ from memcalc.engine.parallel.deepspeed.zero_gather import Gathers
 from memcalc.engine.parallel.deepspeed.zero_modules import (
     EVERY_BLOCK,
     Module,
+    Visit,
     modules_of,
     parameters_of,
+    recorded_order,
 )
 from memcalc.engine.parallel.deepspeed.zero_step import flat_part, part_step, sub_groups, whole_step
 from memcalc.engine.parallel.offload import moves_parameters, moves_states
-from memcalc.engine.parallel.strategy import Batch, Strategy, held, nowhere
+from memcalc.engine.parallel.strategy import Batch, Strategy, as_packed, held, nowhere
+from memcalc.engine.structure import Beside, structure_of
 from memcalc.engine.tensors import Tape, Tensor
 from memcalc.inputs.stacks import Stack
 
@@ -78,7 +84,10 @@ class Offload(NamedTuple):
 class DeepSpeed(Strategy):
     """ranks: those that share states; dtype: of parameters and gradients; batches: of a step.
 
-    modules: of the whole model with true sizes, in the order of the forward pass.
+    modules: of the whole model with true sizes, in the order of the forward pass. frozen: parameters
+    that do not train. recorded: the order of a step's modules, where it is no chain. copies: one rank
+    gathers as several do. keeps_inputs: linears are zero.Init's, which keep their input for backward.
+    packed: (leaf, bytes) of a base whose linears are packed, which stages 0 to 2 have whole.
     """
 
     stage: int
@@ -88,6 +97,15 @@ class DeepSpeed(Strategy):
     limits: Limits
     modules: tuple[Module, ...]
     offload: Offload = Offload()  # noqa: RUF009  # immutable
+    frozen: frozenset[str] = frozenset()
+    recorded: tuple[Visit, ...] = ()
+    copies: bool = False
+    keeps_inputs: bool = False
+    packed: tuple[tuple[str, int], ...] = ()
+
+    def kernels(self, kernels: Kernels) -> Kernels:
+        """Frozen linears keep their input where zero.Init has replaced them."""
+        return kernels._replace(keeps_inputs=self.keeps_inputs)
 
     @property
     def persistent_gradients(self) -> bool:
@@ -100,8 +118,9 @@ class DeepSpeed(Strategy):
 
     @property
     def parameters(self) -> Parameters:
-        """Name and elements of every parameter, in flat order."""
-        return parameters_of(self.modules)
+        """Name and elements of every parameter that trains, in flat order."""
+        everything = parameters_of(self.modules)
+        return tuple(pair for pair in everything if pair[0] not in self.frozen)
 
     @property
     def _width(self) -> int:
@@ -125,7 +144,8 @@ class DeepSpeed(Strategy):
     @property
     def _gathers_parameters(self) -> bool:
         """Whether modules run on copies: of several ranks' parts, or of what is on the host."""
-        return self.stage == 3 and (self.ranks > 1 or self.offload.holds_parameters)
+        moves = self.ranks > 1 or self.offload.holds_parameters or self.copies
+        return self.stage == 3 and moves
 
     def _gathers(self, plan: Plan) -> Gathers:
         return Gathers(
@@ -138,17 +158,19 @@ class DeepSpeed(Strategy):
             reuse=self.limits.stage3_max_reuse_distance,
             persistent=self.limits.stage3_param_persistence_threshold,
             on_host=self.offload.holds_parameters,
+            recorded=self.recorded,
+            copies=self.copies,
         )
 
     def parameter(self, leaf: Tensor) -> Tensor:
         """The leaf, or in stage 3 this rank's part of it."""
         if self.offload.holds_parameters:
             return nowhere(leaf)
-        return self._cut(leaf) if self.stage == 3 else leaf
+        return self._cut(leaf) if self.stage == 3 else as_packed(leaf, self.packed)
 
     def gradient(self, leaf: Tensor) -> Tensor:
         """What is left of a gradient when the optimizer steps."""
-        if self.offload.steps_on_host:
+        if self.offload.steps_on_host or not leaf.requires_grad:
             return nowhere(leaf)
         return self._cut(leaf) if self.stage else leaf
 
@@ -161,6 +183,7 @@ class DeepSpeed(Strategy):
 
     def flat_parts(self, leaves: list[Tensor]) -> list[Tensor]:
         """What the optimizer steps over, on the GPU or on the host."""
+        leaves = super().optimized(leaves)
         if self.stage == 0 and self.dtype == "fp32":
             return leaves
         if self.stage < 3:
@@ -174,6 +197,7 @@ class DeepSpeed(Strategy):
         """The step with what comes before it; on the host it takes nothing of the GPU."""
         if self.offload.steps_on_host:
             return
+        leaves = super().optimized(leaves)
         flats = self.optimized(leaves)
         if self.stage == 0 and self.dtype == "fp32":
             super().step(tape, leaves, plan, partial)
@@ -198,7 +222,7 @@ class DeepSpeed(Strategy):
             largest = max(size for _, size in self.parameters)
             return {"buffers": largest * self._width} if self.offload.steps_on_host else {}
         threshold = self.limits.stage3_param_persistence_threshold
-        small = sum(size for _, size in self.parameters if size <= threshold)
+        small = sum(size for _, size in parameters_of(self.modules) if size <= threshold)
         return {
             "buffers": self.limits.reduce_bucket_size * self._width,
             "gathered": small * self._width if self._gathers_parameters else 0,
@@ -228,16 +252,38 @@ def deepspeed_of(plan: Plan, stack: Stack) -> DeepSpeed:
     """ZeRO as a plan's layout states it, with the sizes of the stack's profile."""
     layout = plan.parallel
     given = {name: stack.parallel[name] for name in Limits._fields if name in stack.parallel}
+    modules = modules_of(plan)
+    gathers = layout.zero == 3 and (plan.kernels.adapter or plan.config.is_encoder)
     return DeepSpeed(
         stage=layout.zero,
         ranks=layout.shard_ranks,
         dtype=plan.kernels.param_dtype,
         batches=plan.resolved.grad_accum_steps,
         limits=Limits(**given),
-        modules=modules_of(plan),
+        modules=modules,
         offload=Offload(
             optimizer=layout.offload_device if moves_states(layout) else "gpu",
             parameters=layout.offload_device if moves_parameters(layout) else "gpu",
             pinned=layout.pin_memory is True,
         ),
+        frozen=_frozen(plan) if plan.kernels.adapter else frozenset(),
+        recorded=recorded_order(plan, modules) if gathers else (),
+        copies=bool(stack.parallel.get("one_rank_copies", False)),
+        keeps_inputs=_keeps_inputs(plan),
     )
+
+
+def _keeps_inputs(plan: Plan) -> bool:
+    """Stage 3 replaces F.linear by one that keeps its input whatever trains (zero/linear.py).
+
+    GPT-2's transposed products are no F.linear.
+    """
+    tuned = plan.parallel.zero == 3 and plan.kernels.adapter is not None
+    return tuned and plan.config.model_type not in ("gpt2", "openai-gpt")
+
+
+def _frozen(plan: Plan) -> frozenset[str]:
+    """Names of the parameters that do not train, of every block."""
+    beside = Beside((), plan.ends, EVERY_BLOCK)
+    structure, _ = structure_of(plan.config, plan.kernels, plan.kinds, plan.dims, False, beside)
+    return frozenset(leaf.name for leaf in structure.leaves if not leaf.requires_grad)

@@ -4,7 +4,8 @@ Symbols: S elements of this rank's part. Stages 1 and 2: fp32 master copies (4S,
 moments (8S of Adam, pageable), fp32 gradients (4S), 16-bit parameters on their way back (2S), a buffer
 as large as the largest gradient, and with several micro-batches 16-bit gradients of every parameter the
 part touches. Stage 3: master copies and moments (pageable), fp32 gradients (4S), 16-bit gradients (2S),
-parameters (2S, pinned always). What is not marked is pinned where pin_memory says so. Disks hold master
+parameters (2S, pinned always; frozen ones each in a tensor of its own, which is not). What is not marked
+is pinned where pin_memory says so. Disks hold master
 copies, moments and fp32 gradients sub-group by sub-group, in memory is a pool of pinned buffers as large
 as the largest; parameters on disk beyond max_in_cpu elements, with a pool of their own.
 Source: DeepSpeed 0.18.2, runtime/zero/stage_1_and_2.py (__init__, initialize_optimizer_states,
@@ -22,6 +23,7 @@ from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.optimizer import state_tensors
 from memcalc.engine.parallel.deepspeed.zero_buckets import Flat
+from memcalc.engine.parallel.deepspeed.zero_modules import parameters_of
 from memcalc.engine.sizes import product
 from memcalc.engine.states import all_leaves
 from memcalc.engine.tensors import Tensor
@@ -86,6 +88,11 @@ def _stage3(strategy: DeepSpeed, plan: Plan, flats: list[Tensor]) -> list[HostBl
     blocks = [HostBlock("gradients", elements * width, strategy.offload.pinned)]
     if strategy.offload.parameters == "cpu":
         blocks.append(HostBlock("parameters", elements * width, True))
+        blocks += [
+            HostBlock("parameters", -(-size // strategy.ranks) * width, strategy.offload.pinned)
+            for name, size in parameters_of(strategy.modules)
+            if name in strategy.frozen
+        ]
     elif strategy.offload.parameters == "nvme":
         blocks += _parameters_on_disk(strategy, elements, width)
     return blocks

@@ -47,6 +47,21 @@ def deepspeed_kernels(kernels: Kernels, resolved: ResolvedSetup, stack: Stack) -
     return kernels._replace(param_dtype=dtype, compute_dtype=dtype, autocast=False)
 
 
+def in_one_dtype(kernels: Kernels, setup: TrainingSetup, stack: Stack) -> Kernels:
+    """The kernels with adapters in the model's dtype where DeepSpeed casts the whole module.
+
+    Raises ConfigError where a user wants another.
+    """
+    if kernels.adapter is None or setup.peft is None or not runs_deepspeed(stack):
+        return kernels
+    if setup.peft.dtype not in (None, kernels.param_dtype):
+        raise ConfigError(
+            f"lora_dtype: got {setup.peft.dtype} on stack {stack.name}; rule: DeepSpeed casts all; "
+            f"nearest valid: {kernels.param_dtype}"
+        )
+    return kernels._replace(adapter=kernels.adapter._replace(dtype=kernels.param_dtype))
+
+
 def deepspeed_optimizer(
     optimizer: OptimizerPlan, setup: TrainingSetup, kernels: Kernels, layout: ParallelPlan
 ) -> OptimizerPlan:

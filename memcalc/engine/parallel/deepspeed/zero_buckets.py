@@ -241,7 +241,7 @@ class _Stage1(_Stage2):
 
     def _earlier(self) -> None:
         """Gradients and bucket of the micro-batches before."""
-        for leaf in self.tape.leaves.values():
+        for leaf in filter(lambda leaf: leaf.requires_grad, self.tape.leaves.values()):
             before = (self.tape.op, self.tape.block)
             self.tape.at("accumulate", block_of(leaf))
             leaf.grad = (

@@ -18,7 +18,7 @@ from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
 from memcalc.engine.injectors import Hooks
-from memcalc.engine.parallel.deepspeed.zero_modules import Module
+from memcalc.engine.parallel.deepspeed.zero_modules import Module, Visit, noting
 from memcalc.engine.sizes import number
 from memcalc.engine.tensors import Tensor
 
@@ -31,6 +31,8 @@ class Gathers(NamedTuple):
 
     prefetch, most_live, reuse, persistent: elements, as above. dtype: of gathered parameters. on_host:
     this rank's parts wait there and are copied to the GPU first; one rank copies whole parameters.
+    recorded: the order of modules where it is no chain there and back. copies: one rank gathers as
+    several do, through buffers (DeepSpeed before 0.9). evaluates: steps have no backward.
     """
 
     modules: tuple[Module, ...]
@@ -42,14 +44,33 @@ class Gathers(NamedTuple):
     reuse: int
     persistent: int
     on_host: bool = False
+    recorded: tuple[Visit, ...] = ()
+    copies: bool = False
+    evaluates: bool = False
+
+    def without_backward(self) -> Gathers:
+        """The gathers of an evaluation."""
+        forward = tuple(visit for visit in self.recorded if visit[0] == "forward")
+        return self._replace(recorded=forward, evaluates=True)
+
+    @property
+    def through_buffers(self) -> bool:
+        """Whether what is gathered passes through buffers; one rank just moves it."""
+        return self.ranks > 1 or self.copies
 
     def start(self, build: Build) -> Hooks:
         """Hooks over a state of its own."""
         live = _Live(self, build)
-        return Hooks(phase=live.phase, before_op=live.before_op)
+        before_op = noting(build.tape, live.visit) if self.recorded else live.before_op
+        return Hooks(phase=live.phase, before_op=before_op)
 
     def order(self) -> list[Module]:
         """Modules as a step runs them: forward, then backward, recomputed blocks forward again."""
+        if self.recorded:
+            named = {(module.block, module.op): module for module in self.modules}
+            return [named[block, op] for _, block, op, _ in self.recorded]
+        if self.evaluates:
+            return list(self.modules)
         blocks: dict[int, list[Module]] = {}
         for module in self.modules:
             blocks.setdefault(module.block, []).append(module)
@@ -82,6 +103,7 @@ class _Live:
         self.places: dict[tuple[int, str], deque[int]] = {}
         for index, module in enumerate(self.steps):
             self.places.setdefault((module.block, module.op), deque()).append(index)
+        self.visits = {visit: index for index, visit in enumerate(plan.recorded)}
         self.queue = deque(
             (name, size, index)
             for index, module in enumerate(self.steps)
@@ -111,9 +133,19 @@ class _Live:
             places.popleft()
         if not places:
             return
-        self.current = places.popleft()
+        self._run(places.popleft())
+
+    def visit(self, visit: Visit) -> None:
+        """The same, told in which direction: a module that runs twice has two places in the order."""
+        self._release()
+        index = self.visits.pop(visit, None)
+        if index is not None:
+            self._run(index)
+
+    def _run(self, step: int) -> None:
+        self.current = step
         before = (self.tape.op, self.tape.block)
-        self._fetch(self.current)
+        self._fetch(step)
         self.tape.at(*before)
 
     def _fetch(self, step: int) -> None:
@@ -154,13 +186,13 @@ class _Live:
             self._parts(names)
         elif names:
             self.tape.at("all_gather", self._block(names[0]))
-            flat = self._empty("flat_tensor", total) if ranks > 1 else None
+            flat = self._empty("flat_tensor", total) if self.plan.through_buffers else None
             self._parts(names)
             self.coming |= dict.fromkeys(names, _Group(names, flat))
 
     def _parts(self, names: list[str]) -> None:
         """Copies of this rank's parts on their way from the host into the flat tensor."""
-        if self.plan.on_host and self.plan.ranks > 1:
+        if self.plan.on_host and self.plan.through_buffers:
             self.tape.at("all_gather", self._block(names[0]))
             parts = [self._empty("to", -(-self.sizes[n] // self.plan.ranks)) for n in names]
             del parts

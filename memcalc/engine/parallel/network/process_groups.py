@@ -130,6 +130,7 @@ STACK_GROUPS: Final = {
         _MEGATRON, "", "megatron/core/parallel_state.py, megatron/training/initialize.py"
     ),
     "deepspeed": StackGroups(_DEEPSPEED, "", "deepspeed/utils/groups.py"),
+    "deepspeed-0.8": StackGroups(_DEEPSPEED, "", "deepspeed/utils/groups.py"),
     "megatron-deepspeed": StackGroups(
         _MEGATRON_DEEPSPEED, "", "megatron/core/parallel_state.py, deepspeed/utils/groups.py"
     ),

@@ -1,0 +1,1 @@
+"""Feedback training: PPO, GRPO, DPO and reward models as programs over several models."""

@@ -1,0 +1,161 @@
+"""Phases in divided layouts beside PyTorch's own: evaluation and the first step of a rank.
+
+On the fake process group, tensors without data: FSDP2 with what it frees or keeps after forward, DDP,
+tensor and sequence parallelism, and both. A small vocabulary lets blocks decide, a larger one the loss.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch.distributed.tensor.parallel import loss_parallel
+from transformers import AutoModelForCausalLM
+
+from memcalc.engine.phases.evaluation import evaluation
+from memcalc.engine.phases.first_step import first_step
+from memcalc.engine.plan import plan_of
+from memcalc.harness.ranks.layout import Layout
+from memcalc.harness.ranks.rank_step import RankStep
+from memcalc.harness.watch.tracker import StorageTracker
+from memcalc.inputs.hf import model_from_config
+from memcalc.inputs.peft import PeftSetup
+from memcalc.inputs.training import TrainingSetup
+from tests.harness.models import GPT2, LLAMA
+from tests.oracle.support import hf
+from tests.oracle.support.data_parallel import engine_plan
+from tests.oracle.support.encoders import BERT, T5
+from tests.oracle.support.hf_encoders import DTYPES, build, inputs_of
+from tests.oracle.support.rank import fake_ranks, without_data
+from tests.oracle.support.rank_draw import RankSetup
+from tests.oracle.support.rank_tracker import RankTracker, tracked
+from tests.oracle.support.tiny import TINY
+from tests.oracle.test_peft import lora
+
+BF16 = TrainingSetup(seq_len=24, micro_batch_size=2, precision="bf16")
+MIXED = replace(BF16, precision="bf16-mixed")
+NARROW = replace(LLAMA, vocab_size=40)
+DEEP = replace(NARROW, num_hidden_layers=7)
+FSDP = Layout(dp=4, fsdp=True)
+CASES = {
+    "fsdp": RankSetup(LLAMA, BF16, FSDP),
+    "fsdp, blocks decide, cast": RankSetup(NARROW, MIXED, Layout(dp=8, fsdp=True)),
+    "fsdp kept": RankSetup(DEEP, BF16, replace(FSDP, reshard=False)),
+    "fsdp, on 4 of 8 between": RankSetup(NARROW, BF16, Layout(dp=8, fsdp=True, reshard=4)),
+    "hsdp": RankSetup(GPT2, MIXED, Layout(dp=8, fsdp=True, shard=4)),
+    "ddp": RankSetup(NARROW, MIXED, Layout(dp=4)),
+    "tp": RankSetup(LLAMA, replace(BF16, precision="fp32", loss="plain"), Layout(tp=2)),
+    "tp, sp": RankSetup(NARROW, BF16, Layout(tp=2, sp=True)),
+    "fsdp x tp": RankSetup(LLAMA, BF16, Layout(dp=4, tp=2, fsdp=True)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_evaluation_of_a_rank(name: str) -> None:
+    """The peak of its first batch over what stood, and what stays gathered for the next."""
+    case = CASES[name]
+    found = evaluation(engine_plan(case))
+    with fake_ranks(case.layout) as ranks, without_data(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        step = RankStep(case.plan(), ranks)
+        parallel = loss_parallel if case.layout.tp > 1 else contextlib.nullcontext
+        step.run()
+        with torch.no_grad(), parallel():
+            step.called(step.ids, step.labels)  # DTensor has met every operator now
+        step.run()
+        tracker = RankTracker("cpu", [])
+        tracker.as_cuda = True
+        tracker.track(step.model, step.ids)
+        before = tracker.live
+        tracker.reset()
+        with torch.no_grad(), parallel(), tracker:
+            step.called(step.ids, step.labels)
+            after = tracker.live
+    assert found.forward_bytes == tracker.peak - before
+    assert found.gathered_bytes == after - before
+
+
+@pytest.mark.parametrize("name", ["fsdp", "fsdp kept", "ddp"])
+def test_the_first_step_of_a_rank(name: str) -> None:
+    """Optimizer states come into being at its end. Steps before it, of another model, know DTensor.
+
+    DDP's first buckets are seen once gradients are in them: from backward on.
+    """
+    case = CASES[name]
+    with fake_ranks(case.layout) as ranks, without_data(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            RankStep(case.plan(), ranks).run()
+        step = RankStep(case.plan(), ranks)
+        seen, _ = tracked(step)
+    ours = first_step(engine_plan(case))
+    held = ("backward", "optimizer") if name == "ddp" else tuple(ours)
+    assert {phase: ours[phase] for phase in held} == {phase: seen.phases[phase] for phase in held}
+
+
+def test_kept_logits_are_those_of_every_rank() -> None:
+    """transformers gathers each batch over the ranks, then joins it to what there is."""
+    plan = engine_plan(CASES["ddp"])
+    alone, kept = evaluation(plan), evaluation(plan, 3)
+    each = 2 * 24 * 40 * 4
+    assert kept.logits_bytes == each
+    together = 2 * 3 * 4 * each
+    over = max(together, 2 * 4 * each + alone.forward_bytes)
+    assert kept.peak_bytes == alone.standing_bytes + over
+
+
+@pytest.mark.parametrize("config", [T5, BERT], ids=["t5", "bert"])
+def test_an_evaluation_of_encoders(config: dict[str, Any]) -> None:
+    shape = (2, 50, 33)
+    with torch.device("meta"):
+        model = build(config, "eager", DTYPES["bf16"]).eval()
+        inputs = inputs_of(config, shape)
+        tracker = StorageTracker("meta")
+        tracker.track(model, *inputs.values())
+        before = tracker.live
+        tracker.reset()
+        with torch.no_grad(), tracker:
+            model(**inputs)
+    setup = TrainingSetup(
+        seq_len=shape[1], target_seq_len=shape[2] if config is T5 else None, attention="eager",
+        micro_batch_size=shape[0], precision="bf16", stack="hf",
+    )  # fmt: skip
+    plan = plan_of(model_from_config(config, "m"), setup, {"watched": True})
+    assert evaluation(plan).forward_bytes == tracker.peak - before
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_evaluation_beside_adapters(dropout: float) -> None:
+    """Adapters without their dropout."""
+    import peft
+
+    config = {**TINY["llama"], "vocab_size": 40}
+    setup = PeftSetup(rank=4, targets=("all-linear",), dropout=dropout)
+    own = hf.as_config(config)
+    own.use_cache = False
+    with mock.patch(hf._PACKED_SEQUENCES, lambda position_ids: None), torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(
+            own, dtype=torch.bfloat16, attn_implementation=hf._KERNEL_NAME
+        )
+        tuned = peft.get_peft_model(model, lora(setup), autocast_adapter_dtype=False).eval()
+        for parameter in tuned.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(torch.bfloat16)
+        ids = torch.zeros(2, 64, dtype=torch.long)
+        tracker = StorageTracker("meta")
+        tracker.track(tuned, ids)
+        before = tracker.live
+        tracker.reset()
+        with torch.no_grad(), tracker:
+            tuned(input_ids=ids, labels=ids, use_cache=False)
+    training = TrainingSetup(
+        seq_len=64, micro_batch_size=2, stack="hf", precision="bf16",
+        peft=replace(setup, dtype="bf16"),
+    )  # fmt: skip
+    plan = plan_of(model_from_config(config, "m"), training, {"watched": True})
+    assert evaluation(plan).forward_bytes == tracker.peak - before
