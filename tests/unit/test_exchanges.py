@@ -168,6 +168,14 @@ def test_the_tied_embedding_is_summed_by_first_and_last_stage():
     assert of[0][0].sent_bytes == traffic.tied_embedding(table)[0].sent_bytes
 
 
+@pytest.mark.parametrize(("node", "tier"), [(8, "link"), (4, "link"), (2, "network")])
+def test_ends_of_a_pipeline_in_one_node_use_its_links(node, tier):
+    tied = replace(TINY, tie_word_embeddings=True)
+    layout = {"gpus": 4, "pp": 4, "gpus_per_node": node}
+    whole = made(tied, stack="megatron", layout=layout, grad_accum_steps=8)
+    assert {o.tier for o in found(chunk_plan(whole, 0)) if o.axis == "embedding"} == {tier}
+
+
 def test_clipping_sums_one_number_over_the_parts():
     plan = made(layout={"gpus": 8, "fsdp": True}, grad_clip=True)
     (norm,) = [o for o in found(plan) if o.axis == "norm"]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from memcalc.engine.parallel.megatron.megatron_buffers import BUCKET_STEP, bucket_elements
+from memcalc.engine.parallel.network.communication import ends_stride
 from memcalc.engine.search.lane_wires import LaneWires
 from memcalc.engine.search.weights import Chunk, Weights
 from memcalc.inputs.rates import Rates
@@ -218,7 +219,12 @@ class StatesGrid:
         ends = [chunk.begins != chunk.finishes for chunk in self.classes]
         if plan.config.tie_word_embeddings and any(ends):
             size = np.array([one.numel(one.first[0]) for one in self.weights], float) * self.width
-            stride = d["tp"] * d["cp"] * d["dp"] * np.maximum(1, d["pp"] - 1)
+            stages = d["tp"] * d["cp"] * d["dp"]
+            pairs, domain = (
+                zip(stages.tolist(), d["pp"].tolist(), strict=True),
+                self.wires.wires.domain,
+            )
+            stride = np.array([ends_stride(stage, pp, domain) for stage, pp in pairs])
             seconds = self._price("all_reduce", size, np.full_like(d["pp"], 2), stride)
             total = total + seconds[:, None] * np.array(ends)
         if plan.resolved.setup.grad_clip:

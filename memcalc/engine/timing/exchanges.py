@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from memcalc.engine.device_side import Device
 from memcalc.engine.ledger import Collective
 from memcalc.engine.parallel.megatron.megatron_rules import expert_copies, expert_split
+from memcalc.engine.parallel.network.communication import ends_stride
 from memcalc.engine.plan import Plan
 from memcalc.engine.states import multiplicity
 from memcalc.engine.structure import Structure
@@ -139,7 +140,8 @@ def _group(one: Asked, plan: Plan, wires: Wires) -> Group:
     if one.axis == "norm":
         return group_of(one.ranks, 1, wires)
     if one.axis == "embedding":
-        return group_of(2, stride_of("pp", layout) * (layout.pp - 1), wires)
+        stride = ends_stride(stride_of("pp", layout), layout.pp, wires.domain)
+        return group_of(2, stride, wires)
     return group_of(one.ranks, stride_of(one.axis, layout, _expert_stride(plan)), wires)
 
 

@@ -188,6 +188,14 @@ def _peer_bytes(one: Communicator, fabric: Fabric) -> CommunicationBytes:
     )
 
 
+def ends_stride(stage: int, pp: int, domain: int) -> int:
+    """How far apart first and last of pp stages of so many ranks are: next to each other in one domain.
+
+    Checked by: unit/test_exchanges.py, property/test_search_grid.py.
+    """
+    return 1 if stage * pp <= domain else stage * max(1, pp - 1)
+
+
 def _axes(parallel: ParallelPlan) -> dict[str, tuple[int, int]]:
     """(ranks, distance between neighbours) of every axis; tp varies fastest, then cp, dp, pp."""
     tp, cp, dp, pp = parallel.tp, parallel.cp, parallel.copies, parallel.pp
@@ -214,6 +222,9 @@ def _communicator(
     """A rule's communicator on a rank of this stage; degrees are taken to fill the fabric evenly."""
     spread = [_axes(parallel)[name] for name in rule.axes]
     ranks = math.prod(count for count, _ in spread)
+    if rule.axes == ("embedding",):
+        stage_ranks = parallel.size // parallel.pp
+        spread = [(ranks, ends_stride(stage_ranks, parallel.pp, fabric.gpus))]
     inside = math.prod(min(count, max(1, fabric.gpus // step)) for count, step in spread)
     use = rule.use
     if rule.name == "cp" and parallel.cp_method == "ulysses":
