@@ -20,7 +20,7 @@ from memcalc.engine.results import Estimate
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan, with_degrees
-from memcalc.inputs.training import TrainingSetup, resolve
+from memcalc.inputs.training import ResolvedSetup, TrainingSetup, resolve
 from memcalc.units import gib
 
 _SMALLEST_SEQ = 128
@@ -120,6 +120,14 @@ def _to_micro(micro: int) -> Callable[[Run], Run]:
     return lambda run: run._replace(setup=_micro(run.setup, micro))
 
 
+def _sized(resolved: ResolvedSetup) -> TrainingSetup:
+    """The setup with every size stated."""
+    return replace(
+        resolved.setup, seq_len=resolved.seq_len, micro_batch_size=resolved.micro_batch_size,
+        grad_accum_steps=resolved.grad_accum_steps, global_batch=None,
+    )  # fmt: skip
+
+
 def remedies(
     config: ModelConfig,
     setup: TrainingSetup,
@@ -133,14 +141,7 @@ def remedies(
     """
     copies = 1 if parallel is None else with_degrees(parallel).copies
     resolved = resolve(setup, config, copies)
-    sized = replace(
-        setup,
-        seq_len=resolved.seq_len,
-        micro_batch_size=resolved.micro_batch_size,
-        grad_accum_steps=resolved.grad_accum_steps,
-        global_batch=None,
-    )
-    base = Run(sized, parallel)
+    base = Run(_sized(resolved), parallel)
 
     def tried(changed: Run) -> Estimate:
         how: dict[str, Any] = {"gpu": device, "kernels": kernels, "parallel": changed.parallel}

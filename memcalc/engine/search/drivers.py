@@ -28,6 +28,7 @@ class Drivers:
         self.domain = fabric_of(device.cluster, plans[0].parallel.gpus_per_node).gpus
         self.known: dict[Any, int] = {}
         self.rows: dict[Any, Any] = {}
+        self.alike: dict[int, tuple[list[tuple[Any, int]], Any]] = {}
 
     def left(self, cut: Cut, option: StatesOption) -> Any:
         """What each kind of rank may allocate, (kinds, layouts); None: no device."""
@@ -39,16 +40,15 @@ class Drivers:
         key = (cut.split.pp, cut.split.schedule, stages, option.zero)
         if key not in self.rows:
             room = self.device.usable_bytes - self.device.context_bytes
-            self.rows[key] = np.array(
+            classes, of_layout = self._classes(cut.split.pp)
+            found = [
                 [
-                    [
-                        room - max(self._bytes(at, cut.split, stage, option) for stage in own)
-                        for at in range(len(self.plans))
-                    ]
-                    for own in stages
-                ],
-                float,
-            )
+                    room - max(self._bytes(one, cut.split, stage, option) for stage in own)
+                    for one in classes
+                ]
+                for own in stages
+            ]
+            self.rows[key] = np.array(found, float)[:, of_layout]
         return self.rows[key]
 
     def _stages(self, cut: Cut) -> tuple[tuple[int, ...], ...]:
@@ -59,20 +59,35 @@ class Drivers:
             found.append(tuple(sorted({*alike[:2], *alike[-2:]})))
         return tuple(found)
 
-    def _bytes(self, place: int, split: Split, stage: int, option: StatesOption) -> int:
-        """Bytes of the communicators of a stage's rank."""
-        layout, pp = self.plans[place].parallel, split.pp
-        inner = layout.tp * layout.cp * pp
-        dp = max(1, self.gpus // inner)
-        step = layout.tp * layout.cp * dp
-        near = min(step, self.domain)
-        key = (
-            self._alike(place, dp, pp), near, step % self.domain if near < step else 0,
-            stage if near < self.domain else (stage == 0, stage == pp - 1), split.schedule,
-            option.zero,
-        )  # fmt: skip
+    def _classes(self, pp: int) -> tuple[list[tuple[Any, int]], Any]:
+        """Classes of layouts with so many stages, each with the place of its first; the class of each."""
+        import numpy as np
+
+        if pp not in self.alike:
+            firsts: dict[Any, int] = {}
+            keys = []
+            for place, plan in enumerate(self.plans):
+                inner = plan.parallel.tp * plan.parallel.cp
+                dp = max(1, self.gpus // (inner * pp))
+                near = min(inner * dp, self.domain)
+                beyond = inner * dp % self.domain if near < inner * dp else 0
+                keys.append((self._alike(place, dp, pp), near, beyond))
+                firsts.setdefault(keys[-1], place)
+            number = {key: at for at, key in enumerate(firsts)}
+            self.alike[pp] = (list(firsts.items()), np.array([number[key] for key in keys]))
+        return self.alike[pp]
+
+    def _bytes(self, one: tuple[Any, int], split: Split, stage: int, option: StatesOption) -> int:
+        """Bytes of the communicators of a stage's rank, of a class of layouts."""
+        (alike, near, beyond), place = one
+        pp = split.pp
+        where = stage if near < self.domain else (stage == 0, stage == pp - 1)
+        key = (alike, near, beyond, where, split.schedule, option.zero)
         if key not in self.known:
             plan = self.plans[place]
+            layout = plan.parallel
+            inner = layout.tp * layout.cp * pp
+            dp = max(1, self.gpus // inner)
             placed = replace(
                 layout, dp=dp, pp=pp, vpp=split.vpp, schedule=split.schedule, gpus=inner * dp,
                 zero=option.zero,

@@ -39,6 +39,7 @@ class LaneWires:
     def __init__(self, wires: Wires, layouts: Layouts, beside_products: bool = False) -> None:
         self.wires, self.layouts, self.beside_products = wires, layouts, beside_products
         self.known: dict[bytes, list[tuple[Group, Any]]] = {}
+        self.of_axis: dict[str, list[tuple[Group, Any]]] = {}
 
     def ranks(self, axis: str) -> Any:
         """Ranks of an axis of the ledger."""
@@ -46,15 +47,22 @@ class LaneWires:
 
     def exchange_s(self, kind: str, axis: str, call_bytes: Any) -> Any:
         """Seconds of one call of the ledger's axis, by lane; 0 where it has one rank."""
-        d = self.layouts.degrees
-        stride = {"tp": 1, "etp": 1, "cp": d["tp"], "ep": d["etp"], "edp": d["etp"] * d["ep"]}[axis]
-        return self.group_s(kind, call_bytes, self.ranks(axis), stride)
+        if axis not in self.of_axis:
+            d = self.layouts.degrees
+            strides = {
+                "tp": 1, "etp": 1, "cp": d["tp"], "ep": d["etp"], "edp": d["etp"] * d["ep"],
+            }  # fmt: skip
+            self.of_axis[axis] = self._groups(self.ranks(axis), strides[axis])
+        return self._seconds(kind, call_bytes, self.of_axis[axis])
 
     def group_s(self, kind: str, call_bytes: Any, ranks: Any, stride: Any) -> Any:
         """Seconds of one call among so many ranks, so many numbers apart, by lane.
 
         call_bytes: shape (lanes,) or (lanes, ...).
         """
+        return self._seconds(kind, call_bytes, self._groups(ranks, stride))
+
+    def _seconds(self, kind: str, call_bytes: Any, groups: list[tuple[Group, Any]]) -> Any:
         import numpy as np
 
         lanes = len(self.layouts.of("tp"))
@@ -62,7 +70,7 @@ class LaneWires:
         if call_bytes.ndim == 0:
             call_bytes = np.broadcast_to(call_bytes, lanes)
         found = np.zeros(call_bytes.shape)
-        for group, own in self._groups(ranks, stride):
+        for group, own in groups:
             found[own] = exchange_s(kind, call_bytes[own], group, self.wires)
         return found
 

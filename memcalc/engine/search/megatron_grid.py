@@ -31,7 +31,7 @@ from memcalc.engine.search.grid_parts import (
     weights_of,
 )
 from memcalc.engine.search.lane_wires import LaneWires, Layouts
-from memcalc.engine.search.option_grid import Group, joined, most_bytes, step_seconds
+from memcalc.engine.search.option_grid import Group, beside_of, joined, most_bytes, step_seconds
 from memcalc.engine.search.rank_grid import Code, alive_bytes
 from memcalc.engine.search.schedule_grid import span_s
 from memcalc.engine.search.splits import Cut, breaks_of
@@ -109,7 +109,7 @@ class MegatronGrid:
         ends = breaks_of(every, int(again.max())) if len(again) > 1 else [0]
         span = self._span(times, placed, (cut, ends if len(again) == ends[-1] + 1 else []))
         alive, times, span = rows_inside(alive, times, span)
-        few = max(1, _AT_ONCE // span.size)
+        few, compute = max(1, _AT_ONCE // span.size), beside_of(times)
         layout = layout + which * len(self.plans)
         for group in self._groups(cuts, options):
             for start in range(0, len(group.options), few):
@@ -118,7 +118,7 @@ class MegatronGrid:
                 if possible.any():
                     allocated, lacking = most_bytes(alive, some, layout)
                     slower = self.job.rates.overlap_slowdown
-                    step = step_seconds(span, some, times, (layout, cut, slower))
+                    step = step_seconds(span, some, compute, (layout, cut, slower))
                     yield Block(
                         cuts, some.options, rows, which, again, possible, allocated, lacking, step
                     )
@@ -162,7 +162,7 @@ class MegatronGrid:
         if self.job.device.usable_bytes is not None:
             lacking = bytes_of - np.array([left[one.zero] for one in options])
         stepping = np.array([states.stepping_s(option, kinds) for option in options])
-        once = Once(*(one[:, :, places] for one in held.once))
+        once = Once(*(np.moveaxis(one[:, :, places], 2, 0).copy() for one in held.once))
         return Group(options, held.possible, bytes_of, lacking, stepping + never, once)
 
     def _states(self, pp: int) -> StatesGrid:

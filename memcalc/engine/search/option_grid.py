@@ -20,7 +20,7 @@ _MANY: Final = 0.3
 
 class Group(NamedTuple):
     """Options of states for a split: (options, layouts), bytes and lacking (options, kinds of rank, layouts),
-    once (options, layouts, classes)."""
+    once (classes, options, layouts)."""
 
     options: tuple[StatesOption, ...]
     possible: Any
@@ -35,7 +35,7 @@ class Group(NamedTuple):
         return Group(
             self.options[own], self.possible[own], self.bytes[own],
             None if self.lacking is None else self.lacking[own], self.stepping_s[own],
-            Once(*(one[own] for one in self.once)),
+            Once(*(one[:, own] for one in self.once)),
         )  # fmt: skip
 
 
@@ -55,13 +55,30 @@ def joined(groups: Sequence[Group]) -> Group:
     if one.lacking is not None:
         lacking = np.concatenate([group.lacking for group in groups], axis=2)
     once = Once(
-        *(np.concatenate(column, axis=1) for column in zip(*(g.once for g in groups), strict=True))
+        *(np.concatenate(column, axis=2) for column in zip(*(g.once for g in groups), strict=True))
     )
     return Group(one.options, possible, bytes_of, lacking, stepping, once)
 
 
+class Beside(NamedTuple):
+    """Compute of a class of chunks that exchanges run beside, (K, rows), and its least, (rows,)."""
+
+    backward: tuple[Any, Any]
+    forward: tuple[Any, Any]
+
+
+def beside_of(times: Sequence[ChunkTimes]) -> list[Beside]:
+    """Of each class: backward, beside which gradients are summed, and forward, beside which weights come."""
+    return [
+        Beside(
+            *((one, one.min(axis=0)) for one in (chunk.blocks_backward_s, chunk.blocks_forward_s))
+        )
+        for chunk in times
+    ]
+
+
 def step_seconds(
-    span: Any, group: Group, times: Sequence[ChunkTimes], of: tuple[Any, Cut, float]
+    span: Any, group: Group, compute: Sequence[Beside], of: tuple[Any, Cut, float]
 ) -> Any:
     """Seconds of a step: (options, K, rows). of: layouts of the rows, the cut, overlap_slowdown.
 
@@ -70,44 +87,39 @@ def step_seconds(
     import numpy as np
 
     layout, cut, slower = of
-    once = Once(*(one[:, layout] for one in group.once))
+    once = Once(*(one.take(layout, axis=2) for one in group.once))
     after = group.stepping_s[:, None, layout]
     hidden = once.alone + once.last + slower * (once.beside + once.ahead)
     step = span + (_slowest(hidden, cut)[:, None, :] + after)
+    most = [one.max(axis=1)[:, layout] for one in (group.once.beside, group.once.ahead)]
     beside = [
-        [(once.beside[:, :, number], chunk.blocks_backward_s),
-         (once.ahead[:, :, number], chunk.blocks_forward_s)]
-        for number, chunk in enumerate(times)
+        [(once.beside[number], most[0][number], *one.backward),
+         (once.ahead[number], most[1][number], *one.forward)]
+        for number, one in enumerate(compute)
     ]  # fmt: skip
     shows = np.zeros(len(layout), bool)
     for pairs in beside:
-        for seconds, compute in pairs:
-            shows |= seconds.max(axis=0) > compute.min(axis=0)
+        for _, longest, _, least in pairs:
+            shows |= longest > least
     if not shows.any():
         return step
     own: Any = slice(None) if shows.mean() > _MANY else np.flatnonzero(shows)
     every = []
     for number, pairs in enumerate(beside):
-        total = hidden[:, None, own, number]
-        for seconds, compute in pairs:
-            some, mine = seconds[:, own], compute[:, own]
-            if (some.max(axis=0) > mine.min(axis=0)).any():
-                shown = some[:, None, :] - mine
+        total = hidden[number][:, None, own]
+        for seconds, longest, every_k, least in pairs:
+            if (longest > least).any():
+                shown = seconds[:, None, own] - every_k[:, own]
                 np.maximum(shown, 0.0, out=shown)
                 shown *= 1 - slower
                 total = np.add(total, shown, out=shown)
         every.append(total)
-    step[:, :, own] = span[:, own] + (_slowest_of(every, cut) + after[:, :, own])
+    step[:, :, own] = span[:, own] + (_slowest(every, cut) + after[:, :, own])
     return step
 
 
-def _slowest(seconds: Any, cut: Cut) -> Any:
-    """The most of a rank's chunks together, of seconds of each class along the last axis."""
-    return _slowest_of([seconds[..., number] for number in range(seconds.shape[-1])], cut)
-
-
-def _slowest_of(seconds: Sequence[Any], cut: Cut) -> Any:
-    """The same of seconds of each class."""
+def _slowest(seconds: Sequence[Any], cut: Cut) -> Any:
+    """The most of a rank's chunks together, of seconds of each class."""
     import numpy as np
 
     most: Any = None

@@ -141,17 +141,20 @@ class StatesGrid:
         import numpy as np
 
         total = np.zeros(self.tensors.shape)
+        odd = [place for place, one in enumerate(self.weights) if not one.is_even]
         for expert, ranks in ((0, shard), (1, experts)):
             steps = np.lcm(ranks, BUCKET_STEP)
             counts = self.counts[:, :, expert].astype(np.int64)
             total += -counts % steps[:, None]
             for number, chunk in enumerate(self.classes):
                 in_buckets = option.overlap_grad_reduce and chunk.begins
-                for place, one in enumerate(self.weights):
+                for place in range(len(self.weights)) if in_buckets else odd:
                     count = int(counts[place, number])
-                    if count and (in_buckets or not one.is_even):
+                    if count:
                         bucket = bucket_elements(int(self.dp[place])) if in_buckets else None
-                        more = one.padding(chunk, bool(expert), int(ranks[place]), bucket)
+                        more = self.weights[place].padding(
+                            chunk, bool(expert), int(ranks[place]), bucket
+                        )
                         total[place, number] += more - -count % int(steps[place])
         return total * (self.item + self.width)
 
@@ -243,13 +246,13 @@ class StatesGrid:
             counts = np.array([held.stepped[:, list(own)].sum(axis=1) for own in kinds])
             tensors = np.array([self.tensors[:, list(own)].sum(axis=1) for own in kinds])
             most = (counts == counts.max(axis=0)) & (tensors == tensors.max(axis=0))
+            first, has_most = most.argmax(axis=0).tolist(), most.any(axis=0).tolist()
+            both = np.stack([counts, tensors], axis=-1).astype(np.int64)
             for place in np.flatnonzero(held.possible).tolist():
-                own = np.flatnonzero(most[:, place])[:1]  # more of both is never faster
-                found[place] = max(
-                    self.weights[place].optimizer_s(
-                        int(counts[kind, place]), int(tensors[kind, place]), self.rates
-                    )
-                    for kind in (own.tolist() or range(len(kinds)))
+                own = [first[place]] if has_most[place] else list(range(len(kinds)))
+                found[place] = max(  # more of both is never faster
+                    self.weights[place].optimizer_s(count, many, self.rates)
+                    for count, many in both[own, place].tolist()
                 )
             self.known[key] = found
         return self.known[key]

@@ -167,8 +167,14 @@ def _kernel(work: Work, priced: Priced, dims: Mapping[str, Any]) -> str:
     named = next((k for k in ("efficient", "cudnn") if k in work.name), "flash")
     kernel = priced.attention or named
     own = f"{kernel} {work.dtype} {_pass(work)}"
-    wide = f"{own} {work.shape[5].value(dims)}"
-    return wide if wide in rates.attention else own if own in rates.attention else kernel
+    if any(known.startswith(f"{own} ") for known in rates.attention):
+        width = work.shape[5].value(dims)
+        wide = (
+            f"{own} {int(getattr(width, 'flat', [width])[0])}"  # one width in all lanes of an array
+        )
+        if wide in rates.attention:
+            return wide
+    return own if own in rates.attention else kernel
 
 
 def _pass(work: Work) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from memcalc.collector import paused
 from memcalc.engine.search.cells import BEGINS, FINISHES, WHOLE, Family, Pricing, table_of
 from memcalc.engine.search.grid_parts import Block, Job
 from memcalc.engine.search.megatron_grid import MegatronGrid
@@ -87,10 +86,6 @@ class Megatron:
 
     def run(self, into: Collector, tell: Tell | None) -> None:
         """Price every setup. tell: of splits done."""
-        with paused():
-            self._run(into, tell)
-
-    def _run(self, into: Collector, tell: Tell | None) -> None:
         import numpy as np
 
         wishes, families = self.wishes, self.space.families

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Protocol
 
+from memcalc.collector import paused
 from memcalc.errors import ConfigError
 from memcalc.planning.search.collect import Collector, Kept
 from memcalc.planning.search.megatron_search import Megatron
@@ -63,6 +64,11 @@ def spaces_of(wishes: Wishes) -> list[Space]:
 
 def search(wishes: Wishes, case_of: CaseOf, tell: Tell | None = None) -> dict[str, Any]:
     """The result of a search: see docs/search.md for its keys. An interruption keeps what was found."""
+    with paused():
+        return _searched(wishes, case_of, tell)
+
+
+def _searched(wishes: Wishes, case_of: CaseOf, tell: Tell | None) -> dict[str, Any]:
     began, interrupted = time.perf_counter(), False
     usable = wishes.device.usable_bytes
     scale = float(usable) * 1.25 if usable else 2.0**42
