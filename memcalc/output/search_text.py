@@ -36,7 +36,7 @@ def search_page(page: Page, found: Found) -> None:
     page.line(_counts(found))
     page.line()
     if not found["best"]:
-        page.line("nothing fits", "bold red")
+        page.line(found["empty"] or "nothing fits", "bold red")
         page.line()
     else:
         _best(page, found["best"])
@@ -172,6 +172,7 @@ def _words(options: Mapping[str, Any]) -> str:
 
 def notes(found: Found) -> Iterator[str]:
     """What was left out, and why."""
+    yield from found["not_in_space"]
     for one in found["refused"][:3]:
         yield f"left out ({one['count']:,} families): {one['reason']}"
     if found["refused_by_replay"]:
@@ -191,7 +192,8 @@ def quiet_line(found: Found) -> str:
     """Counts and the best setup in one line."""
     best = found["best"][0] if found["best"] else None
     if best is None:
-        return f"valid {found['valid']} fit 0 best none"
+        said = "" if found["empty"] is None else f" ({found['empty']})"
+        return f"valid {found['valid']} fit 0 best none{said}"
     return (
         f"valid {found['valid']} fit {found['may_fit']} tokens_per_s {best['tokens_per_s']:.6g} "
         f"best {best['command']}"

@@ -115,6 +115,8 @@ def test_interrupted_is_status_130_and_prints(capsys, monkeypatch):
         (["--global-batch", "0"], "--global-batch: got 0"),
         (["--fix", "tp"], "--fix: got 'tp'; rule: AXIS=VALUES"),
         (["--fix", "dp=4"], "--fix: got axis 'dp'; valid: tp"),
+        (["--fix", "tp=3"], "fix: got tp=3; rule: a value of the space"),
+        (["--fix", "zero=3"], "fix: got zero=3; rule: a value of the space"),
         (["--fix", "recompute=some"], "--recompute"),
         (["--fix", "tp=zwei"], "--tp"),
         (["--min-headroom", "5"], "--min-headroom: got '5'; rule: a share, as 5%"),
@@ -141,9 +143,14 @@ def test_what_must_be_stated(capsys, left_out):
 
 
 def test_constraints_that_leave_nothing(capsys):
-    """tp 3 divides neither heads nor GPUs; a batch that no data parallelism divides."""
-    assert main([*_FEW, "--fix", "tp=3"]) == 3
-    assert "nothing fits" in capsys.readouterr().out
-    assert main([*_FEW, "--global-batch", "7", "--fix", "tp=1", "--fix", "pp=1"]) == 3
-    said = capsys.readouterr()
-    assert "nothing fits" in said.out and "0 valid setups" in said.out
+    """A batch that no data parallelism divides: why, and the next that is divided."""
+    words = [*_FEW, "--global-batch", "7", "--fix", "tp=1", "--fix", "pp=1", "--fix", "cp=1"]
+    assert main(words) == 3
+    said = " ".join(capsys.readouterr().out.split())
+    assert "must divide a batch of 7; nearest: --global-batch 8" in said
+    assert "0 valid setups" in said
+
+
+def test_values_the_space_has_not_are_named(capsys):
+    assert main([*_FEW, "--fix", "tp=2,3"]) == 0
+    assert "tp 3: not in the space; it has 1, 2" in capsys.readouterr().err

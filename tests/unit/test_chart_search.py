@@ -11,7 +11,7 @@ from memcalc.units import GIB
 
 def _point(gibs: float, speed: float, place: int = 1) -> dict[str, object]:
     return {"allocated_bytes": int(gibs * GIB), "peak_allocated_bytes": int(gibs * GIB),
-            "tokens_per_s": speed, "place": place}  # fmt: skip
+            "tokens_per_s": speed, "place": place, "options": {"tp": place, "recompute": "none"}}  # fmt: skip
 
 
 def _found(**more: object) -> dict[str, object]:
@@ -31,7 +31,7 @@ def test_points_are_those_of_the_object():
     assert best.get_offsets().tolist() == [[40, 180], [30, 170]]
     assert misses.get_offsets().tolist() == [[90, 200]]
     assert any(list(line.get_xdata()) == [79, 79] for line in axes.lines)
-    assert [text.get_text() for text in axes.texts] == ["1", "2"]
+    assert [text.get_text() for text in axes.texts] == ["tp 1 recompute none"] * 3
 
 
 @pytest.mark.parametrize("left_out", ["pareto", "best", "near_misses"])

@@ -5,8 +5,8 @@ Drawn from the search's object alone (`planning/search/search.py`). Checked by: 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from memcalc.output.charts.house import legend_above, series, theme_of
 from memcalc.units import GIB
@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Found = Mapping[str, Any]
-_NAMED = 3
+#: Points of the front whose setup is written beside them, least memory first, and what is written.
+_NAMED: Final = 4
+_WORDS: Final = {
+    "tp": "tp",
+    "pp": "pp",
+    "vpp": "vpp",
+    "cp": "cp",
+    "ep": "ep",
+    "recompute": "recompute",
+}
 
 
 def draw(figure: Figure, found: Found) -> None:
@@ -44,11 +53,35 @@ def draw(figure: Figure, found: Found) -> None:
     if found["usable_bytes"]:
         handles.append(axes.axvline(found["usable_bytes"] / GIB, color=theme.muted, linewidth=1))
         labels.append("usable")
-    for row in found["best"][:_NAMED]:
-        place = (row["peak_allocated_bytes"] / GIB, row["tokens_per_s"])
-        axes.annotate(f"{row['place']}", place, xytext=(5, 4), textcoords="offset points")
+    middle = sum(axes.get_xlim()) / 2
+    for point in _named(front):
+        x, y = point["allocated_bytes"] / GIB, point["tokens_per_s"]
+        side, where = ("right", (-2, -20)) if x > middle else ("left", (8, -12))
+        axes.annotate(
+            _words(point["options"]), (x, y), xytext=where, textcoords="offset points", ha=side,
+            fontsize="small", color=theme.muted,
+        )  # fmt: skip
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set_xlabel("allocated, GiB a GPU that needs most")
     axes.set_ylabel("tokens/s")
     axes.set_ylim(bottom=0)
     if handles:
         legend_above(axes, handles, labels)
+
+
+def _named(front: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Points of the front that stand apart: the first, and each that is a share of the whole faster."""
+    if not front:
+        return []
+    whole = front[-1]["tokens_per_s"] - front[0]["tokens_per_s"]
+    found = [front[0]]
+    for point in front[1:-1]:
+        gained = point["tokens_per_s"] - found[-1]["tokens_per_s"]
+        if gained >= whole / (_NAMED - 1) and len(found) < _NAMED - 1:
+            found.append(point)
+    return [*found, front[-1]] if len(front) > 1 else found
+
+
+def _words(options: Mapping[str, Any]) -> str:
+    """A setup beside its point."""
+    return " ".join(f"{said} {options[name]}" for name, said in _WORDS.items() if name in options)

@@ -89,7 +89,7 @@ class Megatron:
         import numpy as np
 
         wishes, families = self.wishes, self.space.families
-        if not families:
+        if not families or not self.space.options:
             return
         device = wishes.device
         assert device.gpu is not None

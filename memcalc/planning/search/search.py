@@ -14,6 +14,7 @@ from typing import Any, Final, Protocol
 from memcalc.collector import paused
 from memcalc.errors import ConfigError
 from memcalc.planning.search.collect import Collector, Kept
+from memcalc.planning.search.empty import check_there, not_there, why_empty
 from memcalc.planning.search.megatron_search import Megatron
 from memcalc.planning.search.megatron_space import megatron_space
 from memcalc.planning.search.scalar_search import SCALAR_STACKS, Scalar
@@ -79,6 +80,8 @@ def _searched(wishes: Wishes, case_of: CaseOf, tell: Tell | None) -> dict[str, A
             space.run(into, tell)
     except KeyboardInterrupt:
         interrupted = True
+    if not into.valid and not interrupted:
+        check_there(wishes)
     priced_s = time.perf_counter() - began
     best, refused = _best(wishes, into.fastest, case_of)
     misses = _misses(wishes, into, case_of, best)
@@ -98,6 +101,8 @@ def _searched(wishes: Wishes, case_of: CaseOf, tell: Tell | None) -> dict[str, A
         "refused_by_replay": refused,
         "pareto": _front(into, wishes),
         "near_misses": misses,
+        "empty": None if into.valid or interrupted else why_empty(wishes),
+        "not_in_space": list(not_there(wishes)),
         "why": _why(best),
         "stability": stability(best),
         "refused": _refused(spaces),

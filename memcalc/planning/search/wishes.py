@@ -35,7 +35,7 @@ class Wishes:
 
     setup: what all setups share (sequence, precision, optimizer, ...). fixed: axis to the values allowed, as
     text; most: axis to its largest value. headroom: share of usable memory that must stay free. top: rows
-    kept. rank: what the first row has the best of.
+    kept. rank: what the first row has the best of. offered: values that the spaces asked about, by axis.
     """
 
     config: ModelConfig
@@ -51,6 +51,7 @@ class Wishes:
     top: int = 10
     price: float | None = None
     gpus_per_node: int | None = None
+    offered: dict[str, dict[str, None]] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.gpus < 1:
@@ -65,6 +66,7 @@ class Wishes:
 
     def allows(self, axis: str, value: Any) -> bool:
         """Whether a value of an axis is wanted."""
+        self.offered.setdefault(axis, {})[text_of(value)] = None
         most = self.most.get(axis, USUAL_MOST.get(axis))
         if axis == "micro-batch" and most is None:
             most = max(1, MOST_TOKENS // (self.setup.seq_len or 1))
