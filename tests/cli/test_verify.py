@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.calibrated import small_calibration
+
 SMALL = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 500,
@@ -64,16 +66,9 @@ def test_json_and_operators(memcalc: Any, small: Any) -> None:
 
 
 @pytest.fixture(scope="module")
-def measured() -> dict[str, Any]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A calibration of this CPU with one thread, of small sizes."""
-    import torch
-
-    from memcalc.harness.calibration import calibrate
-
-    threads = torch.get_num_threads()
-    found = calibrate.run(torch.device("cpu"), small=True, threads=1)
-    torch.set_num_threads(threads)
-    return {**found, "small": False}
+    return {**small_calibration(tmp_path_factory), "small": False}
 
 
 @pytest.fixture

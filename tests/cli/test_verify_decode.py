@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from memcalc.harness.calibration import calibrate
 from memcalc.harness.record_head import planned
 from memcalc.inputs import calibrations
+from tests.calibrated import small_calibration
 
 SMALL = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2,
@@ -79,10 +78,10 @@ def test_quiet_is_one_line(memcalc: Any, small: Any) -> None:
 
 
 def test_a_calibration_gives_times_that_are_not_judged(
-    memcalc: Any, small: Any, tmp_path: Path
+    memcalc: Any, small: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     path = tmp_path / "cpu.toml"
-    path.write_text(calibrations.to_text(calibrate.run(torch.device("cpu"), small=True, threads=1)))
+    path.write_text(calibrations.to_text(small_calibration(tmp_path_factory)))
     outcome = memcalc("verify", small(), *FAST, "--calibration", str(path), "--no-record", "--json")
     rows = {row["name"]: row for row in json.loads(outcome.out)["comparison"]["rows"]}
     assert outcome.status == 0

@@ -15,6 +15,7 @@ from benchmarks.cpu import report
 from benchmarks.cpu.decoders import MOST_FLOPS, PRECISIONS, Drawn, draw, drawn
 from memcalc.engine.flops import step_flops
 from memcalc.inputs import calibrations
+from tests.calibrated import small_calibration
 
 SMALL = Drawn("llama", 128, 2, 1, 320, 2, 1024, 64, 1, "fp32", "foreach", True)
 
@@ -64,13 +65,8 @@ def test_scores() -> None:
 
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from memcalc.harness.calibration import calibrate
-
-    before = torch.get_num_threads()
-    found = calibrate.run(torch.device("cpu"), small=True, threads=1)
-    torch.set_num_threads(before)
     path = tmp_path_factory.mktemp("calibration") / "small.toml"
-    path.write_text(calibrations.to_text(found), "utf-8")
+    path.write_text(calibrations.to_text(small_calibration(tmp_path_factory)), "utf-8")
     return path
 
 

@@ -13,6 +13,7 @@ from benchmarks import decode_time
 from benchmarks.cpu.decoders import Drawn
 from benchmarks.cpu.generations import Asked, draw
 from memcalc.inputs import calibrations
+from tests.calibrated import small_calibration
 
 SMALL = Asked(
     Drawn("llama", 128, 2, 1, 320, 2, 1024, 64, 1, "fp32", "foreach", True),
@@ -29,13 +30,8 @@ def threads() -> Any:
 
 @pytest.fixture(scope="module")
 def calibration(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from memcalc.harness.calibration import calibrate
-
-    before = torch.get_num_threads()
-    found = calibrate.run(torch.device("cpu"), small=True, threads=1)
-    torch.set_num_threads(before)
     path = tmp_path_factory.mktemp("calibration") / "small.toml"
-    path.write_text(calibrations.to_text(found), "utf-8")
+    path.write_text(calibrations.to_text(small_calibration(tmp_path_factory)), "utf-8")
     return path
 
 
