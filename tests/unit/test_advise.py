@@ -107,6 +107,15 @@ def test_the_fewest_blocks_are_recomputed() -> None:
     assert fewer_blocks(_prices("gpt2 --gpu 4090")) == []
 
 
+def test_packed_weights_are_proposed_whole_on_every_gpu() -> None:
+    prices = _prices("llama-3.2-1b --gpu 4090 --gpus 2 --fsdp --micro-batch 16")
+    adapted = [change for change in singles(prices.at) if change.axis == "peft"]
+    assert [change.options["peft"] for change in adapted] == ["lora", "qlora"]
+    assert "fsdp" not in adapted[0].options and adapted[1].options["fsdp"] is None
+    packed = prices.quick(adapted[1])
+    assert packed is not None and " --peft qlora" in packed.command
+
+
 def test_money_buys_more_gpus_or_larger_ones() -> None:
     at = _prices("llama-3.1-8b --gpu a100-40gb --global-batch 8 --micro-batch 1").at
     more = list(more_gpus(at))

@@ -134,7 +134,8 @@ def _method(at: Situation) -> Iterator[Change]:
         lora: dict[str, Value] = {**alone, "peft": "lora"}
         if str(setup["precision"]).endswith("-mixed"):
             lora["weights"] = str(setup["precision"]).removesuffix("-mixed")
-        for how in (lora, {**alone, "peft": "qlora"}):
+        whole: dict[str, Value] = {"fsdp": None, "zero": None, "shard": None, "reshard": None}
+        for how in (lora, {**alone, **whole, "peft": "qlora"}):  # packed weights are never cut
             words = "only adapters train, by transformers' and PEFT's code"
             yield Change("peft", "method", how, words)
     seq = int(setup["seq_len"])
