@@ -10,7 +10,7 @@ import shlex
 import pytest
 
 from memcalc.__main__ import main
-from memcalc.planning.search.megatron_search import Megatron
+from tests.unit.search_support import interrupt
 
 _SMALL = ["search", "llama-3.2-1b", "--gpu", "h100", "--gpus", "8", "--global-batch", "16"]
 _FEW = [*_SMALL, "--layers", "4", "--max-tp", "2", "--max-micro-batch", "2", "--max-cp", "1"]
@@ -95,15 +95,7 @@ def test_nothing_fits_is_status_3_with_the_nearest(capsys):
 
 
 def test_interrupted_is_status_130_and_prints(capsys, monkeypatch):
-    whole, added = Megatron._add, []
-
-    def stop(self, *block):
-        added.append(block)
-        if len(added) > 3:
-            raise KeyboardInterrupt
-        whole(self, *block)
-
-    monkeypatch.setattr(Megatron, "_add", stop)
+    interrupt(monkeypatch)
     assert main(_FEW) == 130
     assert "interrupted" in capsys.readouterr().out
 

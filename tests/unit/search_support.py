@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
 from memcalc import estimate
 from memcalc.cli.variant_cases import Maker
 from memcalc.engine.device_side import device_of, with_modules
@@ -13,6 +15,7 @@ from memcalc.inputs.models import load_model
 from memcalc.inputs.stacks import load_stack
 from memcalc.inputs.training import TrainingSetup, truncate
 from memcalc.planning.cases import Case
+from memcalc.planning.search.megatron_search import Megatron
 from memcalc.planning.search.wishes import Wishes
 
 
@@ -54,6 +57,19 @@ def case_maker(model: str, wishes: Wishes, gpu: str = "h100-80gb") -> Any:
         return made
 
     return case_of
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C after three blocks of setups."""
+    whole, added = Megatron._add, list[Any]()
+
+    def stop(self: Megatron, *block: Any) -> None:
+        added.append(block)
+        if len(added) > 3:
+            raise KeyboardInterrupt
+        whole(self, *block)
+
+    monkeypatch.setattr(Megatron, "_add", stop)
 
 
 def priced(case: Case, allocator: bool = False) -> Estimate:

@@ -11,10 +11,9 @@ import pytest
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import divisors
 from memcalc.planning.cases import Case
-from memcalc.planning.search.megatron_search import Megatron
 from memcalc.planning.search.search import search, spaces_of
 from memcalc.planning.search.wishes import Wishes
-from tests.unit.search_support import case_maker, priced, wishes_of
+from tests.unit.search_support import case_maker, interrupt, priced, wishes_of
 
 #: Three small spaces, and how many setups `estimate` takes of each.
 SPACES = {
@@ -206,15 +205,7 @@ def test_a_prime_number_of_gpus_leaves_data_parallelism():
 
 def test_an_interrupted_search_keeps_what_it_found(monkeypatch):
     wishes = wishes_of("llama-3.2-1b", 8, 16, top=2)
-    whole, added = Megatron._add, []
-
-    def stop(self, *block):
-        added.append(block)
-        if len(added) > 3:
-            raise KeyboardInterrupt
-        whole(self, *block)
-
-    monkeypatch.setattr(Megatron, "_add", stop)
+    interrupt(monkeypatch)
     found = search(wishes, case_maker("llama-3.2-1b", wishes))
     assert found["interrupted"] and found["best"] and found["valid"] > 0
 
