@@ -16,14 +16,17 @@ import sys
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from memcalc.cli import search
 from memcalc.cli.app import parse_arguments
 from memcalc.cli.chart import drawing, found_of
 from memcalc.output.charts.house import save
+from memcalc.output.charts.search import draw as draw_front
 
 ROOT: Final = Path(__file__).parent.parent
 PICTURES: Final = ROOT / "docs" / "pictures"
 DIGESTS: Final = PICTURES / "digests.json"
 PAGE: Final = ROOT / "docs" / "gallery.md"
+SEARCH: Final = "search"
 _8B: Final = "llama-3.1-8b --gpu h100-80gb --precision bf16"
 _70B: Final = "llama-3.1-70b --cluster dgx-h100 --gpus 64 --seq 4096"
 _STAGES: Final = "--tp 8 --pp 4 --zero 1 --stack megatron --grad-accum 16"
@@ -39,12 +42,14 @@ class Picture(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """Of the nine kinds."""
+        """Of `memcalc chart`, or search."""
         return self.command.split()[0]
 
     @property
     def shown(self) -> str:
         """The command as one types it."""
+        if self.kind == SEARCH:
+            return f"memcalc {self.command} --chart {self.name}.png"
         return f"memcalc chart {self.command} -o {self.name}.png"
 
 
@@ -89,6 +94,8 @@ GALLERY: Final = (
             "Serving: what a larger batch gains and costs, and the longest context that fits."),
     Picture("serving-70b", "serving llama-3-70b --gpu h100-80gb --engine vllm --tp 4 --context 8k",
             "The same of 70 B parameters over four GPUs."),
+    Picture("search-70b", "search llama-3.1-70b --cluster dgx-h100 --gpus 64 --global-batch 256 "
+            "--seq 4096", "The front of memory and speed over every layout of 64 GPUs."),
     Picture("accuracy", "accuracy --confidence high --priceable yes",
             "Published runs of others beside their estimates: those that state all that decides, on "
             "devices as they are sold.", slow=True),
@@ -113,6 +120,11 @@ def _plain(value: Any) -> Any:
 
 def found(picture: Picture) -> dict[str, Any]:
     """The object behind a picture."""
+    if picture.kind == SEARCH:
+        words = shlex.split(picture.command)[1:]
+        value = search.found_of(search.prepared(parse_arguments(SEARCH, words)))
+        of_the_clock = ("elapsed_s", "priced_s")
+        return json.loads(json.dumps({k: v for k, v in value.items() if k not in of_the_clock}))  # type: ignore[no-any-return]
     arguments = parse_arguments("chart", shlex.split(picture.command))
     return json.loads(json.dumps(found_of(picture.kind, arguments)))  # type: ignore[no-any-return]
 
@@ -121,9 +133,9 @@ def page() -> str:
     """docs/gallery.md."""
     parts = [
         "# Gallery\n",
-        "Every kind of `memcalc chart`, for one model on one GPU and one on 64; drawn by",
-        "`python -m benchmarks.gallery`. The numbers behind a picture: the same command with `--json`,",
-        "or `-o` with `.csv` or `.md`; `.svg`, `.pdf` and `--theme dark` draw it otherwise.\n",
+        "Every kind of `memcalc chart`, and of `memcalc search`, for one model on one GPU and one on 64;",
+        "drawn by `python -m benchmarks.gallery`. The numbers behind a picture: the same command with",
+        "`--json`, or `-o` with `.csv` or `.md`; `.svg`, `.pdf` and `--theme dark` draw it otherwise.\n",
     ]
     last = ""
     for one in GALLERY:
@@ -146,7 +158,8 @@ def main(words: list[str]) -> None:
         if words and not any(word in one.name for word in words):
             continue
         value = found(one)
-        save(str(PICTURES / f"{one.name}.png"), value, drawing(one.kind).draw)
+        draw = draw_front if one.kind == SEARCH else drawing(one.kind).draw
+        save(str(PICTURES / f"{one.name}.png"), value, draw)
         digests[one.name] = digest(value)
         print(one.name)
     digests = {one.name: digests[one.name] for one in GALLERY if one.name in digests}

@@ -7,7 +7,7 @@ lacks least; 130 where it was interrupted, with what was found. Checked by: cli/
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +28,9 @@ from memcalc.planning.search.wishes import AXES, NUMBERS, RANKS, Wishes
 if TYPE_CHECKING:
     from memcalc.output.console import Page
 
+#: What is searched for, the options all setups share, and the form asked for with its file.
+Prepared = tuple[Wishes, dict[str, Value], tuple[str, str | None]]
+Tell = Callable[[str, int, int], None]
 NOTHING_FITS, INTERRUPTED = 3, 130
 _OWN: Final = frozenset(option.name for option in SEARCH_OPTIONS)
 #: Options that say how a result is handed over.
@@ -50,24 +53,30 @@ _TOP: Final = 10
 
 def run(arguments: Arguments) -> int:
     """Search, write the result, and return the exit status."""
+    prepare = prepared(arguments)
+    with progress("search", arguments.has("quiet"), after_s=1.0) as tell:
+        found = found_of(prepare, tell)
+    _deliver(arguments, found, prepare[2])
+    if found["interrupted"]:
+        return INTERRUPTED
+    return 0 if found["best"] else NOTHING_FITS
+
+
+def found_of(prepare: Prepared, tell: Tell | None = None) -> dict[str, Any]:
+    """The result of a search that `prepared` made ready."""
     from memcalc.planning.search.search import search
 
-    wishes, base, form = prepared(arguments)
+    wishes, base, _ = prepare
     maker = Maker()
 
     def case_of(options: Mapping[str, str | bool]) -> Any:
         stated: dict[str, Value] = {**base, **options}
         return maker.case({}, stated)
 
-    with progress("search", arguments.has("quiet"), after_s=1.0) as tell:
-        found = _headed(arguments, wishes, search(wishes, case_of, tell))
-    _deliver(arguments, found, form)
-    if found["interrupted"]:
-        return INTERRUPTED
-    return 0 if found["best"] else NOTHING_FITS
+    return _headed(wishes, search(wishes, case_of, tell))
 
 
-def prepared(arguments: Arguments) -> tuple[Wishes, dict[str, Value], tuple[str, str | None]]:
+def prepared(arguments: Arguments) -> Prepared:
     """What is searched for, the options all setups share, and the form asked for. Raises ConfigError."""
     if (path := arguments.text("config")) is not None:
         from memcalc.cli.runfile import merge_run_file
@@ -203,7 +212,7 @@ def _form(arguments: Arguments) -> tuple[str, str | None]:
     return form, path
 
 
-def _headed(arguments: Arguments, wishes: Wishes, found: dict[str, Any]) -> dict[str, Any]:
+def _headed(wishes: Wishes, found: dict[str, Any]) -> dict[str, Any]:
     """The result under the head that every result has."""
     from memcalc.planning.charts.head import head
 

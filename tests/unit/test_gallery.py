@@ -6,7 +6,17 @@ import json
 
 import pytest
 
-from benchmarks.gallery import DIGESTS, GALLERY, PAGE, PICTURES, Picture, digest, found, page
+from benchmarks.gallery import (
+    DIGESTS,
+    GALLERY,
+    PAGE,
+    PICTURES,
+    SEARCH,
+    Picture,
+    digest,
+    found,
+    page,
+)
 from memcalc.cli.chart_options import KINDS
 
 _STALE = "python -m benchmarks.gallery"
@@ -17,7 +27,7 @@ def test_the_page_is_what_the_script_writes() -> None:
 
 
 def test_every_kind_has_a_picture_and_every_picture_a_place() -> None:
-    assert {one.kind for one in GALLERY} == set(KINDS)
+    assert {one.kind for one in GALLERY} == {*KINDS, SEARCH}
     assert {path.stem for path in PICTURES.glob("*.png")} == {one.name for one in GALLERY}
     assert list(json.loads(DIGESTS.read_text())) == [one.name for one in GALLERY]
 

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 Found = Mapping[str, Any]
 #: Points of the front whose setup is written beside them, least memory first, and what is written.
 _NAMED: Final = 4
+#: Share of the width from which on a name stands left of its point.
+_RIGHT: Final = 0.65
 _WORDS: Final = {
     "tp": "tp",
     "pp": "pp",
@@ -53,10 +55,12 @@ def draw(figure: Figure, found: Found) -> None:
     if found["usable_bytes"]:
         handles.append(axes.axvline(found["usable_bytes"] / GIB, color=theme.muted, linewidth=1))
         labels.append("usable")
-    middle = sum(axes.get_xlim()) / 2
+    low, high = axes.get_xlim()
     for point in _named(front):
         x, y = point["allocated_bytes"] / GIB, point["tokens_per_s"]
-        side, where = ("right", (-2, -20)) if x > middle else ("left", (8, -12))
+        side, where = (
+            ("right", (-2, -20)) if x > low + _RIGHT * (high - low) else ("left", (8, -18))
+        )
         axes.annotate(
             _words(point["options"]), (x, y), xytext=where, textcoords="offset points", ha=side,
             fontsize="small", color=theme.muted,
