@@ -16,6 +16,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 gc.set_threshold(50_000, 50, 100)
 
 
+def pytest_collection_finish() -> None:
+    """What was made until here stays: no collection looks through it, of which real steps make many."""
+    gc.freeze()
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """What a file left behind stays too."""
+    if nextitem is None or nextitem.path != item.path:
+        gc.freeze()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Of tests that run PyTorch over many cases take some, unless all or single ones are asked for."""
     if any("::" in word for word in config.args):

@@ -88,15 +88,19 @@ def loss_summary(values: list[float]) -> dict[str, Any]:
 
 @contextmanager
 def frozen_garbage() -> Iterator[None]:
-    """Collect garbage, then keep the collector away from everything until the end."""
-    was_on = gc.isenabled()
+    """Collect garbage, then keep the collector away from everything until the end.
+
+    Who had frozen objects before keeps them frozen, and what came since with them.
+    """
+    was_on, were_frozen = gc.isenabled(), gc.get_freeze_count()
     gc.collect()
     gc.freeze()
     gc.disable()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if not were_frozen:
+            gc.unfreeze()
         if was_on:
             gc.enable()
 
