@@ -25,7 +25,7 @@ from typing import Any
 
 from memcalc import TrainingSetup, __version__, estimate
 from memcalc.engine import structure
-from memcalc.engine.plan import make_plan
+from memcalc.engine.make_plan import make_plan
 from memcalc.inputs.models import load_model
 from memcalc.inputs.stacks import load_stack
 from memcalc.inputs.training import resolve

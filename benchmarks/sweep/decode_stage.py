@@ -14,7 +14,8 @@ from typing import NamedTuple
 from benchmarks.sweep.children import Child
 from benchmarks.sweep.setups import model_of
 from benchmarks.sweep.stages import Sweep
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.harness.record_head import new_record
 from memcalc.inputs.training import TrainingSetup
 

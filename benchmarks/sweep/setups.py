@@ -15,7 +15,8 @@ from itertools import cycle, islice
 from typing import Any, NamedTuple
 
 from benchmarks.sweep.tuned_setups import tuned
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model

@@ -10,6 +10,8 @@ from memcalc.errors import ConfigError
 from memcalc.output.files import put_stdout, to_json, write_text
 
 if TYPE_CHECKING:
+    from memcalc.cli.request import Request
+    from memcalc.engine.results import Estimate
     from memcalc.output.console import Page
 
 
@@ -52,3 +54,15 @@ def _rendered(page: Callable[[Page], None], to_file: bool) -> str:
     from memcalc.output.console import render
 
     return render(page, to_file)
+
+
+def estimate_dict(request: Request, result: Estimate) -> dict[str, Any]:
+    """The JSON object, with the model as stated and what --set changed."""
+    from memcalc.inputs.models import model_hash
+
+    plain = result.to_dict()
+    setup = plain["setup"]
+    hashes = {"model": model_hash(request.model_name), **setup["profile_hashes"]}
+    stated = {"set": dict(request.stated), "profile_hashes": hashes}
+    plain["setup"] = {"model": request.model_name, **setup, **stated}
+    return plain

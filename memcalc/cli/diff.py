@@ -108,7 +108,8 @@ def _is_run_file(path: str) -> bool:
 
 
 def _estimate(words: list[str]) -> dict[str, Any]:
-    from memcalc.cli.estimate import estimate_dict, estimated
+    from memcalc.cli.deliver import estimate_dict
+    from memcalc.cli.estimate import estimated
     from memcalc.cli.request import request_of
 
     arguments = parse_arguments("estimate", words)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memcalc.cli.deliver import estimate_dict
 from memcalc.cli.feedback import check_options
 from memcalc.cli.feedback import run as run_feedback
 from memcalc.cli.parse import Arguments
@@ -62,18 +63,6 @@ def estimated(request: Request, device: Device) -> Estimate:
     return result
 
 
-def estimate_dict(request: Request, result: Estimate) -> dict[str, Any]:
-    """The JSON object, with the model as stated and what --set changed."""
-    from memcalc.inputs.models import model_hash
-
-    plain = result.to_dict()
-    setup = plain["setup"]
-    hashes = {"model": model_hash(request.model_name), **setup["profile_hashes"]}
-    stated = {"set": dict(request.stated), "profile_hashes": hashes}
-    plain["setup"] = {"model": request.model_name, **setup, **stated}
-    return plain
-
-
 def _check_outputs(arguments: Arguments) -> None:
     given = [name for name in ("json", "csv", "quiet") if arguments.has(name)]
     if len(given) > 1 and given != ["json", "quiet"]:
@@ -84,7 +73,7 @@ def _check_outputs(arguments: Arguments) -> None:
 
 
 def _plan(request: Request) -> Plan:
-    from memcalc.engine.plan import plan_of
+    from memcalc.engine.make_plan import plan_of
 
     return plan_of(request.config, request.setup, request.kernels, request.parallel)
 

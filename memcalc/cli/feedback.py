@@ -74,7 +74,7 @@ def _deliver(arguments: Arguments, request: Request, result: FeedbackEstimate) -
     from memcalc.output.files import put_notes
 
     def plain() -> dict[str, Any]:
-        from memcalc.cli.estimate import estimate_dict
+        from memcalc.cli.deliver import estimate_dict
 
         found = estimate_dict(request, result.estimate)
         return found | {"feedback": result.to_dict()["feedback"]}

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from memcalc.cli.estimate import DOES_NOT_FIT, estimate_dict, estimated
+from memcalc.cli.deliver import estimate_dict
+from memcalc.cli.estimate import DOES_NOT_FIT, estimated
 from memcalc.cli.interop_words import (
     command_of,
     merged,

@@ -91,7 +91,7 @@ def _alone(arguments: Arguments) -> dict[str, Any]:
 
 def _by_model(arguments: Arguments) -> dict[str, Any]:
     """All of it for a setup of a model, whose FLOPs a token come from its ledger."""
-    from memcalc.cli.estimate import estimate_dict
+    from memcalc.cli.deliver import estimate_dict
 
     request = request_of(arguments)
     device = request.device(arguments)

@@ -71,7 +71,7 @@ def _found(
     arguments: Arguments, request: Request, device: Device, result: Estimate
 ) -> dict[str, Any]:
     """The JSON object; the page is made from it as well."""
-    from memcalc.cli.estimate import estimate_dict
+    from memcalc.cli.deliver import estimate_dict
 
     work = corpus(arguments, result.setup["seq_len"], result.model.active_parameters)
     assert work is not None

@@ -13,6 +13,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from memcalc.engine.adapter_leaf import added
 from memcalc.engine.adapters_dora import with_magnitude
 from memcalc.engine.adapters_svd import RANK, with_svd
 from memcalc.engine.aten.matmul import linear
@@ -24,25 +25,6 @@ from memcalc.engine.tensors import Shape, Tensor
 
 if TYPE_CHECKING:
     from memcalc.engine.build import Build
-
-
-def trains(build: Build, name: str) -> bool:
-    """Whether the model's own parameter of this name needs a gradient."""
-    adapter = build.kernels.adapter
-    if adapter is None:
-        return True
-    if adapter.method == "bitfit":
-        return name.endswith(".bias")
-    if adapter.method == "freeze":
-        chosen = not adapter.parts or name.rpartition(".")[0] in adapter.parts
-        return build.tape.block >= 0 and build.kind.trains and chosen
-    return False
-
-
-def is_rescaled(build: Build, name: str) -> bool:
-    """Whether a linear of this name has a vector of IA3."""
-    adapter = build.kernels.adapter
-    return adapter is not None and adapter.method == "ia3" and name in adapter.targets
 
 
 def adapted(
@@ -154,14 +136,3 @@ def _factor(build: Build, x: Tensor, name: str, shape: Shape) -> Tensor:
     weight = build.cast_param(weight)
     narrow = to(x, build.kernels.compute_dtype)
     return linear(narrow, weight)
-
-
-def added(build: Build, name: str, shape: Shape, learns: bool = True) -> Tensor:
-    """A parameter that the method adds to this block, or outside the blocks."""
-    tape, adapter = build.tape, build.kernels.adapter
-    assert adapter is not None
-    key = name if tape.block < 0 else f"layers.{tape.block}.{name}"
-    leaf = tape.leaf(key, shape, adapter.dtype, learns)
-    if not tape.recomputing:
-        tape.records[tape.block, tape.op].params[name] = leaf.numel
-    return leaf

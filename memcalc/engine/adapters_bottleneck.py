@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from memcalc.engine.adapter_leaf import added
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import activation, activation_by_result, add, scale, to
 from memcalc.engine.sizes import Size
@@ -79,8 +80,6 @@ def relu(x: Tensor) -> Tensor:
 
 def own_linear(build: Build, x: Tensor, name: str, features: tuple[Size, Size]) -> Tensor:
     """A linear with bias that the method adds."""
-    from memcalc.engine.adapters import added
-
     i, o = features
     weight, bias = added(build, f"{name}.weight", (o, i)), added(build, f"{name}.bias", (o,))
     if not build.kernels.autocast:

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from memcalc.engine.adapter_leaf import added
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import add, mul, out_like, scale, shift, to
 from memcalc.engine.aten.shape import permute, reshape
@@ -32,8 +33,6 @@ def with_magnitude(
     build: Build, x: Tensor, base: Tensor | None, name: str, low_rank: LowRank
 ) -> Tensor:
     """What DoRA adds to a linear's result. base: that result where it stands for W x, else None."""
-    from memcalc.engine.adapters import added
-
     tape = build.tape
     weight = tape.leaves[f"layers.{tape.block}.{name}.weight"]
     o, i = weight.shape

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from memcalc.engine.adapter_leaf import added
 from memcalc.engine.aten.pointwise import mul, scale, to
 from memcalc.engine.aten.shape import reshape
 from memcalc.engine.sizes import ONE, Size
@@ -52,8 +53,6 @@ def rescaled(
 
 def _vector(build: Build, name: str, features: tuple[Size, Size]) -> Tensor:
     """The vector, flattened and multiplied by the number 1."""
-    from memcalc.engine.adapters import added
-
     shape = (ONE, features[0]) if name == _FEEDS else (features[1], ONE)
     width = shape[1] if name == _FEEDS else shape[0]
     return scale(reshape(added(build, f"{name}.ia3_l", shape), (width,)))

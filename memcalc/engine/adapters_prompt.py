@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from memcalc.engine.adapter_leaf import added
 from memcalc.engine.adapters_bottleneck import own_linear, relu
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.parted import repeat, unbind
@@ -98,8 +99,6 @@ def _prompts(build: Build) -> Tensor:
 
 def _rows(build: Build, count: Size, width: Size) -> Tensor:
     """Rows of the trained table (count, N, width); indices of all sequences are made for one or all."""
-    from memcalc.engine.adapters import added
-
     n = build[TOKENS]
     index = build.tape.empty("_to_copy", (build["b"], n), "int64")
     weight = added(build, "prompt_encoder.embedding.weight", (n, width))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from memcalc.engine.adapter_leaf import added
 from memcalc.engine.adapters_dora import over
 from memcalc.engine.aten.matmul import dispatched, linear
 from memcalc.engine.aten.pointwise import add_in_place, dropout, mul, out_like, scale, to
@@ -34,8 +35,6 @@ def with_svd(
     build: Build, x: Tensor, result: Tensor, name: str, features: tuple[Size, Size]
 ) -> Tensor:
     """result += B((E A) dropout(x)) scaling / n."""
-    from memcalc.engine.adapters import added
-
     adapter = build.kernels.adapter
     assert adapter is not None
     (i, o), rank = features, build[RANK]

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from memcalc.engine.adapters import adapted, is_rescaled, packed_linear, trains
+from memcalc.engine.adapter_leaf import is_rescaled, trains
+from memcalc.engine.adapters import adapted, packed_linear
 from memcalc.engine.adapters_bottleneck import after_linear
 from memcalc.engine.adapters_ia3 import rescaled
 from memcalc.engine.adapters_prompt import PrefixCache

@@ -9,8 +9,9 @@ from typing import Any
 from memcalc.engine.adapter_choice import adapter_file_bytes
 from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
 from memcalc.engine.device_side import Device, device_of, with_modules
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.rules import check_size
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.rank_memory import WORKSPACES, RankMemory, rank_memory
 from memcalc.engine.results import Estimate, MemoryEstimate, ModelSummary
 from memcalc.engine.states import States, states

@@ -15,10 +15,11 @@ from memcalc.engine.encoders import check_encoder
 from memcalc.engine.explanation import FLOP_KINDS, Amount, Explanation, KeptTensor, Row, Total
 from memcalc.engine.holdings import holdings, state_bytes
 from memcalc.engine.kernels import BlockKind
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.microprogram import micro_programs
 from memcalc.engine.parallel.layouts.layout_table import layout_table
 from memcalc.engine.parallel.strategy import Whole
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import ZERO, Size
 from memcalc.engine.states import multiplicity
 from memcalc.engine.structure import Run, Structure

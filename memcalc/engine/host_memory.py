@@ -12,6 +12,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from memcalc.engine.parallel.strategy import HostBlock
+from memcalc.engine.states import multiplicity
 from memcalc.units import gib
 
 if TYPE_CHECKING:
@@ -19,21 +21,6 @@ if TYPE_CHECKING:
     from memcalc.inputs.clusters import Cluster
 
 PARTS: Final = ("parameters", "gradients", "optimizer", "activations", "buffers")
-
-
-class HostBlock(NamedTuple):
-    """Equal blocks of one kind: what they hold (one of PARTS), bytes of each, how many.
-
-    nvme: on a disk instead; then nothing of it is host memory. unused_bytes: of each, that hold nothing
-    (counted as buffers).
-    """
-
-    what: str
-    size_bytes: int
-    pinned: bool = False
-    times: int = 1
-    nvme: bool = False
-    unused_bytes: int = 0
 
 
 class HostMemory(NamedTuple):
@@ -79,7 +66,6 @@ def host_of(plan: Plan, gpus_per_node: int) -> HostMemory:
     layout = plan.parallel
     if layout.offload == "none":
         return HostMemory()
-    from memcalc.engine.states import multiplicity
 
     structure, runs = plan.structure(*plan.peak_batch)
     times = multiplicity(runs)

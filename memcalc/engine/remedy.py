@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from memcalc.engine.device_side import Device
 from memcalc.engine.estimate import estimate
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.results import Estimate
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig

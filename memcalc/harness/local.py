@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from memcalc.engine.device_side import Device, device_of
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.inputs.choose_rates import cpu_device
 from memcalc.inputs.hardware import Gpu, load_gpu

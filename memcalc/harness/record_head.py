@@ -16,7 +16,8 @@ from typing import Any
 
 from memcalc.engine.kernel_choice import CHOICES
 from memcalc.engine.kernels import Adapter
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.harness.records import SCHEMA
 from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig

@@ -21,8 +21,9 @@ from memcalc.engine.device_side import Device, with_modules
 from memcalc.engine.grid import NotOnGrid, shape_of, together
 from memcalc.engine.grid_memory import SAMPLED, GridMemory, Part, grid_memory, part_of
 from memcalc.engine.grid_time import BOUNDS, grid_time
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.rules import check_size
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.inputs.stacks import load_stack
 from memcalc.planning.cases import Case, Point, Refused, Tell, point_of

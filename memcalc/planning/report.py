@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from memcalc.engine.estimate import with_advice
 from memcalc.engine.events import contributors, step_events
 from memcalc.engine.explain import explain
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.pipeline.pipeline import stage_of
-from memcalc.engine.plan import plan_of
 from memcalc.engine.results import SCHEMA, Estimate
 from memcalc.engine.stage_events import largest_of_stage
 from memcalc.engine.words import layout_line, setup_words

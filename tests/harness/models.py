@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.inputs.model import ModelConfig, MoeConfig
 from memcalc.inputs.training import TrainingSetup
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.harness.model.decoder import Decoder, build
 from memcalc.harness.model.norms import Norm
 from memcalc.inputs.hf import model_from_config

@@ -14,7 +14,7 @@ import pytest
 
 from memcalc import TrainingSetup
 from memcalc.engine.device_side import device_of
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.timing.gemm_time import product_s
 from memcalc.engine.timing.kernel_times import attention_s, gemm_s, moved_s
 from memcalc.engine.timing.step_time import step_time

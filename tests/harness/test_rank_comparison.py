@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.engine.device_side import device_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import plan_of
 from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.ranks.rank_comparison import compared, parallel_of
 from memcalc.inputs.training import TrainingSetup

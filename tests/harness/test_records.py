@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import plan_of
 from memcalc.errors import ConfigError
 from memcalc.harness import records
 from memcalc.harness.record_head import new_record, planned, stated

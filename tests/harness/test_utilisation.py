@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.harness.calibration.timing import TINY
 from memcalc.harness.utilisation import (
     Peak,

@@ -17,8 +17,8 @@ import torch
 
 from memcalc.engine.explain import explain_plan
 from memcalc.engine.flops import step_flops
+from memcalc.engine.make_plan import make_plan, plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import make_plan, plan_of
 from memcalc.errors import ConfigError
 from memcalc.inputs.models import load_model
 from memcalc.inputs.stacks import load_stack

@@ -12,8 +12,9 @@ from torch.distributed.tensor.experimental._context_parallel._load_balancer impo
 )
 
 from memcalc.engine.kernels import Contexts
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError, NotInThisVersionError
 from memcalc.harness.ranks.context import own_positions
 from memcalc.harness.ranks.layout import Layout

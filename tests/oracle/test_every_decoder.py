@@ -8,8 +8,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.harness.model.decoder import build, ledger_name
 from memcalc.harness.watch.tracker import StorageTracker
 from memcalc.inputs.models import load_model

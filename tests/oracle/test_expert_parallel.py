@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import plan_of
 from memcalc.errors import ConfigError, NotInThisVersionError
 from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.ranks.layout_rules import check_layout

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.serving.generation import Generation, generation_memory
 from memcalc.engine.timeline import measure
 from memcalc.harness.decode import Decoding

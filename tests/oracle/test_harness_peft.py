@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from memcalc.engine.flops import step_flops
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.harness.local import local_plan
 from memcalc.harness.step import TrainingStep

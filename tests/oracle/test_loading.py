@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import nn
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.phases.loading import loading
-from memcalc.engine.plan import plan_of
 from memcalc.engine.quantised import Weights, weights_of_plan
 from memcalc.errors import ConfigError
 from memcalc.harness.watch.tracker import StorageTracker

@@ -20,8 +20,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.phases.loading_ranks import loading_of
-from memcalc.engine.plan import plan_of
 from memcalc.errors import ConfigError
 from memcalc.harness.model.decoder import build
 from memcalc.harness.ranks.layout import Layout

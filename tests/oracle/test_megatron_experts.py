@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.inputs.model import ModelConfig, MoeConfig
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup

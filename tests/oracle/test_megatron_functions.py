@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.inputs.model import MlaConfig, ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup

@@ -14,8 +14,8 @@ import torch
 from torch.distributed.fsdp import CPUOffloadPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param import FSDPParam
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import plan_of
 from memcalc.harness.ranks import part
 from memcalc.harness.ranks.layout import Layout
 from memcalc.inputs.hf import model_from_config

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import plan_of
 from memcalc.engine.program import training_program
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from memcalc.engine.plan import make_plan
+from memcalc.engine.make_plan import make_plan
 from memcalc.engine.program import expanded
 from memcalc.engine.timeline import size_values
 from memcalc.inputs.model import ModelConfig

@@ -22,7 +22,7 @@ from memcalc.engine.blocks.embedding import contexts
 from memcalc.engine.build import Build
 from memcalc.engine.checkpoint import KEEP_ATTENTION, KEEP_EVERY_SECOND
 from memcalc.engine.layer import block
-from memcalc.engine.plan import make_plan
+from memcalc.engine.make_plan import make_plan
 from memcalc.engine.sizes import dim
 from memcalc.engine.tensors import Tape
 from memcalc.inputs.model import ModelConfig

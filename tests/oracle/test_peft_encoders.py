@@ -10,7 +10,7 @@ import torch
 
 peft = pytest.importorskip("peft")
 
-from memcalc.engine.plan import plan_of  # noqa: E402
+from memcalc.engine.make_plan import plan_of  # noqa: E402
 from memcalc.harness.watch.tracker import StorageTracker  # noqa: E402
 from memcalc.inputs.hf import model_from_config  # noqa: E402
 from memcalc.inputs.peft import PeftSetup  # noqa: E402

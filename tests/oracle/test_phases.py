@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from memcalc.engine.make_plan import plan_of as engine_plan
 from memcalc.engine.phases.evaluation import evaluation
 from memcalc.engine.phases.first_step import first_step
-from memcalc.engine.plan import plan_of as engine_plan
 from memcalc.harness.watch.tracker import StorageTracker
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.training import TrainingSetup

@@ -17,9 +17,9 @@ import torch
 from torch.distributed.tensor.parallel import loss_parallel
 from transformers import AutoModelForCausalLM
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.phases.evaluation import evaluation
 from memcalc.engine.phases.first_step import first_step
-from memcalc.engine.plan import plan_of
 from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.ranks.rank_step import RankStep
 from memcalc.harness.watch.tracker import StorageTracker

@@ -12,7 +12,7 @@ import transformers
 from torch import nn
 from transformers.quantizers.base import HfQuantizer
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.quantised import Weights, weights_of_plan
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.profiles import profile_names, profiles_dir

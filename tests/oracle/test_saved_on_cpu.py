@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from memcalc.engine.host_memory import host_of
+from memcalc.engine.make_plan import divided
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, divided
+from memcalc.engine.plan import Plan
 from memcalc.harness.step import OnPhase, TrainingStep
 from memcalc.inputs.parallel import ParallelPlan, with_degrees
 from memcalc.inputs.stacks import load_stack

@@ -12,9 +12,9 @@ import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.phases.files import on_disk
 from memcalc.engine.phases.saving import saving
-from memcalc.engine.plan import plan_of
 from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.ranks.rank_step import RankStep
 from memcalc.harness.step import TrainingStep

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.pipeline.pipeline import stage_of
 from memcalc.engine.parallel.pipeline.pipeline_memory import stage_memory
-from memcalc.engine.plan import plan_of
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
 from tests.harness.models import LLAMA

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from memcalc.engine.dims import dim_values
-from memcalc.engine.plan import Plan, make_plan
+from memcalc.engine.make_plan import make_plan
+from memcalc.engine.plan import Plan
 from memcalc.engine.tensors import Tape
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.model import ModelConfig

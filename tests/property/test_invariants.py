@@ -13,8 +13,9 @@ from memcalc.engine import structure as structures
 from memcalc.engine.estimate import estimate
 from memcalc.engine.expand import expand
 from memcalc.engine.flops import step_flops
+from memcalc.engine.make_plan import make_plan
 from memcalc.engine.memory import StepMemory, step_memory
-from memcalc.engine.plan import Plan, make_plan
+from memcalc.engine.plan import Plan
 from memcalc.engine.timeline import live_bytes, measure, size_values
 from memcalc.inputs.model import ModelConfig, MoeConfig
 from memcalc.inputs.stacks import load_stack

@@ -7,8 +7,9 @@ from typing import Any
 
 from memcalc import TrainingSetup
 from memcalc.engine.device_side import Device, device_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.network import traffic
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.states import states
 from memcalc.engine.timing.exchanges import Exchange, exchanges_of
 from memcalc.inputs.models import load_model

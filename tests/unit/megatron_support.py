@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import StepMemory, step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup

@@ -9,8 +9,9 @@ import pytest
 
 from memcalc import TrainingSetup, estimate
 from memcalc.engine.expand import expand
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.timeline import measure, size_values
 from memcalc.errors import ConfigError
 from memcalc.inputs.models import load_model

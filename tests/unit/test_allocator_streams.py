@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from memcalc.engine.allocator import simulate
 from memcalc.engine.allocator_streams import STREAMS, simulate_streams, streams_of
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.program import expanded
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan

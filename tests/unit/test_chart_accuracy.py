@@ -12,7 +12,7 @@ from memcalc import TrainingSetup, estimate
 from memcalc.accuracy.groups import FITTED_SOURCES
 from memcalc.cli.app import parse_arguments
 from memcalc.cli.charts.accuracy import found as found_of
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.errors import ConfigError
 from memcalc.harness.record_head import new_record
 from memcalc.harness.records import append_all

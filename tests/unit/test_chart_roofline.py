@@ -14,7 +14,7 @@ from memcalc.cli.app import parse_arguments
 from memcalc.cli.charts.roofline import found as found_of
 from memcalc.cli.variants import cases_of
 from memcalc.engine.device_side import device_of
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.timing.answer import time_estimate
 from memcalc.engine.timing.kernel_times import moved_s
 from memcalc.engine.timing.optimizer_time import optimizer_s, optimizer_work, stepped_by

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.output.charts import house
 from memcalc.output.charts.palette import name_of
-from memcalc.output.charts.timeline import draw, page, peak_text
+from memcalc.output.charts.timeline import draw, page
+from memcalc.output.charts.timeline_text import peak_text
 from memcalc.output.console import render
 from memcalc.planning.cases import Case, Point
 from memcalc.planning.charts.timeline import (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memcalc import ParallelPlan, TrainingSetup
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.timing.copies import copies_of
 from memcalc.inputs.models import load_model
 

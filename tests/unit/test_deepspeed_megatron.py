@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from memcalc.engine.estimate import estimate
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import StepMemory, step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan

@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import alive_by_category
 from memcalc.engine.parallel.deepspeed.zero_buckets import Buckets, Flat, part_elements
 from memcalc.engine.parallel.deepspeed.zero_gather import Gathers
 from memcalc.engine.parallel.deepspeed.zero_modules import Module, modules_of, parameters_of
-from memcalc.engine.plan import plan_of
 from memcalc.engine.sizes import number
 from memcalc.engine.structure import Structure
 from memcalc.engine.tensors import Tape

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from memcalc.engine.host_memory import HostBlock
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
 from memcalc.engine.parallel.deepspeed.deepspeed import DeepSpeed
 from memcalc.engine.parallel.deepspeed.zero_gather import Gathers
@@ -16,7 +16,8 @@ from memcalc.engine.parallel.deepspeed.zero_modules import (
     parameters_of,
     recorded_order,
 )
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.parallel.strategy import HostBlock
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan

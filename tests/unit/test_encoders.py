@@ -9,8 +9,9 @@ import pytest
 from memcalc.engine.explain import explain
 from memcalc.engine.flops import step_flops
 from memcalc.engine.grid import requested_bytes, shape_of, together
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import input_bytes, step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.timing.op_time import compute_time
 from memcalc.errors import ConfigError, NotInThisVersionError
 from memcalc.inputs.hardware import load_gpu

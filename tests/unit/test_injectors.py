@@ -8,7 +8,7 @@ import pytest
 
 from memcalc.engine.build import Build
 from memcalc.engine.injectors import Hooks
-from memcalc.engine.plan import make_plan
+from memcalc.engine.make_plan import make_plan
 from memcalc.engine.sizes import number
 from memcalc.engine.structure import Beside, structure_of
 from memcalc.engine.tensors import Tensor

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from memcalc.engine.device_side import device_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.ranks import chunk_plan
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import Size
 from memcalc.engine.states import all_leaves
 from memcalc.engine.timing.copies import copies_of

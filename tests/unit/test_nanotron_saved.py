@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import StepMemory, step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import TrainingSetup
 from tests.unit.megatron_support import llama

@@ -8,8 +8,8 @@ import pytest
 
 from memcalc import TrainingSetup
 from memcalc.engine.device_side import device_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.network import traffic
-from memcalc.engine.plan import plan_of
 from memcalc.engine.timing.exchanges import exchanges_of
 from memcalc.engine.timing.op_time import compute_time
 from memcalc.engine.timing.overlap import exposed, phases_of

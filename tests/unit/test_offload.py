@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from memcalc.engine.estimate import estimate
-from memcalc.engine.host_memory import HostBlock, host_memory, pinned_block_bytes
+from memcalc.engine.host_memory import host_memory, pinned_block_bytes
+from memcalc.engine.parallel.strategy import HostBlock
 from memcalc.engine.results import MemoryEstimate
 from memcalc.errors import ConfigError
 from memcalc.inputs.parallel import ParallelPlan

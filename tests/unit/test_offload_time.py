@@ -10,7 +10,8 @@ import pytest
 from memcalc import TrainingSetup
 from memcalc.engine.device_side import Device, device_of
 from memcalc.engine.host_memory import host_of
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.timing.exchanges import exchanges_of
 from memcalc.engine.timing.offload_copies import HostCopy, host_traffic
 from memcalc.engine.timing.offload_time import (

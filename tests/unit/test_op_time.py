@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from memcalc.engine.flops import step_flops
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.timing.op_time import Priced, attention_code, compute_time, work_s
 from memcalc.engine.works import works_of
 from memcalc.inputs.hardware import load_gpu

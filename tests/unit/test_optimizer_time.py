@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.timing.optimizer_time import optimizer_s, stepped_by
 from memcalc.inputs.hardware import load_gpu
 from memcalc.inputs.models import load_model

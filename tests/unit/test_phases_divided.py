@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.phases.evaluation import evaluation
 from memcalc.engine.phases.files import File, on_disk
 from memcalc.engine.phases.loading_ranks import loading_of
 from memcalc.engine.phases.program import PHASES, Wanted, program
 from memcalc.engine.phases.saving import FORMS, saving
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from memcalc.engine.make_plan import make_plan, plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, make_plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.program import expanded
 from memcalc.engine.timeline import size_values
 from memcalc.errors import ConfigError

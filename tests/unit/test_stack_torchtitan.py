@@ -8,9 +8,10 @@ import pytest
 
 from memcalc.engine.checkpoint import KEEP_ATTENTION, KEEP_EVERY_SECOND, policy
 from memcalc.engine.estimate import estimate
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
 from memcalc.engine.parallel.data.fsdp2 import Fsdp2
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan

@@ -9,6 +9,7 @@ import pytest
 
 from memcalc import ParallelPlan, TrainingSetup, estimate
 from memcalc.engine.allocator import simulate
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.pipeline import pipeline_stream
 from memcalc.engine.parallel.pipeline.actions import Action, Pipe
 from memcalc.engine.parallel.pipeline.pipeline import stage_of
@@ -17,7 +18,7 @@ from memcalc.engine.parallel.pipeline.pipeline_program import Item, Take
 from memcalc.engine.parallel.pipeline.pipeline_rules import RULES
 from memcalc.engine.parallel.pipeline.pipeline_stream import stage_program
 from memcalc.engine.parallel.ranks import chunk_layers
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.program import Stream
 from memcalc.engine.results import Estimate
 from memcalc.errors import ConfigError

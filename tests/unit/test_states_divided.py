@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from memcalc import TrainingSetup, estimate
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
 from memcalc.engine.parallel.data.ddp import BUCKET_BYTES, FIRST_BUCKET_BYTES, Ddp, bucket_bytes
 from memcalc.engine.parallel.data.fsdp2 import Fsdp2
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.program import Stream, training_program
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from memcalc import TrainingSetup, load_model
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 
 
 @pytest.mark.parametrize("stack", ["torch", "hf"])

@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.layouts.layout_blocks import block_figures, model_parameters
 from memcalc.engine.parallel.layouts.layouts import (
     Product,
@@ -15,7 +16,7 @@ from memcalc.engine.parallel.layouts.layouts import (
     published_factors,
     tensor_layout,
 )
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.errors import ConfigError
 from memcalc.inputs.models import load_model
 from memcalc.inputs.training import TrainingSetup

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import plan_of
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model

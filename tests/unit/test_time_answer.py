@@ -6,7 +6,7 @@ import pytest
 
 import memcalc
 from memcalc import ParallelPlan, TrainingSetup
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.timing.answer import peak_flops_per_s
 from memcalc.inputs.hardware import load_gpu
 from memcalc.inputs.models import load_model

@@ -6,7 +6,7 @@ import tomllib
 
 import memcalc
 from memcalc import TrainingSetup
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.timing.bands import band_of
 from memcalc.inputs.hardware import load_gpu
 from memcalc.inputs.models import load_model

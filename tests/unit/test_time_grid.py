@@ -7,8 +7,8 @@ import pytest
 
 from memcalc.engine.device_side import device_of
 from memcalc.engine.dims import dim_values
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.local import local_values
-from memcalc.engine.plan import plan_of
 from memcalc.engine.timing.step_time import step_time
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan

@@ -11,7 +11,7 @@ from functools import cache
 
 import pytest
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.quantised import Weights, weights_of_plan
 from memcalc.errors import ConfigError
 from memcalc.inputs.models import load_model

@@ -156,7 +156,7 @@ def test_grpo_logits_of_a_published_account() -> None:
     """Llama 3.1 8B, 8 responses of 20,480 tokens: 78.3 GiB of fp32 logits, 2.5 GiB of keys and values a
     sequence, as Unsloth's account of its GRPO (2025-02) has them by the same arithmetic."""
     from memcalc.engine.feedback.ends import updating
-    from memcalc.engine.plan import plan_of
+    from memcalc.engine.make_plan import plan_of
     from memcalc.engine.timeline import size_values
     from memcalc.inputs.models import load_model
 

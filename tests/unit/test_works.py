@@ -10,7 +10,8 @@ import pytest
 
 from memcalc.engine.explain import explain_plan
 from memcalc.engine.flops import executed_flops
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.works import Counted, Work, works_of
 from memcalc.errors import ConfigError
 from memcalc.inputs.models import load_model

@@ -14,8 +14,8 @@ from memcalc.engine.feedback.program import PhaseMemory, Program, program_of
 from memcalc.engine.feedback.replay import replayed
 from memcalc.engine.feedback.results import FeedbackEstimate, ModelRow, PhaseRow
 from memcalc.engine.feedback.words import assumptions_of, notes_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.rules import check_size
-from memcalc.engine.plan import plan_of
 from memcalc.engine.rank_memory import MAX_BYTES, WORKSPACES, communication_of, used_bytes
 from memcalc.engine.results import Breakdown, Estimate, MemoryEstimate
 from memcalc.engine.timing.time_estimate import TimeEstimate

@@ -14,7 +14,8 @@ from typing import Any, Final, NamedTuple
 
 from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.feedback.ends import scoring, scoring_structure, updating
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.states import States, bytes_of_held, multiplicity, states
 from memcalc.engine.states import block_of as traced_block
 from memcalc.errors import ConfigError, NotInThisVersionError

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from itertools import accumulate
 
+from memcalc.engine.make_plan import block_kinds
 from memcalc.engine.parallel.megatron.nanotron_layout import runs_nanotron, stage_layers
-from memcalc.engine.plan import Plan, block_kinds
+from memcalc.engine.plan import Plan
 
 
 def chunk_layers(plan: Plan) -> list[range]:

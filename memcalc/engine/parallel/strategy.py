@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import Kernels
 from memcalc.engine.optimizer import OptimizerPlan, run_step
@@ -23,6 +22,21 @@ from memcalc.engine.tensors import Shape, Tape, Tensor
 
 if TYPE_CHECKING:
     from memcalc.engine.plan import Plan
+
+
+class HostBlock(NamedTuple):
+    """Equal blocks of one kind: what they hold (one of host_memory.PARTS), bytes of each, how many.
+
+    nvme: on a disk instead; then nothing of it is host memory. unused_bytes: of each, that hold nothing
+    (counted as buffers).
+    """
+
+    what: str
+    size_bytes: int
+    pinned: bool = False
+    times: int = 1
+    nvme: bool = False
+    unused_bytes: int = 0
 
 
 class Batch(NamedTuple):

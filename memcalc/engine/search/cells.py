@@ -13,11 +13,12 @@ from typing import Any, Final, NamedTuple
 
 from memcalc.engine.dims import dim_values
 from memcalc.engine.kernels import BlockKind
+from memcalc.engine.make_plan import block_kinds
 from memcalc.engine.parallel.megatron.megatron import angle_bytes, global_buffer_bytes
 from memcalc.engine.parallel.megatron.megatron_buffers import dispatcher_bytes
 from memcalc.engine.parallel.megatron.megatron_layout import megatron_values
 from memcalc.engine.parallel.megatron.megatron_rules import expert_split
-from memcalc.engine.plan import Plan, block_kinds
+from memcalc.engine.plan import Plan
 from memcalc.engine.search.block_figures import Parts, Pricer, Seconds, live_parts
 from memcalc.engine.search.lane_wires import LaneWires, Layouts
 from memcalc.engine.timing.topology import Wires

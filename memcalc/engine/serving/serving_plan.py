@@ -14,7 +14,7 @@ from memcalc.engine.aten.quantised import Quantised, writes_out
 from memcalc.engine.blocks.sampling import GREEDY, PROBABILITIES, SORTED
 from memcalc.engine.blocks.vllm_layer import check_vllm
 from memcalc.engine.kernels import Adapter, Kernels, Traits
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.quantised import Weights, check_family, weights_of
 from memcalc.engine.quantised_mixtures import Facts
 from memcalc.engine.serving.forward import Forward, Part, Positions, forward_of

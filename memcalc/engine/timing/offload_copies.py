@@ -28,14 +28,13 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from memcalc.engine.dtypes import ITEMSIZE
-from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.optimizer import state_tensors
 from memcalc.engine.parallel.data.fsdp2 import Fsdp2
 from memcalc.engine.parallel.data.offload_fsdp2 import OffloadedFsdp2
 from memcalc.engine.parallel.deepspeed.deepspeed import DeepSpeed
 from memcalc.engine.parallel.deepspeed.zero_buckets import Flat, Parameters, part_elements
 from memcalc.engine.parallel.deepspeed.zero_modules import parameters_of
-from memcalc.engine.parallel.strategy import held
+from memcalc.engine.parallel.strategy import HostBlock, held
 from memcalc.engine.plan import Plan
 from memcalc.engine.sizes import number, product
 from memcalc.engine.states import block_of, bytes_of_held, multiplicity

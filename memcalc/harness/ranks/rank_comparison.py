@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from memcalc.engine.device_side import Device
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import StepMemory
-from memcalc.engine.plan import plan_of
 from memcalc.engine.rank_memory import rank_memory
 from memcalc.engine.timing.answer import time_estimate
 from memcalc.harness.comparison import Difference, compare

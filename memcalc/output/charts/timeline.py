@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from memcalc.output.charts import house
 from memcalc.output.charts.palette import name_of
-from memcalc.units import GIB, MIB, gib
+from memcalc.output.charts.timeline_text import measured_of, peak_text, timeline_page, unit_of
+from memcalc.units import gib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,16 +45,6 @@ def draw(figure: Figure, found: Found) -> None:
     unnamed = _phases(axes, found)
     _peak(axes, found, scale)
     _legend(figure, axes, found, [*lines, *unnamed])
-
-
-def unit_of(found: Found) -> tuple[int, str]:
-    """Bytes of the axis's unit, and its name: GiB, for small models MiB."""
-    return (GIB, "GiB") if found["peak"]["live_bytes"] >= GIB else (MIB, "MiB")
-
-
-def measured_of(found: Found) -> Mapping[str, Any]:
-    """What a run measured; empty where none is given."""
-    return found["measured"] or {}
 
 
 def _length(measured: Mapping[str, Any]) -> int:
@@ -150,12 +141,6 @@ def _phases(axes: Axes, found: Found) -> list[Any]:
     return [handle for phase, handle in handles.items() if phase not in named]
 
 
-def peak_text(found: Found) -> str:
-    """What is written at the peak: bytes and the operator that causes it."""
-    peak = found["peak"]
-    return f"peak {gib(peak['live_bytes'])}: {peak['where']} ({peak['primitive']})"
-
-
 def _peak(axes: Axes, found: Found, scale: int) -> None:
     """A mark at the peak; its text above it, inside the axes."""
     ink, peak = house.ink(axes.figure), found["peak"]
@@ -183,6 +168,4 @@ def _legend(figure: Figure, axes: Axes, found: Found, more: list[Any]) -> None:
 
 def page(sheet: Page, found: Found) -> None:
     """The same as text."""
-    from memcalc.output.charts.timeline_text import timeline_page
-
     timeline_page(sheet, found)

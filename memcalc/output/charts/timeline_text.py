@@ -8,9 +8,8 @@ from typing import Any
 from rich.text import Text
 
 from memcalc.output.charts.text import area, ending, heading, put_key
-from memcalc.output.charts.timeline import measured_of, peak_text, unit_of
 from memcalc.output.console import Page
-from memcalc.units import gib
+from memcalc.units import GIB, MIB, gib
 
 Found = Mapping[str, Any]
 _HEIGHT = 14
@@ -33,6 +32,22 @@ def timeline_page(page: Page, found: Found) -> None:
         used, usable = gib(found["device_used_bytes"]), gib(found["usable_bytes"])
         page.line(f"driver-used at most {used} of {usable} usable")
     ending(page, found)
+
+
+def unit_of(found: Found) -> tuple[int, str]:
+    """Bytes of the axis's unit, and its name: GiB, for small models MiB."""
+    return (GIB, "GiB") if found["peak"]["live_bytes"] >= GIB else (MIB, "MiB")
+
+
+def measured_of(found: Found) -> Mapping[str, Any]:
+    """What a run measured; empty where none is given."""
+    return found["measured"] or {}
+
+
+def peak_text(found: Found) -> str:
+    """What is written at the peak: bytes and the operator that causes it."""
+    peak = found["peak"]
+    return f"peak {gib(peak['live_bytes'])}: {peak['where']} ({peak['primitive']})"
 
 
 def _columns(found: Found, width: int) -> list[Mapping[str, Any]]:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.pipeline.schedules import SPLIT_BACKWARD
-from memcalc.engine.plan import plan_of
 from memcalc.engine.results import Estimate, MemoryEstimate
 from memcalc.engine.timing.pipeline_time import Slot
 from memcalc.engine.timing.step_time import Staged, staged

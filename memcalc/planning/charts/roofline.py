@@ -16,7 +16,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.results import Estimate
 from memcalc.engine.timing.attention_time import TF32X3
 from memcalc.engine.timing.optimizer_time import Stepped, optimizer_work, stepped_by

@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from memcalc.engine.events import Event, step_events
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import BUFFER_OPS, step_memory
 from memcalc.engine.parallel.pipeline.pipeline import stage_of
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.results import Estimate
 from memcalc.engine.series import Span, spans_of, thinned
 from memcalc.engine.stage_events import stage_events

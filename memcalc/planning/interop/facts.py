@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan, with_degrees
 from memcalc.inputs.stacks import PREFIX, Stack, load_stack, with_choices

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from memcalc.engine.plan import plan_of
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.search.cells import Family
 from memcalc.engine.search.splits import Split, is_ordered
 from memcalc.engine.search.states_grid import StatesOption

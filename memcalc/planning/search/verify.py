@@ -10,8 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from memcalc.engine.device_side import Device, with_modules
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.rules import check_size
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.rank_memory import RankMemory, rank_memory, used_bytes
 from memcalc.engine.timing.answer import time_estimate
 from memcalc.engine.timing.time_estimate import TimeEstimate

@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memcalc.engine.make_plan import make_plan
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, make_plan
+from memcalc.engine.plan import Plan
 from memcalc.harness.watch.tracker import StorageTracker
 from memcalc.inputs.stacks import load_stack
 from memcalc.inputs.training import resolve

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.structure import architecture_key
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig

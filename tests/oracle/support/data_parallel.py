@@ -11,9 +11,10 @@ from itertools import zip_longest
 from typing import Any
 
 from memcalc.engine.events import step_events
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import CATEGORIES, StepMemory, step_memory
 from memcalc.engine.parallel.data.ddp import Ddp
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.inputs.parallel import ParallelPlan, divisors
 from tests.oracle.support.engine_events import engine_events
 from tests.oracle.support.rank import RankTrace

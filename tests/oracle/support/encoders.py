@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from memcalc.engine.build import Build
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.tensors import Tape
 from memcalc.engine.trace import micro_batch
 from memcalc.harness.watch.tracker import StorageTracker

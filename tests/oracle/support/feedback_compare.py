@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from memcalc.engine.feedback.ends import HOLDING, SCORING, scoring, scoring_structure, updating
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.states import states
 from memcalc.engine.timeline import measure
 from memcalc.harness.watch.tracker import Alloc

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.engine.states import states
 from memcalc.engine.timeline import measure
 from memcalc.harness.watch.tracker import Alloc

@@ -6,8 +6,9 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.pipeline.schedules import SPLIT_BACKWARD
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import CHUNKED_SCHEDULES, ParallelPlan
 from memcalc.inputs.training import TrainingSetup

@@ -40,7 +40,8 @@ from torch.distributed.fsdp._fully_shard import _fully_shard
 from torch.distributed.tensor.debug import _clear_sharding_prop_cache
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.harness.model import moe, norms
 from memcalc.harness.ranks import experts
 from memcalc.harness.ranks.layout import Layout

@@ -9,7 +9,8 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.plan import Plan
 from memcalc.harness.ranks.layout import Layout
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.training import TrainingSetup

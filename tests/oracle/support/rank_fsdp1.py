@@ -34,8 +34,9 @@ from torch.distributed.fsdp import (
 from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.data.fsdp1 import fsdp1_of
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.harness.model.block import Block
 from memcalc.harness.model.casting import DTYPES
 from memcalc.harness.optimizers import make_optimizers

@@ -23,9 +23,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.fsdp._fully_shard._fsdp_param_group import FSDPParamGroup
 
+from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import step_memory
 from memcalc.engine.parallel.data.ddp import Ddp
-from memcalc.engine.plan import Plan, plan_of
+from memcalc.engine.plan import Plan
 from memcalc.harness.ranks import rank_step
 from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.step import OnPhase, TrainingStep

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from memcalc.engine.plan import Plan, make_plan
+from memcalc.engine.make_plan import make_plan
+from memcalc.engine.plan import Plan
 from memcalc.harness.model import decoder, norms
 from memcalc.harness.model.decoder import Decoder
 from memcalc.inputs.model import ModelConfig

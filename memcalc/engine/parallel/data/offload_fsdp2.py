@@ -14,13 +14,12 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from memcalc.engine.dtypes import ITEMSIZE
-from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.injectors import Injector
 from memcalc.engine.optimizer import OptimizerPlan, state_tensors
 from memcalc.engine.parallel.data.fsdp2 import Fsdp2
 from memcalc.engine.parallel.data.fsdp2_timeline import Fsdp2Timeline
 from memcalc.engine.parallel.offload import moves_parameters
-from memcalc.engine.parallel.strategy import nowhere
+from memcalc.engine.parallel.strategy import HostBlock, nowhere
 from memcalc.engine.sizes import product
 from memcalc.engine.states import all_leaves, bytes_of_held
 from memcalc.engine.tensors import Tape, Tensor

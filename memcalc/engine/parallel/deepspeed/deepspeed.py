@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from memcalc.engine.dtypes import ITEMSIZE
-from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.injectors import Injector
 from memcalc.engine.kernels import Kernels
 from memcalc.engine.optimizer import OptimizerPlan
@@ -37,7 +36,7 @@ from memcalc.engine.parallel.deepspeed.zero_modules import (
 )
 from memcalc.engine.parallel.deepspeed.zero_step import flat_part, part_step, sub_groups, whole_step
 from memcalc.engine.parallel.offload import moves_parameters, moves_states
-from memcalc.engine.parallel.strategy import Batch, Strategy, as_packed, held, nowhere
+from memcalc.engine.parallel.strategy import Batch, HostBlock, Strategy, as_packed, held, nowhere
 from memcalc.engine.structure import Beside, structure_of
 from memcalc.engine.tensors import Tape, Tensor
 from memcalc.inputs.stacks import Stack

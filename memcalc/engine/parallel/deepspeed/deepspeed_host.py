@@ -20,10 +20,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from memcalc.engine.dtypes import ITEMSIZE
-from memcalc.engine.host_memory import HostBlock
 from memcalc.engine.optimizer import state_tensors
 from memcalc.engine.parallel.deepspeed.zero_buckets import Flat
 from memcalc.engine.parallel.deepspeed.zero_modules import parameters_of
+from memcalc.engine.parallel.strategy import HostBlock
 from memcalc.engine.sizes import product
 from memcalc.engine.states import all_leaves
 from memcalc.engine.tensors import Tensor
