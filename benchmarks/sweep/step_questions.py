@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.sweep.setups import Spec
-from memcalc.engine.allocator import simulate
+from memcalc.engine.allocator.replay import simulate
 from memcalc.engine.memory import step_memory
 from memcalc.errors import ConfigError
 from memcalc.harness.local import local_kernels

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from memcalc.engine.adapter_leaf import is_rescaled, trains
-from memcalc.engine.adapters import adapted, packed_linear
-from memcalc.engine.adapters_bottleneck import after_linear
-from memcalc.engine.adapters_ia3 import rescaled
-from memcalc.engine.adapters_prompt import PrefixCache
+from memcalc.engine.adapters.bottleneck import after_linear
+from memcalc.engine.adapters.ia3 import rescaled
+from memcalc.engine.adapters.leaf import is_rescaled, trains
+from memcalc.engine.adapters.linear import adapted, packed_linear
+from memcalc.engine.adapters.prompt import PrefixCache
 from memcalc.engine.aten.closed import fp8_linear
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import to

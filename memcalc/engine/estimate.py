@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-from memcalc.engine.adapter_choice import adapter_file_bytes
+from memcalc.engine.adapters.choice import adapter_file_bytes
 from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
 from memcalc.engine.device_side import Device, device_of, with_modules
 from memcalc.engine.make_plan import plan_of

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from memcalc.engine.adapter_choice import adapter_notes, with_adapter
+from memcalc.engine.adapters.choice import adapter_notes, with_adapter
 from memcalc.engine.blocks.compiled_limits import LONG_ROW, check_compiled
 from memcalc.engine.blocks.layer_limits import check_layer_code, check_litgpt
 from memcalc.engine.blocks.litgpt_loss import litgpt_chunks

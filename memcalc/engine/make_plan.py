@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from memcalc.engine.adapter_choice import (
+from memcalc.engine.adapters.choice import (
     builds_masks,
     check_layout,
     rank_values,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from memcalc.engine.allocator_streams import streams_of
+from memcalc.engine.allocator.streams import streams_of
 from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.expand import Expanded, expand
 from memcalc.engine.in_backward import first_step

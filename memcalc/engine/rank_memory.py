@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from memcalc.engine.allocator import AllocatorResult, simulate
-from memcalc.engine.allocator_streams import simulate_streams
+from memcalc.engine.allocator.replay import AllocatorResult, simulate
+from memcalc.engine.allocator.streams import simulate_streams
 from memcalc.engine.device_side import Device
 from memcalc.engine.host_memory import host_of
 from memcalc.engine.memory import StepMemory, step_memory

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from memcalc.engine.activation_offload import HostStash
-from memcalc.engine.adapters_prompt import REAL
-from memcalc.engine.adapters_svd import orthogonal
+from memcalc.engine.adapters.prompt import REAL
+from memcalc.engine.adapters.svd import orthogonal
 from memcalc.engine.aten.pointwise import to
 from memcalc.engine.aten.shape import narrow
 from memcalc.engine.autograd import backward

@@ -1,7 +1,7 @@
 """PeftSetup: what a user states about parameter-efficient fine-tuning, in PEFT's own words.
 
 Nothing here knows a byte. Which linears of a family a name means is in `inputs/peft_names.py`, what a
-method adds to a layer in `engine/adapters.py`.
+method adds to a layer in `engine/adapters/linear.py`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Quick rows: thousands of cases at once, those of one structure together, as arrays.
 
 Cases that differ only in micro-batch, sequence or accumulation, and whose plans have the same events, are
-one grid (engine/grid_memory.py), made of a part for each structure (a micro-batch of 1 is one). Its rows
+one grid (engine/grid/memory.py), made of a part for each structure (a micro-batch of 1 is one). Its rows
 are those of the scalar path: verdict and requested bytes exactly, and all bytes of what may fit; times
 within 1e-9. Allocated and reserved bytes of points far beyond the device may be scaled, which their key
 `reserved` says. Three rows of each grid are computed both ways; a grid that differs in any of them is
@@ -18,9 +18,9 @@ from typing import Any, Final, NamedTuple
 
 from memcalc.collector import paused
 from memcalc.engine.device_side import Device, with_modules
-from memcalc.engine.grid import NotOnGrid, shape_of, together
-from memcalc.engine.grid_memory import SAMPLED, GridMemory, Part, grid_memory, part_of
-from memcalc.engine.grid_time import BOUNDS, grid_time
+from memcalc.engine.grid.grid import NotOnGrid, shape_of, together
+from memcalc.engine.grid.memory import SAMPLED, GridMemory, Part, grid_memory, part_of
+from memcalc.engine.grid.time import BOUNDS, grid_time
 from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.rules import check_size
 from memcalc.engine.plan import Plan

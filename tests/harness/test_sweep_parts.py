@@ -232,7 +232,7 @@ def test_scatter_in_backward_formulas_works_in_place_except_under_a_mode(torch):
 
 def test_the_allocators_history_becomes_the_simulators_stream(torch):
     from benchmarks.sweep.step_questions import trace_events
-    from memcalc.engine.allocator import simulate
+    from memcalc.engine.allocator.replay import simulate
 
     history = [
         {"action": "free_completed", "addr": 7, "size": 9},  # taken before the history began

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcalc.engine.allocator import AllocatorResult, simulate
+from memcalc.engine.allocator.replay import AllocatorResult, simulate
 from memcalc.engine.program import training_program
 from memcalc.harness.watch.tracker import Alloc
 from tests.oracle.support.compare import How, plan_of, random_config, random_extras, random_how

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from memcalc.engine.allocator import simulate
+from memcalc.engine.allocator.replay import simulate
 from memcalc.units import GIB, MIB
 
 VOCAB, HIDDEN = 8000, 256

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memcalc.engine.allocator import AllocatorResult, simulate
+from memcalc.engine.allocator.replay import AllocatorResult, simulate
 from memcalc.units import KIB, MIB
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from memcalc.engine.allocator import simulate
-from memcalc.engine.allocator_streams import STREAMS, simulate_streams, streams_of
+from memcalc.engine.allocator.replay import simulate
+from memcalc.engine.allocator.streams import STREAMS, simulate_streams, streams_of
 from memcalc.engine.make_plan import plan_of
 from memcalc.engine.program import expanded
 from memcalc.inputs.models import load_model

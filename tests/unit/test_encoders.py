@@ -8,7 +8,7 @@ import pytest
 
 from memcalc.engine.explain import explain
 from memcalc.engine.flops import step_flops
-from memcalc.engine.grid import requested_bytes, shape_of, together
+from memcalc.engine.grid.grid import requested_bytes, shape_of, together
 from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory import input_bytes, step_memory
 from memcalc.engine.plan import Plan

@@ -8,7 +8,7 @@ from itertools import accumulate
 import pytest
 
 from memcalc import ParallelPlan, TrainingSetup, estimate
-from memcalc.engine.allocator import simulate
+from memcalc.engine.allocator.replay import simulate
 from memcalc.engine.make_plan import plan_of
 from memcalc.engine.parallel.pipeline import pipeline_stream
 from memcalc.engine.parallel.pipeline.actions import Action, Pipe

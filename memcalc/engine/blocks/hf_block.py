@@ -5,7 +5,7 @@ Source: transformers 5.23, models/*/modeling_*.py. Checked by: oracle/test_hf_fa
 
 from __future__ import annotations
 
-from memcalc.engine.adapters_bottleneck import after_sum, beside
+from memcalc.engine.adapters.bottleneck import after_sum, beside
 from memcalc.engine.aten.pointwise import add, add_in_place
 from memcalc.engine.blocks.embedding import Context
 from memcalc.engine.blocks.hf_attention import Attended, interface_attention

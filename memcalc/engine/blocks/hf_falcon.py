@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from memcalc.engine.adapter_leaf import is_rescaled
-from memcalc.engine.adapters import adapted
-from memcalc.engine.adapters_ia3 import rescaled
+from memcalc.engine.adapters.ia3 import rescaled
+from memcalc.engine.adapters.leaf import is_rescaled
+from memcalc.engine.adapters.linear import adapted
 from memcalc.engine.aten.matmul import linear, matmul_heads
 from memcalc.engine.aten.pointwise import add, dropout, scale_in_place, softmax_last, to
 from memcalc.engine.aten.shape import (

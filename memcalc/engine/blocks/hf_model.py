@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from memcalc.engine.adapters_prompt import prefixed, prompted
+from memcalc.engine.adapters.prompt import prefixed, prompted
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.pointwise import add, dropout, scale, to
 from memcalc.engine.aten.shape import narrow

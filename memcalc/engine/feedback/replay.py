@@ -8,7 +8,7 @@ Checked by: unit/test_feedback_program.py.
 
 from __future__ import annotations
 
-from memcalc.engine.allocator import AllocatorResult, simulate
+from memcalc.engine.allocator.replay import AllocatorResult, simulate
 from memcalc.engine.feedback.ends import scoring_structure
 from memcalc.engine.feedback.members import Member
 from memcalc.engine.feedback.program import Program, scores_policy

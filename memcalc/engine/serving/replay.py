@@ -7,7 +7,7 @@ Checked by: unit/test_serving_memory.py.
 
 from __future__ import annotations
 
-from memcalc.engine.allocator import simulate
+from memcalc.engine.allocator.replay import simulate
 from memcalc.engine.program import Stream, expanded
 from memcalc.engine.quantised import Weights
 from memcalc.engine.serving.forward import Forward

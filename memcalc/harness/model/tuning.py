@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from memcalc.engine.adapters_svd import RANK
+from memcalc.engine.adapters.svd import RANK
 from memcalc.engine.kernels import Adapter, BlockKind
 from memcalc.engine.plan import Plan
 from memcalc.harness.model.casting import DTYPES, Linear, LowRank

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from memcalc.engine.adapter_leaf import added
+from memcalc.engine.adapters.leaf import added
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import add, mul, out_like, scale, shift, to
 from memcalc.engine.aten.shape import permute, reshape

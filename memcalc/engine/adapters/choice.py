@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from memcalc.engine.adapter_limits import check_method, check_packed, check_plain
-from memcalc.engine.adapters_bottleneck import WIDTH
-from memcalc.engine.adapters_prompt import FEEDS_EMBEDDING, INSIDE, REAL, TABLES, TOKENS
-from memcalc.engine.adapters_svd import IMPORTANCE, RANK
+from memcalc.engine.adapters.bottleneck import WIDTH
+from memcalc.engine.adapters.limits import check_method, check_packed, check_plain
+from memcalc.engine.adapters.prompt import FEEDS_EMBEDDING, INSIDE, REAL, TABLES, TOKENS
+from memcalc.engine.adapters.svd import IMPORTANCE, RANK
 from memcalc.engine.aten.quantised import Quantised, writes_out
 from memcalc.engine.dtypes import ITEMSIZE
 from memcalc.engine.encoders import ALIGNED
@@ -143,7 +143,7 @@ def with_packed_base(plan: Plan) -> Plan:
     peft = plan.resolved.setup.peft
     if peft is None or peft.packed is None:
         return plan
-    from memcalc.engine.packed_base import packed_base  # which needs plans
+    from memcalc.engine.adapters.packed_base import packed_base  # which needs plans
 
     return plan._replace(strategy=packed_base(plan, load_weights(peft.packed)))
 

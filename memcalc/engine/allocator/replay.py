@@ -18,7 +18,7 @@ from bisect import insort
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from memcalc.engine.allocator_segments import (
+from memcalc.engine.allocator.segments import (
     ADDRESS,
     LARGE_SLACK,
     SHIFT,

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from memcalc.engine.allocator import AllocatorResult, simulate
+from memcalc.engine.allocator.replay import AllocatorResult, simulate
 from memcalc.engine.expand import Expanded
 from memcalc.engine.structure import Structure
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from memcalc.engine.adapter_leaf import added
+from memcalc.engine.adapters.leaf import added
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import activation, activation_by_result, add, scale, to
 from memcalc.engine.sizes import Size

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from memcalc.engine.adapter_leaf import added
-from memcalc.engine.adapters_dora import over
+from memcalc.engine.adapters.dora import over
+from memcalc.engine.adapters.leaf import added
 from memcalc.engine.aten.matmul import dispatched, linear
 from memcalc.engine.aten.pointwise import add_in_place, dropout, mul, out_like, scale, to
 from memcalc.engine.autograd import Grads, Node, node_for

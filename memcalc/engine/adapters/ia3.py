@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from memcalc.engine.adapter_leaf import added
+from memcalc.engine.adapters.leaf import added
 from memcalc.engine.aten.pointwise import mul, scale, to
 from memcalc.engine.aten.shape import reshape
 from memcalc.engine.sizes import ONE, Size

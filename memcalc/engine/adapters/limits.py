@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from memcalc.engine.adapters_prompt import OWN_CODE
+from memcalc.engine.adapters.prompt import OWN_CODE
 from memcalc.engine.kernels import Kernels
 from memcalc.errors import ConfigError, NotInThisVersionError
 from memcalc.inputs.model import ModelConfig

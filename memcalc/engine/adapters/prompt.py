@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from memcalc.engine.adapter_leaf import added
-from memcalc.engine.adapters_bottleneck import own_linear, relu
+from memcalc.engine.adapters.bottleneck import own_linear, relu
+from memcalc.engine.adapters.leaf import added
 from memcalc.engine.aten.fused import embedding
 from memcalc.engine.aten.parted import repeat, unbind
 from memcalc.engine.aten.pointwise import tanh, to

@@ -13,16 +13,16 @@ from collections.abc import Hashable, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from memcalc.engine.allocator import simulate
-from memcalc.engine.allocator_streams import events_by_stream
+from memcalc.engine.allocator.replay import simulate
+from memcalc.engine.allocator.streams import events_by_stream
 from memcalc.engine.device_side import Device
-from memcalc.engine.grid import NotOnGrid, requested_bytes, together
-from memcalc.engine.grid_allocator import (
+from memcalc.engine.grid.allocator import (
     LIMIT_BYTES,
     GridPeaks,
     TooManyBlocks,
     simulate_grid,
 )
+from memcalc.engine.grid.grid import NotOnGrid, requested_bytes, together
 from memcalc.engine.plan import Plan
 from memcalc.engine.program import Stream, training_program
 from memcalc.engine.rank_memory import MAX_BYTES, WORKSPACES, communication_of, used_bytes

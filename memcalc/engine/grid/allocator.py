@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from memcalc.engine.allocator_segments import LARGE_SLACK, SMALL, UNIT
+from memcalc.engine.allocator.segments import LARGE_SLACK, SMALL, UNIT
 
 _MIB: Final = (1 << 20) // UNIT
 _SMALL_SEGMENT: Final = 2 * _MIB

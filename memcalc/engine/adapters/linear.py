@@ -13,9 +13,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from memcalc.engine.adapter_leaf import added
-from memcalc.engine.adapters_dora import with_magnitude
-from memcalc.engine.adapters_svd import RANK, with_svd
+from memcalc.engine.adapters.dora import with_magnitude
+from memcalc.engine.adapters.leaf import added
+from memcalc.engine.adapters.svd import RANK, with_svd
 from memcalc.engine.aten.matmul import linear
 from memcalc.engine.aten.pointwise import add, dropout, out_like, scale, to
 from memcalc.engine.aten.quantised import quantised_linear

@@ -1,0 +1,1 @@
+"""Many sizes of one structure at once, as arrays."""
