@@ -22,8 +22,9 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
-    """What a file left behind stays too."""
+    """So does what a file leaves behind, less its garbage."""
     if nextitem is None or nextitem.path != item.path:
+        gc.collect()
         gc.freeze()
 
 
