@@ -30,6 +30,7 @@ from memcalc.harness.local import local_kernels, local_plan
 from memcalc.harness.measure import MeasureOptions, measure
 from memcalc.harness.memory_summary import memory_summary
 from memcalc.harness.record_head import STATUSES, planned
+from memcalc.harness.step_clock import frozen_garbage
 from memcalc.inputs.models import load_model
 from memcalc.inputs.training import TrainingSetup
 from tests.harness.models import GPT2, LLAMA, cpu_plan
@@ -218,7 +219,8 @@ def test_options_out_of_range_are_refused(wrong: dict[str, Any]) -> None:
 
 def test_settings_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    frozen, enabled = gc.get_freeze_count(), gc.isenabled()
+    gc.unfreeze()  # what was frozen before stays so, see below
+    enabled = gc.isenabled()
     inside: list[int] = []
     monkeypatch.setattr(
         measured_run.MeasuredRun, "_memory", lambda _: inside.append(torch.get_num_threads())
@@ -228,7 +230,12 @@ def test_settings_are_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> N
         measure(cpu_plan(), QUICK)
     assert inside == [1] and torch.get_num_threads() == threads
     assert torch.get_float32_matmul_precision() == precision
-    assert (gc.get_freeze_count(), gc.isenabled()) == (frozen, enabled)
+    assert (gc.get_freeze_count(), gc.isenabled()) == (0, enabled)
+    gc.freeze()
+    frozen = gc.get_freeze_count()
+    with frozen_garbage():
+        assert not gc.isenabled()
+    assert gc.get_freeze_count() >= frozen > 0 and gc.isenabled() == enabled
 
 
 def test_a_cpus_plan_describes_a_cpus_kernels() -> None:
