@@ -11,7 +11,7 @@ import sys
 
 from memcalc.errors import MemcalcError
 
-_HELP = frozenset({"--help", "-h", "--install-completion", "--show-completion"})
+_COMPLETION = ("--install-completion", "--show-completion")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -50,11 +50,22 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    if "_MEMCALC_COMPLETE" in os.environ:
+        from memcalc.cli.complete import answer
+
+        return answer(os.environ)
+    command = words[0] if words else ""
+    if command in _COMPLETION:
+        from memcalc.cli.completion_setup import set_up
+
+        return set_up(words)
     from memcalc.cli.options import COMMANDS
 
-    command = words[0] if words else ""
-    if "_MEMCALC_COMPLETE" in os.environ or not words or _asks_help(words):
-        return _typer(words)
+    if not words or command == "help" or "--help" in words or "-h" in words:
+        from memcalc.cli import help as help_pages
+
+        if help_pages.asks_help(words):
+            return help_pages.run(words)
     if command in ("--version", "-V"):
         from memcalc import __version__
 
@@ -64,23 +75,11 @@ def _dispatch(words: list[str]) -> int:
         from memcalc.errors import unknown
 
         what = "option" if command.startswith("-") else "command"
-        valid = ["--help", "--version"] if what == "option" else [*COMMANDS]
+        valid = ["--help", "--version"] if what == "option" else [*COMMANDS, "help"]
         raise unknown(what, command, valid)
     from memcalc.cli.run import run_command
 
     return run_command(command, words[1:])
-
-
-def _asks_help(words: list[str]) -> bool:
-    before = words[: words.index("--")] if "--" in words else words
-    return not _HELP.isdisjoint(before)
-
-
-def _typer(words: list[str]) -> int:
-    """Help and shell completion."""
-    from memcalc.cli.app import run_app
-
-    return run_app(words)
 
 
 def _failed(error: BaseException, text: str, status: int, debug: bool) -> int:

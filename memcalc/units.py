@@ -19,6 +19,8 @@ _DECIMAL_COUNT = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9, "t": 10**12}
 _NUMBER = re.compile(r"^\s*([0-9]+(?:[_,][0-9]{3})*(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*$")
 #: No field of a real run comes near this; larger counts are typing errors (2^53 keeps floats exact).
 MAX_COUNT = 1 << 53
+#: Longer numbers are not even read: Python refuses to above some thousands of digits.
+_MOST_DIGITS = 100
 
 
 def _split(text: str, what: str) -> tuple[float | int, str]:
@@ -26,6 +28,10 @@ def _split(text: str, what: str) -> tuple[float | int, str]:
     if not match:
         raise ConfigError(f"{what}: got {text!r}; rule: a positive number with an optional unit")
     digits = match.group(1).replace("_", "").replace(",", "")
+    if len(digits) > _MOST_DIGITS:
+        raise ConfigError(
+            f"{what}: got a number of {len(digits)} digits, beyond any real run; rule: at most 2^53"
+        )
     number = float(digits) if "." in digits else int(digits)
     return number, match.group(2).lower()
 

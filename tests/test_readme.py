@@ -1,79 +1,72 @@
-"""Every `memcalc` command and every Python block of the README and docs runs, with the output shown."""
+"""Every `memcalc` command and Python block of the README and docs runs, with the output shown; links lead."""
 
 from __future__ import annotations
 
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from benchmarks.doc_outputs import PAGES, ROOT, Shown, blocks, commands, furnish, run, steady
+
+_LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 
 
-def blocks(language: str) -> list[tuple[str, str]]:
-    return [
-        (page.name, code)
-        for page in PAGES
-        for found, code in _BLOCK.findall(page.read_text())
-        if found == language
-    ]
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where commands run: the repository's files by name, and the files that pages show."""
+    return furnish(tmp_path_factory.mktemp("reader"))
 
 
-def commands() -> list[tuple[str, str, str]]:
-    """(page, command, output shown below it) of each `$ memcalc ...` line of console blocks."""
-    found = []
-    for page, code in blocks("console"):
-        for part in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
-            command, _, shown = part.partition("\n")
-            if command.startswith("memcalc"):
-                found.append((page, command, shown))
-    return found
+@pytest.mark.parametrize("shown", commands(), ids=lambda s: f"{s.page.name}: {s.command[8:60]}")
+def test_a_console_block_shows_what_the_command_prints(shown: Shown, folder: Path) -> None:
+    done = run(shown.command, folder)
+    assert done.returncode in (0, 3), f"{shown.page.name}: {shown.command}: {done.stderr}"
+    assert steady(done.stdout) == steady(shown.output), "python -m benchmarks.doc_outputs"
 
 
-def run(command: str) -> subprocess.CompletedProcess[str]:
-    words = shlex.split(command)
-    return subprocess.run(
-        [sys.executable, "-m", "memcalc", *words[1:]],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-        env={"COLUMNS": "80", "PATH": "", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)},
-    )
-
-
-def _steady(text: str) -> str:
-    """Output without what differs from machine to machine: times and the device's own name."""
-    text = re.sub(r"[\d,.]+ ms", "# ms", text)
-    text = re.sub(r"^tokens/s .+$", "tokens/s #", text, flags=re.MULTILINE)
-    text = re.sub(r", on .+$", ", on DEVICE", text, flags=re.MULTILINE)
-    text = re.sub(r"^torch .+$", "torch RELEASE", text, flags=re.MULTILINE)
-    return re.sub(r" {2,}|-{2,}", " ", text).rstrip()
-
-
-@pytest.mark.parametrize(("page", "command", "shown"), commands())
-def test_a_console_block_shows_what_the_command_prints(page: str, command: str, shown: str) -> None:
-    done = run(command)
-    assert done.returncode in (0, 3), f"{page}: {command}: {done.stderr}"
-    assert _steady(done.stdout) == _steady(shown), f"{page}: {command}"
-
-
-@pytest.mark.parametrize(("page", "code"), blocks("bash"))
-def test_every_memcalc_word_of_a_bash_block_is_a_command(page: str, code: str) -> None:
+@pytest.mark.parametrize(("page", "code"), blocks("bash"), ids=lambda v: getattr(v, "name", ""))
+def test_every_memcalc_word_of_a_bash_block_is_a_command(
+    page: Path, code: str, folder: Path
+) -> None:
     for line in re.findall(r"memcalc ([^&|\n]*)", code):
-        done = run(f"memcalc {line}")
-        assert done.returncode in (0, 3), f"{page}: memcalc {line}: {done.stderr}"
+        done = run(f"memcalc {line}", folder)
+        assert done.returncode in (0, 3), f"{page.name}: memcalc {line}: {done.stderr}"
 
 
-@pytest.mark.parametrize(("page", "code"), blocks("python"))
-def test_a_python_block_runs(page: str, code: str) -> None:
-    exec(compile(code, page, "exec"), {})
+@pytest.mark.parametrize(("page", "code"), blocks("python"), ids=lambda v: getattr(v, "name", ""))
+def test_a_python_block_runs(page: Path, code: str) -> None:
+    exec(compile(code, page.name, "exec"), {})
 
 
 def test_the_readme_has_commands_and_code() -> None:
     assert commands() and blocks("python") and blocks("bash")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    for target in _LINK.findall(page.read_text()):
+        if not target.startswith(("http://", "https://", "mailto:")):
+            assert (page.parent / target).exists(), target
+
+
+def test_the_index_names_every_page() -> None:
+    text = (ROOT / "docs" / "README.md").read_text()
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert {name for name in pages if f"]({name})" not in text} == set()
+    assert "](commands/README.md)" in text
+
+
+def test_an_output_that_moved_is_rewritten_and_no_other(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from benchmarks import doc_outputs
+
+    page = tmp_path / "page.md"
+    kept = (
+        "```console\n$ memcalc --version\nmemcalc 0.0\n\n$ memcalc list engines --quiet\nold\n```\n"
+    )
+    page.write_text(kept)
+    monkeypatch.setattr(doc_outputs, "PAGES", [page])
+    assert doc_outputs.main([]) == 0
+    text = page.read_text()
+    assert "memcalc 0.0" not in text and "\n\n$ memcalc list" in text and "old" not in text
+    assert doc_outputs.main([]) == 0 and page.read_text() == text

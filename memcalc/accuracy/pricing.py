@@ -15,9 +15,13 @@ from memcalc.accuracy.notes import NotExpressedError
 from memcalc.accuracy.rows import Row
 from memcalc.accuracy.setups import Expressed, express
 from memcalc.accuracy.throughput import KINDS, contradicted, kind_of, parts_of, predicted_rate
+from memcalc.engine.device_side import device_of
 from memcalc.engine.estimate import estimate
+from memcalc.engine.make_plan import plan_of
+from memcalc.engine.rank_memory import communication_of, open_bytes
 from memcalc.engine.results import Estimate, MemoryEstimate
 from memcalc.errors import ConfigError
+from memcalc.inputs.clusters import Cluster
 from memcalc.units import GIB, MIB
 
 #: (row's id, rows done, rows in all)
@@ -36,12 +40,22 @@ FIELDS: Final = {
 }  # fmt: skip
 
 
+class Used(NamedTuple):
+    """Predicted driver-used bytes of the rank a row speaks of; low, high: what open figures leave."""
+
+    bytes: int
+    low: int
+    high: int
+
+
 class Pair(NamedTuple):
     """One figure of a row, predicted and measured, in bytes, seconds, tokens/s, FLOP/s or percent.
 
     what: memory or throughput. kind: of memory its mem_kind, of throughput the column. scored: whether
     it counts; an unknown memory kind is shown only. gpu: the profile it was priced on. parts: seconds
     of the predicted step by what they go to. rate: predicted tokens/s of a GPU, whatever the kind.
+    used: of memory. fits: whether the run is predicted to fit, None where no GPU is named. active: parameters
+    that act on one token.
     """
 
     row: Row
@@ -55,6 +69,9 @@ class Pair(NamedTuple):
     gpu: str | None = None
     parts: Mapping[str, float] = {}  # noqa: RUF012  # never changed
     rate: float | None = None
+    used: Used | None = None
+    fits: bool | None = None
+    active: int | None = None
 
     @property
     def error(self) -> float:
@@ -151,19 +168,45 @@ def _memory(row: Row, stated: Expressed, result: Estimate) -> Pair | None:
     if size is None:
         return None
     kind = row.text("mem_kind") or "unknown"
-    predicted = predicted_bytes(kind, row.text("mem_rank") or "worst", result.stages)
+    rank = row.text("mem_rank") or "worst"
+    predicted = predicted_bytes(kind, rank, result.stages)
     unit = row.text("mem_unit") or "unknown"
     assumed = [*stated.assumed, *(["unit not stated: GiB"] if unit == "unknown" else [])]
     return Pair(
         row, MEMORY, kind, predicted, round(size * UNITS[unit]), kind != "unknown", tuple(assumed),
-        result.model.parameters, stated.gpu,
+        result.model.parameters, stated.gpu, used=_used(stated, kind, rank, result.stages),
+        fits=result.fits, active=result.model.active_parameters,
     )  # fmt: skip
 
 
 def predicted_bytes(kind: str, rank: str, stages: tuple[MemoryEstimate, ...]) -> int:
     """The bytes of one kind on the rank a row speaks of: a stage's, or the most of any stage."""
-    one = {"first": stages[:1], "last": stages[-1:]}.get(rank, stages)
-    return max(int(getattr(stage, FIELDS[kind])) for stage in one)
+    return int(getattr(_spoken_of(kind, rank, stages)[1], FIELDS[kind]))
+
+
+def _spoken_of(
+    kind: str, rank: str, stages: tuple[MemoryEstimate, ...]
+) -> tuple[int, MemoryEstimate]:
+    """The stage a row speaks of, by its number, and its memory."""
+    numbered = list(enumerate(stages))
+    one = {"first": numbered[:1], "last": numbered[-1:]}.get(rank, numbered)
+    return max(one, key=lambda pair: int(getattr(pair[1], FIELDS[kind])))
+
+
+def _used(
+    stated: Expressed, kind: str, rank: str, stages: tuple[MemoryEstimate, ...]
+) -> Used | None:
+    """Driver-used bytes of that stage with what open figures leave, before any band of published runs."""
+    number, memory = _spoken_of(kind, rank, stages)
+    used, reserved = memory.device_used_bytes, memory.peak_reserved_bytes
+    if used is None or reserved is None:
+        return None
+    plan = plan_of(stated.config, stated.setup, stated.kernels, stated.plan)
+    where = stated.device
+    device = device_of(None, cluster=where) if isinstance(where, Cluster) else device_of(where)
+    between = communication_of(plan, number, device)
+    low, high = open_bytes(plan, device, between, memory.peak_allocated_bytes, used)
+    return Used(used, low, high)
 
 
 def _throughput(row: Row, stated: Expressed, result: Estimate) -> Pair | None:
@@ -177,6 +220,7 @@ def _throughput(row: Row, stated: Expressed, result: Estimate) -> Pair | None:
     return Pair(
         row, THROUGHPUT, kind, float(predicted), measured * KINDS[kind], True, tuple(stated.assumed),
         result.model.parameters, stated.gpu, parts_of(result.time), result.time.tokens_per_s_per_gpu,
+        fits=result.fits, active=result.model.active_parameters,
     )  # fmt: skip
 
 

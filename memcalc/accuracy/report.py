@@ -21,6 +21,7 @@ from memcalc.accuracy.rows import Row
 from memcalc.accuracy.serving import by_engine, is_serving
 from memcalc.engine.results import SCHEMA
 from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.csv_text import safe_cell
 
 CSV_COLUMNS: Final = ("id", "source", "confidence", "priceable", "status", "what", "kind", "predicted",
                       "measured", "error_pct", "reason", "assumed")  # fmt: skip
@@ -159,7 +160,7 @@ def _counts(priced: Priced) -> dict[str, int]:
 def _pair(pair: Pair) -> dict[str, Any]:
     return {
         **_who(pair.row),
-        "setup": _setup(pair.row),
+        "setup": setup_words(pair.row),
         "class": _class(pair.row),
         "what": pair.what,
         "kind": pair.kind,
@@ -177,7 +178,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _setup(row: Row) -> str:
+def setup_words(row: Row) -> str:
     """A row's setup in a few words: model, sequence x micro-batch, the degrees above 1."""
     degrees = [(name, row.whole(name) or 1) for name in ("tp", "pp", "cp", "dp", "ep")]
     words = [row.text("model") or row.text("family") or "model",
@@ -243,6 +244,10 @@ def _serving_notes(pairs: list[Pair]) -> list[str]:
     return [*found, *(f"rates of runs that serve, {said}" for said in shown)]
 
 
+def _safe(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: safe_cell(value) for name, value in row.items()}
+
+
 def to_csv(found: Mapping[str, Any]) -> str:
     """One line for every figure and every row without one, of a report."""
     text = io.StringIO()
@@ -250,7 +255,7 @@ def to_csv(found: Mapping[str, Any]) -> str:
     writer.writeheader()
     for row in found["rows"]:
         status = "scored" if row["scored"] else "shown only"
-        writer.writerow({**row, "status": status, "assumed": "; ".join(row["assumed"])})
+        writer.writerow(_safe({**row, "status": status, "assumed": "; ".join(row["assumed"])}))
     for status in ("unexpressed", "unscored"):
-        writer.writerows({**row, "status": status} for row in found[status])
+        writer.writerows(_safe({**row, "status": status}) for row in found[status])
     return text.getvalue()

@@ -80,7 +80,7 @@ def serving_pairs(row: Row) -> list[Pair]:
     if part in ("weights", "kv-pool"):
         raise NotExpressedError(f"its memory is {part} alone, not a GPU's peak")
     config, assumed = model_of(row)
-    setup, more = _setup(row)
+    setup, more = setup_of(row)
     ranks = row.whole("tp") or 1
     try:
         gpu, about_gpu = gpu_of(row)
@@ -91,7 +91,8 @@ def serving_pairs(row: Row) -> list[Pair]:
     return [*_memory(row, result, gpu, said), *_rate(row, result, gpu, said)]
 
 
-def _setup(row: Row) -> tuple[ServingSetup, list[str]]:
+def setup_of(row: Row) -> tuple[ServingSetup, list[str]]:
+    """How a row serves, and what was assumed of it. Raises NotExpressedError."""
     stack, assumed = row.text("stack") or "", []
     if stack not in ENGINES:
         raise NotExpressedError(f"engine {stack!r} is not one this version describes")

@@ -1,7 +1,7 @@
 """memcalc accuracy: measured runs priced, predicted beside measured, in error tables.
 
 The rows are the published ones, or those of `--rows FILE.csv`. Exit status: 0 whatever the errors are,
-2 for a file that cannot be read or filters that leave no row.
+2 for a file that cannot be read or filters that leave no row. `--report` is cli/accuracy_report.py.
 """
 
 from __future__ import annotations
@@ -25,6 +25,12 @@ _FILTERS = ("source", "confidence", "priceable")
 def run(arguments: Arguments) -> int:
     """Read, price, write the result; always 0."""
     check_positionals(arguments)
+    if arguments.has("report"):
+        from memcalc.cli.accuracy_report import run as write_report
+
+        return write_report(arguments)
+    if arguments.has("short"):
+        raise ConfigError("--short: got no --report; rule: of a report, a few of its rows")
     _check_outputs(arguments)
     found = _found(arguments)
     if arguments.has("csv"):

@@ -3,6 +3,7 @@
 The profile goes to the user's calibrations, or to `--out FILE` where that ends in .toml or .json.
 Exit status: 0 measured (what the device cannot do is listed in the profile), 2 bad input, 130
 interrupted, with nothing written. Under torchrun every rank measures and rank 0 writes.
+--contribute DIR also runs a few models and makes a bundle of all that (cli/contribute.py).
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ def run(arguments: Arguments) -> int:
     """Measure, write the profile, show it; returns the exit status."""
     check_positionals(arguments)
     need_torch()
+    from memcalc.cli.contribute import folder_of
     from memcalc.harness.ranks.layout import world
 
     stated = _stated_file(arguments)
+    bundle = folder_of(arguments) if world().rank == 0 else None
     _prove_writable(stated)
     profile = _measured(arguments)
     if profile is None:
@@ -40,7 +43,19 @@ def run(arguments: Arguments) -> int:
         return _INTERRUPTED
     if world().rank == 0:
         _keep_and_show(arguments, profile, stated)
+    if bundle is not None:
+        _contribute(arguments, profile, bundle)
     return 0
+
+
+def _contribute(arguments: Arguments, profile: dict[str, Any], folder: Path) -> None:
+    """Run a few models beside the calibration and put all of it into a folder without names."""
+    from memcalc.cli.contribute import write_bundle
+    from memcalc.output.files import put_notes
+
+    device = arguments.text("device") or str(profile["device"]["type"])
+    said = write_bundle(folder, profile, device, arguments.text("threads"))
+    put_notes([] if arguments.has("quiet") else [f"contribution written to {folder}: {said}"])
 
 
 def _stated_file(arguments: Arguments) -> Path | None:

@@ -5,23 +5,33 @@ A and B are run files (--save), estimates in JSON (--json), or a quoted `MODEL -
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from memcalc.cli.app import parse_arguments
 from memcalc.cli.deliver import deliver
 from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.errors import ConfigError
-from memcalc.inputs.hf_files import read_limited
-from memcalc.units import gib
+from memcalc.inputs.files import (
+    check_numbers,
+    check_shape,
+    parse_json_object,
+    read_limited,
+    shown,
+    user_path,
+)
+from memcalc.units import gib, si
 
 if TYPE_CHECKING:
     from memcalc.output.console import Page
 
 _MAX_BYTES = 100 * 10**6
+#: What of an estimate is shown, beside numbers and texts that are compared as they are.
+_ESTIMATE: Final = {
+    "model": {"name": str, "parameters": int}, "memory": dict, "setup": dict, "verdict": str,
+    "time": {"executed_flops": int},
+}  # fmt: skip
 _ASIDE = ("profile_hashes", "dims", "kernels", "traits")
 
 
@@ -51,10 +61,11 @@ def run(arguments: Arguments) -> int:
         if not settings and not numbers and not times:
             sheet.line("nothing moved")
         if settings:
-            rows = [(str(s["field"]), _word(s["a"]), _word(s["b"])) for s in settings]
-            sheet.table(("Setting", "A", "B"), rows)
-        if numbers:
-            sheet.table(("Number", ">A", ">B", ">change"), [_row(n) for n in numbers])
+            sheet.table(("Setting", "A", "B"), [_word_row(one) for one in settings])
+        if sized := [one for one in numbers if one["delta"] is not None]:
+            sheet.table(("Number", ">A", ">B", ">change"), [_row(one) for one in sized])
+        if words := [one for one in numbers if one["delta"] is None]:
+            sheet.table(("Result", "A", "B"), [_word_row(one) for one in words])
         if times:
             sheet.table(("Time", ">A", ">B", ">change"), [_time_row(n) for n in times])
 
@@ -83,20 +94,15 @@ def _load(text: str) -> dict[str, Any]:
 
 def _read(path: str) -> dict[str, Any] | None:
     """An estimate from a JSON file; None for a config.json, which is a model."""
-    try:
-        found = json.loads(read_limited(Path(path), _MAX_BYTES))
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        detail = " ".join(str(error).split())[:120]
-        raise ConfigError(f"diff: '{path}' is not valid JSON ({detail})") from None
-    if isinstance(found, dict) and "model_type" in found:
+    found = parse_json_object(read_limited(user_path(path), _MAX_BYTES, "diff"), path, "diff")
+    if "model_type" in found:
         return None
-    parts = ("memory", "setup", "model")
-    if not isinstance(found, dict) or not all(isinstance(found.get(p), dict) for p in parts):
+    if not all(isinstance(found.get(part), dict) for part in ("memory", "setup", "model")):
         raise ConfigError(f"diff: '{path}' is no estimate; rule: what `estimate --json` writes")
     if found.get("schema") != 1:
-        raise ConfigError(f"diff: '{path}' has schema {found.get('schema')!r}; rule: 1")
+        raise ConfigError(f"diff: '{path}' has schema {shown(found.get('schema'))}; rule: 1")
+    check_shape(found, _ESTIMATE, f"diff: '{path}'")
+    check_numbers(found, f"diff: '{path}'")
     return found
 
 
@@ -104,7 +110,7 @@ def _is_run_file(path: str) -> bool:
     """Whether a TOML file has a run file's tables, rather than a model's."""
     from memcalc.inputs.profiles import read_toml
 
-    return "config" not in read_toml(Path(path))
+    return "config" not in read_toml(user_path(path))
 
 
 def _estimate(words: list[str]) -> dict[str, Any]:
@@ -175,13 +181,15 @@ def _delta(old: Any, new: Any) -> Any:
 
 
 def _row(moved: dict[str, Any]) -> tuple[str, str, str, str]:
+    """A number that moved, short enough that nothing of it is cut at 80 columns."""
     name, old, new, delta = (moved[key] for key in ("field", "a", "b", "delta"))
-    if delta is None:
-        return name, _word(old), _word(new), ""
-    if name in ("parameters", "executed_flops"):
-        return name, f"{old:,}", f"{new:,}", f"{delta:+,}"
     sign = "+" if delta >= 0 else "-"
-    return name, gib(old), gib(new), f"{sign}{gib(abs(delta))}"
+    said = si if name in ("parameters", "executed_flops") else gib
+    return name, said(old), said(new), f"{sign}{said(abs(delta))}"
+
+
+def _word_row(moved: dict[str, Any]) -> tuple[str, str, str]:
+    return str(moved["field"]), _word(moved["a"]), _word(moved["b"])
 
 
 def _word(value: Any) -> str:

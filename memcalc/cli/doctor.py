@@ -1,28 +1,22 @@
-"""memcalc doctor: what is installed, which device there is, which profiles were found.
+"""memcalc doctor: what is installed, which device and which rates, where files are, what could run.
 
-Nothing heavy is imported: versions come from package metadata, the device from the driver's files.
+What is looked at is in `cli/doctor_checks.py`. Exit status 0, whatever is missing.
+Checked by: cli/test_doctor.py.
 """
 
 from __future__ import annotations
 
 import os
 import platform
-import shutil
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memcalc.cli import doctor_checks as checks
 from memcalc.cli.deliver import deliver
 from memcalc.cli.parse import Arguments, check_positionals
 
 if TYPE_CHECKING:
     from memcalc.output.console import Page
-
-PACKAGES = ("typer", "rich", "numpy", "pandas", "matplotlib", "torch", "transformers")
-_NEEDED_FOR = {
-    "torch": "measure, verify, calibrate",
-    "transformers": "comparing with Hugging Face code (tests)",
-}
 
 
 def run(arguments: Arguments) -> int:
@@ -31,20 +25,9 @@ def run(arguments: Arguments) -> int:
     found = report()
 
     def page(sheet: Page) -> None:
-        sheet.line(f"memcalc {found['memcalc']}, Python {found['python']}", "bold")
-        sheet.line(f"{found['platform']}, {found['cpu_count']} CPUs")
-        sheet.line()
-        rows = [
-            (name, version or "not installed", _NEEDED_FOR.get(name, "") if not version else "")
-            for name, version in found["packages"].items()
-        ]
-        sheet.table(("package", "version", "needed for"), rows)
-        sheet.line(f"device: {found['device']['description']}")
-        for name in found["device"]["gpus"]:
-            sheet.line(f"  {name}")
-        counts = ", ".join(f"{count} {kind}" for kind, count in found["profiles"].items())
-        sheet.line(f"profiles: {counts}")
-        sheet.line(f"calibration: {found['calibration']}")
+        _software(sheet, found)
+        _hardware(sheet, found)
+        _places(sheet, found)
 
     deliver(arguments, lambda: found, page, f"memcalc {found['memcalc']}: ok")
     return 0
@@ -54,9 +37,10 @@ def report() -> dict[str, Any]:
     """What doctor shows, as plain values."""
     from memcalc import __version__
     from memcalc.inputs.calibrations import measured_entries
-    from memcalc.inputs.profiles import KINDS, profile_names
+    from memcalc.inputs.profiles import KINDS, profile_names, profiles_dir
 
     calibrations = [f"{entry.name} ({entry.origin})" for entry in measured_entries()]
+    versions, device = checks.packages(), checks.device()
     return {
         "schema": 1,
         "memcalc": __version__,
@@ -64,40 +48,52 @@ def report() -> dict[str, Any]:
         "executable": sys.executable,
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "device": _device(),
+        "packages": versions,
+        "extras": checks.extras(versions),
+        "device": device,
+        "rates": checks.rates(device),
+        "harness": checks.harness(device, versions["torch"]),
         "profiles": {kind: len(profile_names(kind)) for kind in KINDS},
+        "profiles_dir": str(profiles_dir()),
         "calibration": ", ".join(calibrations) or "none yet; `memcalc calibrate` makes one",
+        "files": checks.files(),
+        "completion": checks.completion(),
     }
 
 
-def _version(package: str) -> str | None:
-    from importlib.metadata import PackageNotFoundError, version
+def _software(sheet: Page, found: dict[str, Any]) -> None:
+    sheet.line(f"memcalc {found['memcalc']}, Python {found['python']}", "bold")
+    sheet.line(f"{found['platform']}, {found['cpu_count']} CPUs")
+    sheet.line()
+    sheet.table(("package", "version", "needed for"), [
+        (name, found["packages"][name] or "not installed", purpose.what)
+        for purpose in checks.PURPOSES.values()
+        for name in purpose.packages
+    ])  # fmt: skip
+    for row in found["extras"]:
+        if row["missing"]:
+            sheet.line(f"for {row['for']}: {row['install']}")
+    sheet.line()
 
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+
+def _hardware(sheet: Page, found: dict[str, Any]) -> None:
+    device, harness = found["device"], found["harness"]
+    driver = f", driver {device['driver']}" if device["driver"] else ""
+    sheet.line(f"device: {device['description']}{driver}")
+    for name in device["gpus"]:
+        sheet.line(f"  {name}")
+    for row in found["rates"]:
+        sheet.line(f"rates of {row['device']}: {row['calibration'] or 'none'}; {row['why']}")
+    can = f"yes, on {harness['device']}" if harness["can_run"] else "no"
+    sheet.line(f"verify, measure, calibrate can run: {can}; {harness['why']}")
+    sheet.line()
 
 
-def _device() -> dict[str, Any]:
-    """What the NVIDIA driver's files under /proc say; no process is started."""
-    folder = Path("/proc/driver/nvidia/gpus")
-    names = []
-    try:
-        for info in sorted(folder.glob("*/information")):
-            for line in info.read_text(errors="replace").splitlines():
-                if line.startswith("Model:"):
-                    names.append(line.partition(":")[2].strip())
-    except OSError:
-        names = []
-    tool = shutil.which("nvidia-smi")
-    if names:
-        said = f"{len(names)} NVIDIA GPU{'s' * (len(names) > 1)}"
-    elif tool:
-        said = "nvidia-smi is installed, the driver shows no GPU"
-    elif Path("/dev/kfd").exists():
-        said = "an AMD driver is loaded"
-    else:
-        said = "no GPU seen; estimates need none"
-    return {"description": said, "gpus": names, "nvidia_smi": tool}
+def _places(sheet: Page, found: dict[str, Any]) -> None:
+    counts = ", ".join(f"{count} {kind}" for kind, count in found["profiles"].items())
+    sheet.line(f"profiles: {counts}")
+    sheet.line(f"calibration: {found['calibration']}")
+    for what, place in found["files"].items():
+        sheet.line(f"{what}: {place['path']}{'' if place['exists'] else ' (none yet)'}")
+    shells = ", ".join(found["completion"]["installed_for"])
+    sheet.line(f"completion: {shells or 'not installed; memcalc --install-completion'}")

@@ -63,7 +63,11 @@ EXAMPLES: Final = {
         "memcalc measure llama-3.1-8b --layers 8 --seq 8k --profile",
         "torchrun --nproc-per-node 8 -m memcalc measure llama-3.1-8b --fsdp",
     ),
-    "calibrate": ("memcalc calibrate", "memcalc calibrate --out my-card.toml"),
+    "calibrate": (
+        "memcalc calibrate",
+        "memcalc calibrate --out my-card.toml",
+        "memcalc calibrate --contribute my-card",
+    ),
     "train-time": (
         "memcalc train-time llama-3.1-8b --gpu h100 --gpus 64 --fsdp --tokens 1T",
         "memcalc train-time llama-7b --gpu a100 --samples 52k --epochs 3 --mfu 40",
@@ -75,6 +79,7 @@ EXAMPLES: Final = {
     "accuracy": (
         "memcalc accuracy --confidence high --priceable yes",
         "memcalc accuracy --rows my-runs.csv --json",
+        "memcalc accuracy --report --out my-report",
     ),
     "list": ("memcalc list", "memcalc list gpus"),
     "show": ("memcalc show h100", "memcalc show models llama-3.1-8b --json"),

@@ -9,7 +9,6 @@ Checked by: cli/test_import.py, property/test_interop.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from memcalc.cli.deliver import estimate_dict
@@ -25,7 +24,7 @@ from memcalc.cli.overrides import parse_overrides
 from memcalc.cli.parse import Arguments, Value, check_positionals
 from memcalc.cli.request import layout_stated, request_of, setup_fields
 from memcalc.errors import ConfigError
-from memcalc.inputs.hf_files import read_limited
+from memcalc.inputs.files import read_limited, user_path
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import stated as stated_of
@@ -117,15 +116,12 @@ def _source(text: str) -> tuple[bytes, str]:
         if len(plain) > MOST_BYTES:
             raise ConfigError(f"import: got {len(plain)} characters; rule: at most {MOST_BYTES}")
         return plain.encode("utf-8", "replace"), "arguments"
-    path = Path(text).expanduser()
+    path = user_path(text)
     if path.is_dir():
         raise ConfigError(
             f"import: got the directory '{text}'; rule: a file, or arguments in quotes"
         )
-    try:
-        return read_limited(path, MOST_BYTES), path.name
-    except ConfigError as error:
-        raise ConfigError(str(error).replace("config: ", "import: ", 1)) from None
+    return read_limited(path, MOST_BYTES, "import"), path.name
 
 
 def _deliver(arguments: Arguments, found: Imported, request: Any, result: Any) -> None:

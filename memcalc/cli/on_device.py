@@ -11,6 +11,7 @@ from memcalc.cli.options import BY_NAME
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import Request, typed
 from memcalc.errors import ConfigError
+from memcalc.inputs.files import user_path
 
 if TYPE_CHECKING:
     from memcalc.harness.measure import MeasureOptions
@@ -47,7 +48,7 @@ def records_file(arguments: Arguments) -> Path | None:
         if stated is not None:
             raise ConfigError(f"--no-record: got --records {stated} too; rule: one of them")
         return None
-    path = user_records() if stated is None else Path(stated).expanduser()
+    path = user_records() if stated is None else user_path(stated)
     prepare(path)
     return path
 

@@ -106,7 +106,7 @@ def _typed(path: str, annotation: str, text: str) -> Any:
         return number(text, f"--set {path}")
     if annotation.startswith("tuple"):
         parts = [part.strip() for part in text.split(",") if part.strip()]
-        return tuple(int(p) if p.isdigit() else p for p in parts)
+        return tuple(parse_count(p, path) if p.isdecimal() else p for p in parts)
     if "PeftSetup" in annotation:
         raise ConfigError(
             f"--set {path}: got {text!r}; rule: --peft and --lora-rank, --lora-targets"

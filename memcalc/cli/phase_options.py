@@ -17,18 +17,18 @@ PHASE_OPTIONS: Final = (
            "Also the peak of loading, evaluation, saving, or all of them and the first step", "train",
            commands=ESTIMATE, choices=("train", "load", "eval", "save", "all")),
     Option("load-from", "text", "Output",
-           "What the checkpoint of a packed model holds: its weights are packed on the way, or are",
+           "What the checkpoint of a packed model holds: 16bit (packed on the way) or prequantised",
            "16bit", commands=ESTIMATE, choices=("16bit", "prequantised")),
     Option("load-by", "text", "Output",
-           "How weights arrive: each once (sharded: block by block), a state dict read whole and "
-           "copied, or sent by rank 0 (--fsdp)",
+           "How weights arrive: direct (each once; sharded: block by block), copy (a state dict read "
+           "whole and copied) or rank0 (sent by rank 0; --fsdp)",
            "direct", commands=ESTIMATE, choices=("direct", "copy", "rank0")),
     Option("eval-batches", "count", "Output",
            "Batches of an evaluation whose logits stay on the GPU till the last (transformers' Trainer: "
            "eval_accumulation_steps, else all)",
            "none stay", commands=ESTIMATE),
     Option("save-as", "text", "Output",
-           "What is written: full, gathered on rank 0's host or on the GPU, sharded, adapter, merged",
+           "What is written: full (gathered on rank 0's host), full-gpu, sharded, adapter, merged",
            "adapter with one, sharded with stages, else full", commands=ESTIMATE,
            choices=("full", "full-gpu", "sharded", "adapter", "merged")),
 )  # fmt: skip

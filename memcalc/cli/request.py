@@ -13,7 +13,7 @@ from memcalc.cli.overrides import number, parse_overrides, plain
 from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.cli.peft_options import method_of, setup_of
 from memcalc.errors import ConfigError, unknown
-from memcalc.inputs.model import ModelConfig
+from memcalc.inputs.model import MAX_LAYERS, ModelConfig
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.training import RECOMPUTE, TrainingSetup
@@ -88,7 +88,7 @@ def _local_gpu() -> tuple[Gpu | None, int]:
 def need_torch() -> None:
     """Raise ConfigError unless torch can be imported; quiet its profiler's own messages."""
     if importlib.util.find_spec("torch") is None:
-        raise ConfigError("torch is not installed; rule: pip install 'memcalc[harness]'")
+        raise ConfigError("torch is not installed; rule: pip install torch")
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 
@@ -157,6 +157,9 @@ def typed(option: Option, value: object) -> Any:
         return number(text, option.flag)
     if option.kind == "stage":
         return int(text)
+    if option.kind == "counts" and text.count(",") >= MAX_LAYERS:
+        listed = text.count(",") + 1
+        raise ConfigError(f"{option.flag}: got {listed} values; rule: at most {MAX_LAYERS}")
     if option.kind == "counts":
         return tuple(parse_count(part, option.flag) for part in text.split(","))
     if option.kind == "names":

@@ -5,8 +5,6 @@ Tables are the help's panels; keys are option names. What the command line says 
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
 from typing import Any
 
 from memcalc.cli.option import SEVERAL
@@ -14,11 +12,10 @@ from memcalc.cli.options import BY_NAME, OPTIONS, PANELS, Option
 from memcalc.cli.overrides import number
 from memcalc.cli.parse import Arguments, Value, put
 from memcalc.errors import ConfigError, unknown
-from memcalc.inputs.hf_files import read_limited
+from memcalc.inputs.files import MAX_TOML_BYTES, check_shape, parse_toml, read_limited, user_path
 from memcalc.inputs.toml_text import to_toml
 from memcalc.units import parse_count, parse_decimal_count
 
-_MAX_BYTES = 1 << 20
 _TABLES = {panel.lower(): panel for panel in PANELS if panel != "Output"}
 
 
@@ -37,18 +34,16 @@ def merge_run_file(arguments: Arguments, path: str) -> None:
 
 def read_run_file(path: str, command: str = "estimate") -> tuple[str | None, dict[str, Value]]:
     """The model and the options a run file states. Raises ConfigError in one line."""
-    try:
-        raw = tomllib.loads(read_limited(Path(path), _MAX_BYTES).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        detail = " ".join(str(error).split())[:120]
-        raise ConfigError(f"run file: '{path}' is not valid TOML ({detail})") from None
+    data = read_limited(user_path(path), MAX_TOML_BYTES, "run file")
+    raw = parse_toml(data, f"run file: '{path}' is not")
     model: str | None = None
     options: dict[str, Value] = {}
     for table, content in raw.items():
         if table == "memcalc":
             continue
-        if table not in _TABLES or not isinstance(content, dict):
+        if table not in _TABLES:
             raise unknown(f"run file '{path}', table", table, _TABLES)
+        check_shape(content, dict, f"run file '{path}', {table}")
         for key, value in content.items():
             if table == "model" and key == "name":
                 model = _name(value)

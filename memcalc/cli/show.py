@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from memcalc.cli.deliver import deliver
 from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.files import user_path
 
 if TYPE_CHECKING:
     from memcalc.output.console import Page
@@ -127,7 +128,7 @@ def _gpu(name: str) -> dict[str, Any]:
 
     gpu, notes = load_gpu(name)
     is_file = name.lower().endswith(".toml")
-    raw = read_toml(Path(name) if is_file else find_profile("gpus", gpu.slug))
+    raw = read_toml(user_path(name) if is_file else find_profile("gpus", gpu.slug))
     context, source, verified = context_bytes(gpu)
     return {
         **raw,
@@ -184,7 +185,7 @@ def _cluster(name: str) -> dict[str, Any]:
 
     cluster = load_cluster(name)
     is_file = name.lower().endswith(".toml")
-    raw = read_toml(Path(name) if is_file else find_profile("clusters", name))
+    raw = read_toml(user_path(name) if is_file else find_profile("clusters", name))
     return {
         **raw,
         "name": cluster.name,
@@ -230,10 +231,14 @@ def _parts(packing: Any) -> list[str]:
 
 def _calibration(name: str) -> dict[str, Any]:
     from memcalc.inputs.calibrations import find, is_default, read
+    from memcalc.inputs.constants import check_constants
     from memcalc.inputs.profiles import read_toml
 
     path = find(name)
-    found = read_toml(path) if is_default(path) else read(path)
+    if not is_default(path):
+        return {**read(path), "file": str(path)}
+    found = read_toml(path)
+    check_constants(found, f"calibration: {path.name}")
     return {**found, "file": str(path)}
 
 

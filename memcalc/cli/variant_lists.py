@@ -124,8 +124,9 @@ def _walk(
         values.append(value)
         if len(values) > MOST:
             step = values[1] - values[0]
-            count = int((high - low) / step) + 1
-            raise ConfigError(f"{flag}: got {part!r}, {count:,} values; rule: at most {MOST:,}")
+            count = (high - low) / step + 1
+            said = f"{int(count):,}" if count < 1e15 else f"about {count:.1g}"
+            raise ConfigError(f"{flag}: got {part!r}, {said} values; rule: at most {MOST:,}")
         value = onward(value)
     return values
 

@@ -10,6 +10,7 @@ from memcalc.engine.adapters.choice import adapter_file_bytes
 from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
 from memcalc.engine.device_side import Device, device_of, with_modules
 from memcalc.engine.make_plan import plan_of
+from memcalc.engine.memory_band import memory_band
 from memcalc.engine.parallel.rules import check_size
 from memcalc.engine.plan import Plan
 from memcalc.engine.rank_memory import WORKSPACES, RankMemory, rank_memory
@@ -121,7 +122,7 @@ def _assumptions(plan: Plan, stack: Stack, device: Device) -> list[str]:
         f"matmul workspaces: {WORKSPACES} of {device.workspace_bytes / MIB:.3g} MiB "
         "(forward and autograd threads)",
         *device.assumptions,
-        "band: open figures of context, workspace and attention scratch, not yet measured runs",
+        f"band: open figures of context, workspace and attention scratch; {memory_band().reason}",
     ]
     if setup.precision == "tf32":
         said.append("tf32 is stored as 4 bytes an element (19 significant bits in 32)")

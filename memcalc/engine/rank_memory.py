@@ -10,6 +10,7 @@ from memcalc.engine.allocator.streams import simulate_streams
 from memcalc.engine.device_side import Device
 from memcalc.engine.host_memory import host_of
 from memcalc.engine.memory import StepMemory, step_memory
+from memcalc.engine.memory_band import widened
 from memcalc.engine.parallel.network.communication import (
     CommunicationBytes,
     communication_bytes,
@@ -163,9 +164,16 @@ def used_bytes(
     if reserved is None:
         return None, None, None
     used = reserved + device.context_bytes + between.expected
+    return used, *widened(used, *open_bytes(plan, device, between, allocated, used))
+
+
+def open_bytes(
+    plan: Plan, device: Device, between: CommunicationBytes, allocated: Any, used: Any
+) -> tuple[Any, Any]:
+    """The least and the most that figures which are open leave of driver-used bytes."""
     low = allocated - device.workspace_bytes + min(device.context_bytes, _CONTEXT_LOW_BYTES)
     high = used + _KERNEL_IMAGES_BYTES + _attention_scratch(plan)
-    return used, low + between.low, high + between.high - between.expected
+    return low + between.low, high + between.high - between.expected
 
 
 def _attention_scratch(plan: Plan) -> int:

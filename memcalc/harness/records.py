@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memcalc.errors import ConfigError
+from memcalc.inputs.files import is_deeper, user_path
 from memcalc.userdirs import data_dir
 
 try:
@@ -29,6 +30,8 @@ except ImportError:  # a platform without it: appends of one process stay whole
 
 #: Version of a record's layout; readers refuse newer ones.
 SCHEMA = 1
+#: Larger files are not read: no one's runs fill them.
+MAX_BYTES = 1 << 29
 _TAIL_BLOCK = 1 << 16
 
 
@@ -106,7 +109,12 @@ def read_file(path: str | Path) -> RecordFile:
     records: list[dict[str, Any]] = []
     broken: list[Line] = []
     try:
-        with Path(path).expanduser().open("rb") as file:
+        place = user_path(str(path))
+        if place.exists() and not place.is_file():
+            raise ConfigError(f"records: cannot read '{path}': no regular file; rule: a file")
+        if (size := place.stat().st_size) > MAX_BYTES:
+            raise ConfigError(f"records: '{path}' has {size} bytes; rule: at most {MAX_BYTES}")
+        with place.open("rb") as file:
             for number, raw in enumerate(file, 1):
                 if not raw.strip():
                     continue
@@ -151,14 +159,20 @@ def _encoded(record: Mapping[str, Any]) -> bytes:
 def _decoded(raw: bytes) -> tuple[dict[str, Any] | None, str]:
     """A line's record, or why it is none."""
     try:
-        record = json.loads(raw)
+        record = json.loads(raw, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None, "not JSON"
     if not isinstance(record, dict):
         return None, "not an object"
+    if is_deeper(record):
+        return None, "nested too deeply"
     if isinstance(record.get("schema"), bool) or not isinstance(record.get("schema"), int):
         return None, "without a schema number"
     return record, ""
+
+
+def _refuse(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _check_schema(record: Mapping[str, Any], number: int, path: str | Path) -> None:

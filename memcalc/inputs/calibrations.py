@@ -8,14 +8,13 @@ Checked by: unit/test_calibrations.py.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from memcalc.errors import ConfigError, unknown
-from memcalc.inputs.hf_files import read_limited
+from memcalc.inputs.files import parse_toml, read_limited, user_path
 from memcalc.inputs.profiles import check_name, normal_name, profiles_dir
 from memcalc.inputs.toml_text import to_toml
 from memcalc.userdirs import config_dir
@@ -31,6 +30,11 @@ MAX_BYTES = 8 << 20
 _LARGEST = 1e30
 _TEXTS = ("name", "memcalc", "torch", "date")
 _NUMBERS = ("median_s", "p10_s", "p90_s")
+#: Figures of the summary's rows that times are computed from, beside those in seconds and rates.
+_FIGURES = frozenset({
+    "seconds", "step", "block", "rest", "prompt", "head_dim", "heads", "kv_heads", "ranks", "rows",
+    "dgrad", "wgrad", "mean_relative_error", "half_seq_len", "seq_len", "s_per_parameter", "s_per_tensor",
+})  # fmt: skip
 #: Kinds of points, and the fields each must have beside its times.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k", "dtype", "part", "layout", "flops", "bytes"),
@@ -96,7 +100,7 @@ def find(name: str) -> Path:
     Raises ConfigError naming the nearest.
     """
     if name.lower().endswith(".toml"):
-        return Path(os.path.expanduser(name))
+        return user_path(name)
     check_name("calibration", name)
     known = entries()
     for entry in known:
@@ -120,15 +124,8 @@ def is_default(path: Path) -> bool:
 
 
 def _parsed(path: Path) -> dict[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(read_limited(path, MAX_BYTES).decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        if isinstance(error, ConfigError):
-            raise ConfigError(str(error).replace("config:", "calibration:", 1)) from None
-        detail = " ".join(str(error).split())[:120]
-        raise ConfigError(f"calibration: '{path}' is not valid TOML ({detail})") from None
+    data = read_limited(path, MAX_BYTES, "calibration")
+    return parse_toml(data, f"calibration: '{path}' is not")
 
 
 def to_text(profile: Mapping[str, Any]) -> str:
@@ -187,11 +184,26 @@ def _check_lists(profile: Mapping[str, Any], where: str) -> None:
         for number, row in enumerate(rows):
             if type(row.get("n")) is not int or row["n"] < 1:
                 raise _wrong(where, f"summary.{name}[{number}].n", row.get("n"), "a count")
+            _check_row(row, where, f"summary.{name}[{number}]")
     for number, point in enumerate(_tables(profile.get("points"), where, "points")):
         _check_point(point, where, f"points[{number}]")
     for number, row in enumerate(_tables(profile.get("skipped"), where, "skipped")):
         if not all(isinstance(row.get(key), str) for key in ("point", "reason")):
             raise _wrong(where, f"skipped[{number}]", row, "point and reason")
+
+
+def _check_row(row: Mapping[str, Any], where: str, name: str) -> None:
+    """Figures of a row of the summary are numbers from 0, rates above it, or lists of such."""
+    for key, value in row.items():
+        rate = "_per_s" in key
+        for one in value if isinstance(value, list) else (value,):
+            if isinstance(one, Mapping):
+                _check_row(one, where, f"{name}.{key}")
+            elif not (rate or key.endswith("_s") or key in _FIGURES):
+                continue
+            elif type(one) not in (int, float) or one < 0 or (rate and one == 0):
+                rule = "a number above 0" if rate else "a number from 0"
+                raise _wrong(where, f"{name}.{key}", one, rule)
 
 
 def _tables(value: Any, where: str, name: str) -> list[Any]:

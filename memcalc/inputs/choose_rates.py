@@ -18,6 +18,7 @@ from typing import Any
 
 from memcalc.errors import ConfigError
 from memcalc.inputs.calibrations import find, is_default, measured_entries, read
+from memcalc.inputs.files import user_path
 from memcalc.inputs.hardware import Gpu, load_gpu
 from memcalc.inputs.measured_rates import measured_rates
 from memcalc.inputs.rates import DEFAULT, Rates, rates_of
@@ -39,7 +40,7 @@ def choose_rates(gpu: Gpu, calibration: str = AUTO) -> tuple[Rates, str]:
     if word == AUTO:
         found = _measured_on(gpu)
         return (rates_of(gpu), "") if found is None else _measured(gpu, found, *_stamp(found))
-    path = Path(word).expanduser() if word.lower().endswith(".toml") else find(word)
+    path = user_path(word) if word.lower().endswith(".toml") else find(word)
     if _is_default(path, *_stamp(path)):
         return rates_of(gpu, str(path)), ""
     return _measured(gpu, path, *_stamp(path))
@@ -134,7 +135,7 @@ def cpu_device(name: str, threads: int, calibration: str = AUTO) -> tuple[Gpu, P
             return None
         path, profile = found
     else:
-        path = Path(word).expanduser() if word.lower().endswith(".toml") else find(word)
+        path = user_path(word) if word.lower().endswith(".toml") else find(word)
         profile = _loaded(path)
     return as_device(profile), path
 

@@ -16,9 +16,10 @@ from typing import Any, Final
 
 from memcalc.errors import ConfigError
 from memcalc.inputs import profiles
+from memcalc.inputs.files import user_path
 from memcalc.inputs.hardware import load_gpu
 from memcalc.inputs.model import check_choice
-from memcalc.inputs.profiles import read_text
+from memcalc.inputs.profiles import read_text, read_texts
 
 #: How a node's GPUs reach each other: switch, any peer at a GPU's full rate; mesh, the rate is shared
 #: by the links to several peers; host, through the host's PCIe, no GPU reads another's memory.
@@ -114,7 +115,7 @@ def read_cluster(path: Path) -> Cluster:
         topology=topology,
         network=read_text(raw, "network", where),
         host_link=read_text(raw, "host_link", where),
-        notes=tuple(map(str, raw.get("notes", ()))),
+        notes=read_texts(raw, "notes", where),
         unverified=tuple(unverified),
         profile_hash=profiles.profile_hash(path),
         **counts,
@@ -152,5 +153,5 @@ def load_cluster(name: str) -> Cluster:
     Raises ConfigError naming the nearest name when there is none. Checked by: unit/test_clusters.py.
     """
     if isinstance(name, str) and name.lower().endswith(".toml"):
-        return read_cluster(Path(name))
+        return read_cluster(user_path(name))
     return _shipped(profiles.find_profile("clusters", name))

@@ -24,7 +24,7 @@ class Engine(NamedTuple):
 
     prefill_tokens: of one forward pass at most, 0 for any number. logit_rows: rows of logits that its
     largest pass makes, 0 for one a sequence. launch_s: seconds until a kernel is reached from Python.
-    band_low, band_high: measured over predicted seconds of a token, tenth and ninetieth percentile.
+    band_low, band_high: measured over predicted seconds of a token, the ends of its band.
     """
 
     name: str

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 
 from memcalc.errors import ConfigError
 from memcalc.inputs import profiles
-from memcalc.inputs.profiles import read_text
+from memcalc.inputs.files import user_path
+from memcalc.inputs.profiles import read_text, read_texts
 from memcalc.units import GIB, MIB
 
 TotalSource = Literal["measured", "nvidia-smi less 0.6 GiB", "label"]
@@ -184,6 +185,9 @@ def _figures(raw: Mapping[str, Any], where: str) -> tuple[dict[str, float], list
     for key in ("marketed_gb", "memory_bandwidth_bytes_per_s"):
         if key not in values:
             raise ConfigError(f"{where}: {key}: got none; rule: every gpu profile states it")
+    needed = [PEAK_KEYS[dtype] for dtype in ("fp32", "bf16")]  # other dtypes run as one of these
+    if not any(key in values for key in needed):
+        raise ConfigError(f"{where}: peak rates: got none; rule: {' or '.join(needed)} at least")
     return values, unverified
 
 
@@ -231,8 +235,8 @@ def read_gpu(path: Path) -> Gpu:
         peak_flops_per_s={d: values[key] for d, key in PEAK_KEYS.items() if key in values},
         pcie_generation=int(values["pcie_generation"]) if "pcie_generation" in values else None,
         pcie_lanes=int(values["pcie_lanes"]) if "pcie_lanes" in values else None,
-        price_as_of=price.get("as_of") if isinstance(price, dict) else None,
-        notes=tuple(map(str, raw.get("notes", ()))),
+        price_as_of=read_text(price, "as_of", where) if isinstance(price, dict) else None,
+        notes=read_texts(raw, "notes", where),
         unverified=tuple(unverified),
         profile_hash=profiles.profile_hash(path),
         **optional,
@@ -254,7 +258,7 @@ def load_gpu(name: str) -> tuple[Gpu, list[str]]:
     Raises ConfigError naming the nearest name when nothing fits. Checked by: unit/test_hardware.py.
     """
     if isinstance(name, str) and name.lower().endswith(".toml"):
-        return read_gpu(Path(name)), []
+        return read_gpu(user_path(name)), []
     profiles.check_name("gpu", name)
     if (profiles.profiles_dir() / "gpus" / f"{name}.toml").is_file():
         return _shipped(name), []

@@ -10,8 +10,9 @@ from typing import Any
 
 from memcalc.errors import ConfigError, NotInThisVersionError, nearest
 from memcalc.inputs import hf_chatglm, hf_encoders, hf_gpt, hf_llama, hf_moe
+from memcalc.inputs.files import shown
 from memcalc.inputs.hf_common import Family, general_notes, unread_notes
-from memcalc.inputs.hf_fields import DTYPES, Fields, shown
+from memcalc.inputs.hf_fields import DTYPES, Fields
 from memcalc.inputs.hf_files import load_config
 from memcalc.inputs.hf_keys import IRRELEVANT_KEYS
 from memcalc.inputs.model import ModelConfig

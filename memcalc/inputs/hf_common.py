@@ -6,7 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from memcalc.errors import ConfigError, NotInThisVersionError
-from memcalc.inputs.hf_fields import Fields, shown
+from memcalc.inputs.files import shown
+from memcalc.inputs.hf_fields import Fields
 from memcalc.inputs.model import LayerType
 
 #: Keyword arguments of ModelConfig.
@@ -120,9 +121,19 @@ def partial_rotary(f: Fields, head_dim: int, key: str, default: float) -> int | 
 def general_notes(f: Fields) -> list[str]:
     """Notes on keys that any file may carry, whatever its family."""
     notes: list[str] = []
-    f.skip("auto_map", "custom_pipelines", "quantization_config", "dtype", "torch_dtype")
-    if f.config.get("auto_map"):
-        notes.append("auto_map: the file names remote code; the architecture is read, nothing runs")
+    f.skip(
+        "auto_map",
+        "trust_remote_code",
+        "custom_pipelines",
+        "quantization_config",
+        "dtype",
+        "torch_dtype",
+    )
+    if named := [key for key in ("auto_map", "trust_remote_code") if f.config.get(key)]:
+        notes.append(
+            f"{', '.join(named)}: the file names Python code of its own, never loaded or run; "
+            "figures are of the published model_type"
+        )
     if quantization := f.mapping("quantization_config"):
         method = quantization.get("quant_method") or "unnamed"
         notes.append(

@@ -9,8 +9,9 @@ Checked by: unit/test_hf_import_encoders.py, oracle/test_profile_parameters.py.
 from __future__ import annotations
 
 from memcalc.errors import ConfigError, NotInThisVersionError
+from memcalc.inputs.files import shown
 from memcalc.inputs.hf_common import Kwargs, derived_head_dim
-from memcalc.inputs.hf_fields import ACTIVATIONS, Fields, shown
+from memcalc.inputs.hf_fields import ACTIVATIONS, Fields
 
 #: T5 has no longest sequence; 512 is what it was pre-trained on (Raffel et al. 2020, sec. 3.1.2).
 _POSITIONS = 512

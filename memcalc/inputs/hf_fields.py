@@ -10,6 +10,7 @@ import math
 from typing import Any, Final
 
 from memcalc.errors import ConfigError, nearest
+from memcalc.inputs.files import shown
 from memcalc.inputs.model import MAX_DIM
 
 #: Marks a key without default.
@@ -23,14 +24,6 @@ ACTIVATIONS = (
     "relu2", "relu6", "sigmoid", "silu", "swish", "tanh",
 )  # fmt: skip
 DTYPES = ("bfloat16", "float16", "float32", "float64", "float8_e4m3fn", "float8_e5m2")
-
-
-def shown(value: object) -> str:
-    """The repr of a value, shortened so that an error or a note stays one readable line."""
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10**20:
-        return f"a number of about 2^{value.bit_length()}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 class Fields:

@@ -6,14 +6,13 @@ way a file can be wrong ends in a one-line ConfigError.
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from memcalc.errors import ConfigError
+from memcalc.inputs.files import parse_json_object, read_limited, user_path
 
 MAX_CONFIG_BYTES = 20 * 10**6
 MAX_HEADER_BYTES = 100 * 10**6
@@ -26,7 +25,7 @@ def load_config(path: str | Path) -> dict[str, Any]:
     Raises ConfigError for anything that is not one JSON object of finite numbers.
     Checked by: unit/test_bad_configs.py.
     """
-    path = Path(path).expanduser()
+    path = user_path(str(path))
     if path.is_dir():
         file = path / "config.json"
         if not file.is_file():
@@ -49,58 +48,8 @@ def load_config(path: str | Path) -> dict[str, Any]:
     return _parse(path)
 
 
-def read_limited(path: Path, limit: int) -> bytes:
-    """The bytes of a regular file, refused by its size before reading."""
-    try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"config: '{path}' is not a regular file; rule: a file")
-        size = path.stat().st_size
-        if size > limit:
-            raise ConfigError(f"config: '{path}' has {size} bytes; rule: at most {limit}")
-        data = path.read_bytes()
-    except ConfigError:
-        raise
-    except OSError as error:
-        raise ConfigError(f"config: cannot read '{path}': {error.strerror or error}") from None
-    except ValueError:  # a NUL inside the name
-        raise ConfigError(f"config: got {str(path)!r}; rule: a file name") from None
-    if not data.strip():
-        raise ConfigError(f"config: '{path}' is empty; rule: one JSON object")
-    return data
-
-
 def _parse(path: Path) -> dict[str, Any]:
     return parse_json_object(read_limited(path, MAX_CONFIG_BYTES), str(path))
-
-
-def parse_json_object(data: bytes, what: str) -> dict[str, Any]:
-    """One JSON object of finite numbers, nested no deeper than the parser can follow."""
-
-    def refuse(text: str) -> NoReturn:
-        raise ConfigError(f"config: '{what}' holds {text[:40]}; rule: finite numbers only")
-
-    def finite(text: str) -> float:
-        value = float(text)
-        if not math.isfinite(value):
-            refuse(text)
-        return value
-
-    try:
-        value = json.loads(data.decode("utf-8-sig"), parse_constant=refuse, parse_float=finite)
-    except ConfigError:
-        raise
-    except UnicodeDecodeError:
-        raise ConfigError(f"config: '{what}' is not UTF-8 text; rule: JSON in UTF-8") from None
-    except RecursionError:
-        raise ConfigError(f"config: '{what}' is nested too deeply; rule: a flat object") from None
-    except ValueError as error:  # JSONDecodeError, or an integer of thousands of digits
-        reason = str(error).split("\n")[0].split(";")[0]
-        raise ConfigError(f"config: '{what}' is not valid JSON ({reason})") from None
-    if not isinstance(value, dict):
-        kind = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-        got = kind.get(type(value), "a number")
-        raise ConfigError(f"config: '{what}' holds {got}; rule: a JSON object")
-    return value
 
 
 def safetensors_notes(path: Path) -> tuple[str, ...]:

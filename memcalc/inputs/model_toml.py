@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.files import shown
 from memcalc.inputs.hf import model_from_config
-from memcalc.inputs.hf_fields import MAX_LAYERS, shown
+from memcalc.inputs.hf_fields import MAX_LAYERS
 from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig, check_choice, check_dim
+from memcalc.inputs.peft import PeftSetup
 
 #: First word of a field's annotation -> the types a TOML value may have; absent: a name.
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -25,6 +28,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "tuple[str,": (tuple,),
     "tuple[int,": (tuple,),
     "tuple[LayerType,": (tuple,),
+    "PeftSetup": (PeftSetup,),
 }
 
 
@@ -65,16 +69,19 @@ def _from_fields(name: str, table: dict[str, Any]) -> ModelConfig:
     values: dict[str, Any] = {"model_type": "custom", **table, "name": name}
     try:
         if isinstance(values.get("moe"), dict):
-            values["moe"] = MoeConfig(**_checked(MoeConfig, values["moe"]))
+            values["moe"] = MoeConfig(**checked_fields(MoeConfig, values["moe"]))
         if isinstance(values.get("mla"), dict):
-            values["mla"] = MlaConfig(**_checked(MlaConfig, values["mla"]))
-        return ModelConfig(**_checked(ModelConfig, values))
+            values["mla"] = MlaConfig(**checked_fields(MlaConfig, values["mla"]))
+        return ModelConfig(**checked_fields(ModelConfig, values))
     except ConfigError as error:
         raise ConfigError(f"{name}: {error}") from None
 
 
-def _checked(kind: type[Any], table: dict[str, Any]) -> dict[str, Any]:
-    """The table as keyword arguments: known fields only, of the declared types, none missing."""
+def checked_fields(kind: type[Any], table: Mapping[str, Any]) -> dict[str, Any]:
+    """A table as keyword arguments of a dataclass: known fields, of the declared types, none missing.
+
+    Raises ConfigError naming the field. Checked by: unit/test_malicious.py, unit/test_model_profiles.py.
+    """
     declared = {field.name: field for field in dataclasses.fields(kind)}
     missing = [
         field.name
@@ -82,13 +89,15 @@ def _checked(kind: type[Any], table: dict[str, Any]) -> dict[str, Any]:
         if field.default is dataclasses.MISSING and field.name not in table
     ]
     if missing:
-        raise ConfigError(f"{missing[0]}: missing; rule: required in a [model] table")
+        raise ConfigError(f"{missing[0]}: missing; rule: every {kind.__name__} states it")
     values: dict[str, Any] = {}
     for key, value in table.items():
         if key not in declared:
             raise unknown(f"{kind.__name__} field", key, declared)
         value = tuple(value) if isinstance(value, list) else value
-        _check_type(key, value, _TYPES.get(str(declared[key].type).split()[0], (str,)))
+        annotation = str(declared[key].type)
+        if value is not None or "None" not in annotation:
+            _check_type(key, value, _TYPES.get(annotation.split()[0], (str,)))
         values[key] = value
     _check_layers(values)
     return values
@@ -114,5 +123,6 @@ def _check_layers(values: dict[str, Any]) -> None:
         check_choice("layer_types", entry, ("full", "sliding"))
     for entry in values.get("sparse_layers", ()):
         check_dim("sparse_layers", entry, 0)
-    for entry in values.get("notes", ()):
-        _check_type("notes", entry, (str,))
+    for name in ("notes", "recompute_modules", "targets", "lora_targets"):
+        for entry in values.get(name) or ():
+            _check_type(name, entry, (str,))

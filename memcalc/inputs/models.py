@@ -6,13 +6,13 @@ Tried in that order; nothing is downloaded. A plain profile name opens one TOML 
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from functools import lru_cache
 from pathlib import Path
 
 from memcalc.errors import ConfigError
+from memcalc.inputs.files import MAX_TOML_BYTES, parse_toml, read_limited, user_path
 from memcalc.inputs.hf import load_config, model_from_config
-from memcalc.inputs.hf_files import cached_config, hub_cache_dir, read_limited, safetensors_notes
+from memcalc.inputs.hf_files import cached_config, hub_cache_dir, safetensors_notes
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.model_toml import model_from_profile
 from memcalc.inputs.profiles import (
@@ -23,7 +23,6 @@ from memcalc.inputs.profiles import (
     read_toml,
 )
 
-MAX_PROFILE_BYTES = 10**6
 _FILE_SUFFIXES = {".json", ".toml", ".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
 
@@ -35,7 +34,7 @@ def load_model(name_or_path: str) -> ModelConfig:
     """
     if not isinstance(name_or_path, str) or not name_or_path.strip():
         raise ConfigError("model: got nothing; rule: a profile name, a Hub id or a path")
-    path = Path(name_or_path).expanduser() if name_or_path[0] == "~" else Path(name_or_path)
+    path = user_path(name_or_path)
     if _is_model_path(path, name_or_path):
         return _from_path(path)
     if name_or_path[0] in "~/." or path.suffix in _FILE_SUFFIXES:
@@ -66,7 +65,7 @@ def _shipped(name: str) -> ModelConfig:
 
 def model_hash(name_or_path: str) -> str | None:
     """Hash of the file a MODEL is read from, profile or config; None where it cannot be told."""
-    path = Path(name_or_path).expanduser()
+    path = user_path(name_or_path)
     if _is_model_path(path, name_or_path):
         file = path / "config.json" if path.is_dir() else path
         return profile_hash(file) if file.suffix in (".json", ".toml") else None
@@ -109,12 +108,8 @@ def _is_model_path(path: Path, text: str) -> bool:
 
 def _from_path(path: Path) -> ModelConfig:
     if path.suffix == ".toml":
-        data = read_limited(path, MAX_PROFILE_BYTES)
-        try:
-            return model_from_profile(tomllib.loads(data.decode("utf-8")))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-            detail = " ".join(str(error).split())[:120]
-            raise ConfigError(f"model: '{path}' is not valid TOML ({detail})") from None
+        data = read_limited(path, MAX_TOML_BYTES, "model")
+        return model_from_profile(parse_toml(data, f"model: '{path}' is not"))
     config = load_config(path)
     model = model_from_config(config, _path_name(path))
     if path.suffix == ".safetensors":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.files import MAX_TOML_BYTES, parse_toml, read_limited, shown
 
 #: Kinds of profiles, each a folder; the value is the word used in messages.
 KINDS = {
@@ -55,23 +56,12 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Checked by: unit/test_profiles.py.
     """
-    import tomllib
-
-    try:
-        with path.open("rb") as file:
-            return tomllib.load(file)
-    except OSError as err:
-        raise ConfigError(f"profile: got {str(path)!r}, not readable ({err.strerror})") from err
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as err:
-        detail = " ".join(str(err).split())
-        raise ConfigError(f"profile: got {str(path)!r}; rule: valid TOML ({detail})") from err
+    data = read_limited(path, MAX_TOML_BYTES, "profile")
+    return parse_toml(data, f"profile: got {str(path)!r}; rule:")
 
 
 def _aliases(path: Path) -> list[str]:
-    found = read_toml(path).get("aliases", [])
-    if not isinstance(found, list) or not all(isinstance(alias, str) for alias in found):
-        raise ConfigError(f"aliases: got {found!r} in {path.name}; rule: a list of strings")
-    return found
+    return list(read_texts(read_toml(path), "aliases", path.name))
 
 
 def check_name(what: str, name: str) -> None:
@@ -126,7 +116,7 @@ def profile_hash(path: Path) -> str:
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
     except OSError as err:
-        raise ConfigError(f"profile: got {str(path)!r}, not readable ({err.strerror})") from err
+        raise ConfigError(f"profile: cannot read '{path}': {err.strerror}") from err
 
 
 def read_figures(
@@ -144,17 +134,31 @@ def read_figures(
             continue
         entry = raw[key] if isinstance(raw[key], dict) else {"value": raw[key]}
         value = entry.get("value")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e20:
-            raise ConfigError(f"{where}: {key}: got {value!r}; rule: a positive number")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, float))
+            or not 1e-3 <= value < 1e20
+        ):
+            raise ConfigError(
+                f"{where}: {key}: got {shown(value)}; rule: a positive number, 0.001 to 1e20"
+            )
         values[key] = value
         if not entry.get("verified", False):
             unverified.append(key)
     return values, unverified
 
 
+def read_texts(raw: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    """Sentences of a profile, such as its notes. Checked by: unit/test_malicious.py."""
+    found = raw.get(key, [])
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise ConfigError(f"{where}: {key}: got {shown(found)}; rule: a list of strings")
+    return tuple(found)
+
+
 def read_text(raw: Mapping[str, Any], key: str, where: str) -> str | None:
     """A word or sentence of a profile; None where it has none. Checked by: unit/test_hardware.py."""
     value = raw.get(key)
     if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{where}: {key}: got {value!r}; rule: a string")
+        raise ConfigError(f"{where}: {key}: got {shown(value)}; rule: a string")
     return value

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.constants import check_head
+from memcalc.inputs.files import user_path
 from memcalc.inputs.hardware import Gpu
 from memcalc.inputs.profiles import profiles_dir, read_toml
 from memcalc.inputs.rate_figures import (
@@ -81,6 +83,7 @@ def rates_from(gpu: Gpu, raw: Mapping[str, Any], where: str) -> Rates:
             f"calibration: {where}: got kind {raw.get('kind')!r}, schema {raw.get('schema')!r}; "
             f"rule: {KIND!r}, {SCHEMA}"
         )
+    check_head(raw, f"calibration: {where}")
     own = raw.get("gpu")
     over = own.get(gpu.slug) if isinstance(own, Mapping) else None
     return _rates(_Reader(gpu, where, merged(raw, over) if isinstance(over, Mapping) else raw))
@@ -112,7 +115,7 @@ def rescaled(link: LinkRate, factor: float) -> LinkRate:
 
 def _path(gpu: Gpu, calibration: str) -> Path:
     if calibration.lower().endswith(".toml"):
-        return Path(calibration)
+        return user_path(calibration)
     folder = profiles_dir() / "calibrations"
     wanted = calibration
     if calibration == DEFAULT:
@@ -214,7 +217,8 @@ def _gemms(reader: _Reader) -> dict[str, GemmRate]:
         peak = reader.gpu.peak_flops_per_s[at]
         # a dtype without units of its own runs as the one whose units it takes
         stated = "fp32" if peak == reader.gpu.peak_flops_per_s.get("fp32") else at
-        table = {**base, **reader.table("gemm").get(stated, {})}
+        own = reader.table(f"gemm.{stated}") if stated in reader.table("gemm") else {}
+        table = {**base, **own}
         figures = [reader.number(table, key, f"gemm.{stated}") for key in GemmRate._fields[2:14]]
         share, memory_share = (
             reader.number(table, key, f"gemm.{stated}") for key in ("share", "memory_share")

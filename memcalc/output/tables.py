@@ -11,6 +11,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from memcalc.inputs.csv_text import safe_cell
+
 Row = Mapping[str, Any]
 
 
@@ -35,8 +37,8 @@ def csv_text(rows: Iterable[Row]) -> str:
     out = io.StringIO()
     columns, table = _table(rows)
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows([_cell(row.get(column)) for column in columns] for row in table)
+    writer.writerow(map(safe_cell, columns))
+    writer.writerows([_csv_cell(row.get(column)) for column in columns] for row in table)
     return out.getvalue()
 
 
@@ -52,6 +54,10 @@ def markdown_text(rows: Iterable[Row]) -> str:
 def _table(rows: Iterable[Row]) -> tuple[list[str], list[dict[str, Any]]]:
     table = [flat(row) for row in rows]
     return list(dict.fromkeys(name for row in table for name in row)), table
+
+
+def _csv_cell(value: Any) -> str:
+    return str(safe_cell(value)) if isinstance(value, str) else _cell(value)
 
 
 def _cell(value: Any) -> str:

@@ -174,7 +174,7 @@ def test_without_torch_it_says_how_to_get_it(memcalc: Run, monkeypatch: pytest.M
     )
     outcome = memcalc("measure", "gpt2")
     assert outcome.status == 2
-    assert outcome.error == "torch is not installed; rule: pip install 'memcalc[harness]'"
+    assert outcome.error == "torch is not installed; rule: pip install torch"
 
 
 def test_a_model_too_large_for_the_host_is_refused_and_recorded(

@@ -34,7 +34,7 @@ recompute-modules capacity-factor pad-to-capacity target-seq
 rows source confidence priceable optimizer-in-backward
 tokens samples epochs sample-tokens packed hours mfu mfu-kind tokens-per-s tokens-per-s-per-gpu
 samples-per-s step-time peak tflops reference-per-gpu power-fraction pue availability mtbf-hours
-node-mtbf-hours checkpoint-minutes restart-minutes memory throughput
+node-mtbf-hours checkpoint-minutes restart-minutes memory throughput report short
 model setup sort step columns x y value strong weak record theme markdown
 prompt cache prefill-tokens shared-prefix gpu-memory-utilization no-cuda-graphs repeat-kv
 draft draft-tokens acceptance gpu-layers host-memory host-bandwidth
@@ -42,7 +42,7 @@ phase decode load-from load-by eval-batches save-as
 reference-model critic reward-model generate rollout-batch group passes score-batch frozen-dtype
 offload-frozen keep-logits joint-update gpu-share sleep
 format tool-version
-min-headroom rank max-tp max-pp max-vpp max-cp max-ep max-etp max-micro-batch
+contribute min-headroom rank max-tp max-pp max-vpp max-cp max-ep max-etp max-micro-batch
 """
 _CONTRACT = _NAMES.split()
 _SETTINGS = {f.name for f in fields(TrainingSetup)}
@@ -59,7 +59,7 @@ _OF_COMMANDS = {
     "gpu", "gpu-memory", "reserve", "set", "config", "save", "json", "csv", "quiet", "ops",
     "timeline", "out", "debug", "chart", "device", "steps", "warmup", "threads", "reference",
     "profile", "records", "no-record", "rows", "source", "confidence", "priceable", "cluster",
-    "memory", "throughput", "calibration", "markdown", "phase", "decode",
+    "memory", "throughput", "report", "short", "calibration", "markdown", "phase", "decode", "contribute",
     *(option.name for option in (
         *RUN_OPTIONS, *CHART_OPTIONS, *PHASE_OPTIONS, *FEEDBACK_OPTIONS, *INTEROP_OPTIONS,
         *SEARCH_OPTIONS,

@@ -1,4 +1,4 @@
-"""Start-up, help, completion and pipes: what only a process of its own shows."""
+"""Start-up, help and pipes: what only a process of its own shows."""
 
 from __future__ import annotations
 
@@ -51,22 +51,6 @@ def test_help_fits_80_columns_with_examples(words: tuple[str, ...]) -> None:
     assert done.returncode == 0 and "\x1b" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "Examples" in done.stdout and "memcalc " in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("line", "word", "expected"),
-    [
-        ("memcalc esti", "1", "estimate"),
-        ("memcalc estimate llama-3.2-1", "2", "llama-3.2-1b"),
-        ("memcalc estimate gpt2 --gpu h100-8", "4", "h100-80gb"),
-        ("memcalc estimate gpt2 --precision fp16", "4", "fp16-mixed"),
-    ],
-)
-def test_completion_knows_commands_models_and_gpus(line: str, word: str, expected: str) -> None:
-    done = _run(
-        "-m", "memcalc", _MEMCALC_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=word
-    )
-    assert expected in done.stdout.split()
 
 
 def test_typer_reads_a_command_into_arguments() -> None:

@@ -237,5 +237,5 @@ def test_a_broken_custom_file_is_a_one_line_error(tmp_path, old, new, match):
 
 
 def test_a_missing_custom_file_is_said():
-    with pytest.raises(ConfigError, match="not readable"):
+    with pytest.raises(ConfigError, match="cannot read"):
         load_gpu("nosuch/my_gpu.toml")

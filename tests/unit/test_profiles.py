@@ -117,5 +117,5 @@ def test_aliases_must_be_a_list_of_strings(folder):
 def test_the_hash_is_the_start_of_sha256(folder):
     path = folder / "gpt2.toml"
     assert profiles.profile_hash(path) == hashlib.sha256(path.read_bytes()).hexdigest()[:12]
-    with pytest.raises(ConfigError, match="not readable"):
+    with pytest.raises(ConfigError, match="cannot read"):
         profiles.profile_hash(folder / "nosuch.toml")

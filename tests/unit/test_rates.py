@@ -153,7 +153,7 @@ def test_a_calibration_is_found_by_name_or_file(tmp_path):
     [
         ("default-hoper", "calibration: got 'default-hoper', not known; nearest: default-hopper"),
         ("../default-hopper", "calibration: got '../default-hopper', not known"),
-        ("nowhere.toml", "got 'nowhere.toml', not readable"),
+        ("nowhere.toml", "cannot read 'nowhere.toml'"),
     ],
 )
 def test_a_calibration_that_is_not_there_is_named(name, message):

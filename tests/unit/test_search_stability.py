@@ -43,9 +43,9 @@ def test_different_parts_trade_places_as_often_as_their_errors_say():
     assert stability(rows)["shared_share"] == pytest.approx(expected, abs=0.025)
 
 
-def test_the_band_is_eight_of_ten():
+def test_the_band_is_nine_of_ten():
     sigma = spread_of(0.8, 1.25)
-    assert math.exp(1.2815515655446004 * sigma) == pytest.approx(1.25)
+    assert math.exp(1.6448536269514722 * sigma) == pytest.approx(1.25)
 
 
 def test_one_setup_or_no_band_says_nothing():

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import pytest
 
+from benchmarks.worked.case import Case
 from memcalc.engine.estimate import estimate
 from memcalc.engine.feedback.feedback import feedback
 from memcalc.engine.feedback.results import FeedbackEstimate
 from memcalc.inputs.feedback import FeedbackSetup
 from memcalc.inputs.training import TrainingSetup
+from tests.unit.worked_support import cases, hold
 
 GIB = 1 << 30
 N_LAYERS, H, F, V = 32, 4096, 11008, 32000
@@ -25,6 +27,11 @@ MODEL = TRUNK + V * H
 SCORER = TRUNK + H  # a head of width 1 in place of the vocabulary's
 TRAINED, FROZEN = 2 + 2 + 4, 2
 LOGITS = V * 2  # of a position, in bf16
+
+
+@cases("R")
+def test_case(case: Case) -> None:
+    hold(case)
 
 
 def run(method: str, micro: int = B, **options: object) -> FeedbackEstimate:

@@ -33,6 +33,7 @@ _KINDS = ("measure", "verify")
 def priced_records(path: str, what: Collection[str]) -> Priced:
     """Every run of a file of records. Raises ConfigError where it cannot be read or holds no run."""
     from memcalc.accuracy.pricing import Left, Priced
+    from memcalc.harness.record_head import check_record
     from memcalc.harness.records import read
 
     records = [record for record in read(path) if record.get("kind") in _KINDS]
@@ -40,6 +41,8 @@ def priced_records(path: str, what: Collection[str]) -> Priced:
         raise ConfigError(
             f"--record: got '{path}' without a run; rule: records of memcalc measure or verify"
         )
+    for number, record in enumerate(records, 1):
+        check_record(record, f"--record: '{path}', run {number}")
     found = Priced([], [], [])
     for number, record in enumerate(_speaking(records), 1):
         row = row_of(record, number, path)
@@ -102,7 +105,9 @@ def _pairs(record: Record, row: Row) -> Iterator[Pair]:
     if comparison is None and "batch" in record:
         raise ConfigError("a run of several ranks without its comparison; rule: memcalc verify")
     if comparison is not None:
-        rows = {one["name"]: (one["predicted"], one["measured"]) for one in comparison["rows"]}
+        rows = {
+            one["name"]: (one.get("predicted"), one.get("measured")) for one in comparison["rows"]
+        }
     else:
         rows = _estimated(record)
     known = MEMORY if (record["memory"] or {}).get("allocator") is not None else TENSORS
@@ -149,3 +154,30 @@ def _estimated(record: Record) -> dict[str, tuple[Any, Any]]:
         for name, (_, key) in known.items()
     }
     return {**rows, "tokens/s": (result.time.tokens_per_s, record["time"].get("tokens_per_s"))}
+
+
+def textbooks(path: str) -> dict[str, dict[str, float]]:
+    """What closed forms say of each run of one process on a GPU: row's id -> class -> bytes, or tokens/s."""
+    from memcalc.accuracy import textbook
+    from memcalc.engine.estimate import estimate
+    from memcalc.harness.local import profile_of
+    from memcalc.harness.record_head import planned
+    from memcalc.harness.records import read
+
+    records = [record for record in read(path) if record.get("kind") in _KINDS]
+    found: dict[str, dict[str, float]] = {}
+    for number, record in enumerate(_speaking(records), 1):
+        device = record.get("device") or {}
+        if record.get("status") != "ok" or "batch" in record or device.get("type") != "cuda":
+            continue
+        plan = planned(record["setup"])
+        setup = plan.resolved.setup
+        count = estimate(plan.config, setup, allocator=False).model.parameters
+        held = textbook.peak_bytes(plan.config, setup, count)
+        said = {"allocated": held, "reserved": held, "driver-used": held}
+        gpu = profile_of(device["name"], device["total_bytes"])
+        peak = None if gpu is None else gpu.peak_flops_per_s.get("bf16")
+        if peak:
+            said["step time"] = 1 / textbook.step_seconds(count, 1, peak)
+        found[f"{Path(path).stem} {number}"] = said
+    return found

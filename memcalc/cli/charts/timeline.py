@@ -55,9 +55,12 @@ def _of_setup(name: str) -> bool:
 
 def _picked(path: str, models: list[str]) -> Mapping[str, Any]:
     """The last record of a file that has a measured step, of this model where one is named."""
+    from memcalc.harness.record_head import check_record
     from memcalc.harness.records import read
 
     usable = [record for record in read(path) if _has_step(record)]
+    for number, record in enumerate(usable, 1):
+        check_record(record, f"--record: '{path}', run {number}")
     if models:
         usable = [r for r in usable if models[0] in _names(r)]
     if not usable:
@@ -70,7 +73,9 @@ def _picked(path: str, models: list[str]) -> Mapping[str, Any]:
 
 
 def _has_step(record: Mapping[str, Any]) -> bool:
-    memory, setup = record.get("memory") or {}, record.get("setup") or {}
+    memory, setup = record.get("memory"), record.get("setup")
+    if not isinstance(memory, Mapping) or not isinstance(setup, Mapping):
+        return False
     return bool(memory.get("phases")) and "training" in setup and "world" not in record
 
 

@@ -16,7 +16,7 @@ from memcalc.inputs.profiles import profiles_dir, read_toml
 
 
 class Band(NamedTuple):
-    """Factors on a step's seconds between which eight of ten published runs lie, and what they are."""
+    """Factors on a step's seconds between which nine of ten published runs lie, and what they are."""
 
     low: float
     high: float

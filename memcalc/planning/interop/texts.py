@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from importlib import import_module, util
 from typing import Any, Final
 
 from memcalc.errors import ConfigError
-from memcalc.inputs.hf_files import parse_json_object
+from memcalc.inputs.files import parse_json_object, parse_toml
 from memcalc.inputs.toml_text import to_toml
 from memcalc.planning.interop.rows import Document
 
@@ -73,7 +72,7 @@ def write_json(document: Document) -> str:
 
 def read_toml(data: bytes, what: str) -> Document:
     """One TOML document."""
-    return flat(_parsed(lambda: tomllib.loads(data.decode("utf-8")), what, "TOML"), what)
+    return flat(parse_toml(data, f"{what}: not"), what)
 
 
 def write_toml(document: Document) -> str:
@@ -84,7 +83,7 @@ def write_toml(document: Document) -> str:
 def read_yaml(data: bytes, what: str) -> Document:
     """One YAML mapping, by PyYAML's safe loader. Raises ConfigError where PyYAML is not installed."""
     if util.find_spec("yaml") is None:
-        raise ConfigError("YAML: PyYAML is not installed; rule: pip install 'memcalc[interop]'")
+        raise ConfigError("YAML: PyYAML is not installed; rule: pip install pyyaml")
     yaml = import_module("yaml")
 
     class Loader(yaml.SafeLoader):  # type: ignore[misc,name-defined]

@@ -8,7 +8,8 @@ Checked by: oracle/test_pipeline.py, unit/test_stages.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from memcalc.engine.dtypes import ITEMSIZE
@@ -134,7 +135,13 @@ def stage_of(plan: Plan, rank: int) -> Stage:
 
 def step_of(plan: Plan, rank: int, pipe: Pipe) -> Step:
     """A rank's instructions for a pipe, under the runtime of the plan's stack."""
-    return rules_of_code(plan.resolved.setup.code).step(plan.parallel.schedule, pipe, rank)
+    return _step(rules_of_code(plan.resolved.setup.code).step, plan.parallel.schedule, pipe, rank)
+
+
+@lru_cache(maxsize=64)
+def _step(make: Callable[[str, Pipe, int], Step], schedule: str, pipe: Pipe, rank: int) -> Step:
+    """Instructions follow from nothing else, and setups that are compared have the same pipes."""
+    return make(schedule, pipe, rank)
 
 
 def _chunk(plan: Plan, number: int, layers: range) -> Chunk:

@@ -23,6 +23,8 @@ from memcalc.errors import ConfigError
 V_SHAPED = frozenset({"zb-v", "dualpipe"})
 #: Schedules that put off gradients of weights.
 SPLIT_BACKWARD = frozenset({"zb-h1", "zb-v", "dualpipe"})
+#: Micro-batches times chunks that are walked one by one, which takes some seconds.
+MOST_ACTIONS = 1 << 18
 
 
 def chunks_of(schedule: str, pipe: Pipe, rank: int) -> tuple[int, ...]:
@@ -45,6 +47,11 @@ def check_pipe(schedule: str, pipe: Pipe, fewer_batches: bool = False) -> None:
     """
     got = f"grad-accum: got {pipe.batches} with --schedule {schedule} --pp {pipe.pp}"
     stages = pipe.pp * pipe.vpp
+    if pipe.batches * stages > MOST_ACTIONS:
+        raise ConfigError(
+            f"{got}, {pipe.batches * stages:,} micro-batches of stages; rule: at most {MOST_ACTIONS:,}; "
+            f"nearest valid: {MOST_ACTIONS // stages}"
+        )
     if schedule == "1f1b" and pipe.batches < pipe.pp and not fewer_batches:
         raise ConfigError(
             f"{got}; rule: at least a micro-batch for each of the {pipe.pp} stages (PyTorch); "
