@@ -194,7 +194,7 @@ def check_record(record: Mapping[str, Any], where: str) -> None:
                 raise ConfigError(
                     f"{where}: {path}: got nothing; rule: as memcalc measure writes it"
                 )
-    if record.get("comparison") is not None and "rows" not in record["comparison"]:
+    if record.get("comparison") is not None and record["comparison"].get("rows") is None:
         raise ConfigError(
             f"{where}: comparison.rows: got nothing; rule: as memcalc verify writes it"
         )

@@ -15,7 +15,10 @@ _NUMBER: Final = re.compile(r"[-+]?(\d[\d,_]*(\.\d*)?|\.\d+)([eE][-+]?\d+)?\s?%?
 
 
 def safe_cell(value: Any) -> Any:
-    """The value, with an apostrophe before a text that a spreadsheet would run; control characters out."""
+    """The value, with an apostrophe before a text that a spreadsheet would run; control characters out.
+
+    Numbers as texts stay what they are, and so do values that are no text.
+    """
     if not isinstance(value, str):
         return value
     text = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in value)

@@ -11,12 +11,19 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError
+from memcalc.inputs.files import check_shape
 from memcalc.inputs.profiles import find_profile, profile_hash, read_toml
 
 ENGINES: Final = ("transformers", "vllm", "llama.cpp")
 _NEEDED: Final = (
     "prefill_tokens", "cuda_graphs", "workspaces", "logit_rows", "launch_s", "band_low", "band_high",
 )  # fmt: skip
+
+
+_FILE: Final = {
+    "name!": str, "description!": str, "stack!": str, "verified_against!": str, "caches!": [str],
+    "values": dict,
+}  # fmt: skip
 
 
 class Engine(NamedTuple):
@@ -42,10 +49,13 @@ def load_engine(name: str) -> Engine:
     """The engine of this name; ConfigError names the nearest for an unknown one."""
     path = find_profile("engines", name)
     raw = read_toml(path)
+    check_shape(raw, _FILE, path.name)
     entries = raw.get("values", {})
     for key, entry in entries.items():
         if not isinstance(entry, dict) or {"value", "source"} - entry.keys():
             raise ConfigError(f"{path.name}: {key}: rule: {{ value = ..., source = ... }}")
+        check_shape(entry["value"], (int, float, bool, str, list), f"{path.name}: {key}")
+        check_shape(entry["source"], str, f"{path.name}: {key}.source")
     missing = [key for key in _NEEDED if key not in entries]
     if missing:
         raise ConfigError(f"{path.name}: got no {missing[0]}; rule: {', '.join(_NEEDED)}")

@@ -7,6 +7,7 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError
+from memcalc.inputs.files import check_shape
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.profiles import find_profile, profile_hash, read_toml
 
@@ -30,6 +31,11 @@ _MAY_BE_0: Final = (
 _MOST_ELEMENTS: Final = 10**15
 
 
+_FILE: Final = {
+    "name!": str, "description": str, "verified_against": str, "kernels": dict, "parallel": dict,
+}  # fmt: skip
+
+
 class Stack(NamedTuple):
     """A stack's choices (`norm`, `loss`, `attention`, `family_code`), each with its source.
 
@@ -50,12 +56,14 @@ def load_stack(name: str) -> Stack:
     """The stack of this name; ConfigError names the nearest for an unknown one."""
     path = find_profile("stacks", name)
     raw = read_toml(path)
+    check_shape(raw, _FILE, path.name)
     kernels, parallel = raw.get("kernels", {}), raw.get("parallel", {})
     for table, entries in (("kernels", kernels), ("parallel", parallel)):
         for key, entry in entries.items():
             if not isinstance(entry, dict) or {"value", "source"} - entry.keys():
                 rule = "{ value = ..., source = ... }"
                 raise ConfigError(f"{path.name}: {table}.{key}: rule: {rule}")
+            check_shape(entry["source"], str, f"{path.name}: {table}.{key}.source")
     return Stack(
         name=raw["name"],
         description=raw.get("description", ""),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError, unknown
+from memcalc.inputs.files import check_shape
 from memcalc.inputs.profiles import (
     normal_name,
     profile_hash,
@@ -39,6 +40,14 @@ CONDITIONS: Final = (
     "always", "more-bits", "first-eighth", "first-sixteenth", "below-2", "below-4", "gqa-4",
     "eight-experts", "seventy-billion", "t5",
 )  # fmt: skip
+_SHARED: Final = {
+    "kernel": str, "source": str, "verified": str, "trains_adapters": bool, "apart": bool,
+    "alignment": int, "families": [str],
+}  # fmt: skip
+_FILE: Final = {**_SHARED, "name": str, "aliases": dict, "packings": dict, "formats": dict}
+_PACKING: Final = {"parts": [dict], "multiple": [int], "fallback": str, "source": str}
+_RULE: Final = {"ops": [str], "when": str, "packing": str}
+_FORMAT: Final = {**_SHARED, "description": str, "roles": dict, "rules": [_RULE], "dtype": str}
 #: A rule's packing that leaves a matrix as it is.
 KEEP: Final = "keep"
 
@@ -170,6 +179,7 @@ def formats_of(path: Path) -> dict[str, WeightFormat]:
     """The formats a file states, each checked; ConfigError in one line otherwise."""
     raw = read_toml(path)
     where = path.name
+    check_shape(raw, _FILE, where)
     _only(raw, {"name", "aliases", "kernel", "source", "verified", "trains_adapters", "apart",
                 "alignment", "families", "packings", "formats"}, where)  # fmt: skip
     packings = {
@@ -186,7 +196,7 @@ def formats_of(path: Path) -> dict[str, WeightFormat]:
     if not formats:
         raise ConfigError(f"{where}: formats: got none; rule: at least one")
     return {
-        name: _format(name, {**_shared(raw), **entry}, packings, f"{where}: {name}")._replace(
+        name: _format(name, entry, _shared(raw), packings, f"{where}: {name}")._replace(
             profile_hash=digest
         )
         for name, entry in formats.items()
@@ -195,15 +205,14 @@ def formats_of(path: Path) -> dict[str, WeightFormat]:
 
 def _shared(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What a family states for all of its formats."""
-    keys = (
-        "kernel", "source", "verified", "trains_adapters", "apart", "alignment", "families",
-    )  # fmt: skip
-    return {key: raw[key] for key in keys if key in raw}
+    return {key: raw[key] for key in _SHARED if key in raw}
 
 
 def _format(
-    name: str, raw: Mapping[str, Any], packings: Mapping[str, Packing], where: str
+    name: str, own: Any, shared: Mapping[str, Any], packings: Mapping[str, Packing], where: str
 ) -> WeightFormat:
+    check_shape(own, _FORMAT, where)
+    raw = {**shared, **own}
     _only(raw, {"description", "kernel", "source", "verified", "trains_adapters", "apart",
                 "alignment", "families", "roles", "rules", "dtype"}, where)  # fmt: skip
     for key in ("description", "kernel", "source", "verified"):
@@ -213,6 +222,7 @@ def _format(
         raise unknown(f"{where}: kernel", raw["kernel"], KERNELS)
     roles = dict(raw.get("roles", {}))
     for role, packing in roles.items():
+        check_shape(packing, str, f"{where}: roles.{role}")
         if role not in ROLES:
             raise unknown(f"{where}: role", role, ROLES)
         _known(packing, packings, where)
@@ -245,11 +255,14 @@ def _rule(raw: Mapping[str, Any], packings: Mapping[str, Packing], where: str) -
     return Rule(tuple(raw.get("ops", ())), when, raw["packing"])
 
 
-def _packing(name: str, raw: Mapping[str, Any], where: str) -> Packing:
+def _packing(name: str, raw: Any, where: str) -> Packing:
+    check_shape(raw, _PACKING, where)
     _only(raw, {"parts", "multiple", "fallback", "source"}, where)
     if not isinstance(raw.get("source"), str) or not raw.get("parts"):
         raise ConfigError(f"{where}: rule: parts and a source")
     parts = tuple(_part(entry, where) for entry in raw["parts"])
+    if len(raw.get("multiple", (1, 1))) != 2:
+        raise ConfigError(f"{where}: multiple: got {raw['multiple']!r}; rule: rows and columns")
     rows, columns = raw.get("multiple", (1, 1))
     multiple = (_whole(rows, f"{where}: multiple"), _whole(columns, f"{where}: multiple"))
     return Packing(name, parts, multiple, raw.get("fallback"))

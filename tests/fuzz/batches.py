@@ -46,6 +46,7 @@ class Tally:
     first: dict[Find, str] = field(default_factory=dict)
     slowest: tuple[float, str] = (0.0, "")
     rss_mib: int = 0
+    told: int = 0  # twentieths of the whole
 
     def found(self, find: Find, where: str) -> None:
         """Enter a find; a new one is told at once."""
@@ -81,6 +82,7 @@ def run_batches(
 def warm() -> None:
     """Import what cases import and build each command's reader once, so that a child starts with them."""
     import importlib
+    import pkgutil
     import platform
 
     import matplotlib
@@ -88,12 +90,17 @@ def warm() -> None:
 
     from memcalc.cli import app
     from memcalc.cli.options import COMMANDS
-    from memcalc.cli.run import _MODULES
 
     matplotlib.use("agg")
     platform.platform()  # which asks `uname` once
-    for name in (*_MODULES.values(), "memcalc.accuracy.report", "memcalc.output.report", "pandas"):
-        importlib.import_module(name)
+    parts = ("inputs", "engine", "planning", "output", "accuracy", "cli")
+    for name in ("pandas", "memcalc.harness.records", "memcalc.harness.record_head", *parts):
+        found = importlib.import_module(
+            name if "." in name or name == "pandas" else f"memcalc.{name}"
+        )
+        if name in parts:
+            for module in pkgutil.walk_packages(found.__path__, f"memcalc.{name}."):
+                importlib.import_module(module.name)
     made = functools.cache(app.command_app)
     app.command_app = functools.cache(lambda command: typer.main.get_command(made(command)))
     for command in COMMANDS:
@@ -169,5 +176,14 @@ def _enter(one: _Running, tally: Tally) -> None:
 
 
 def _tell(tell: Tell | None, tally: Tally, whole: int) -> None:
+    """The bar of a terminal; elsewhere a line each time another twentieth is done."""
+    done = sum(tally.inputs.values())
     if tell is not None:
-        tell(f"{len(tally.first)} kinds of finds", sum(tally.inputs.values()), whole)
+        tell(f"{len(tally.first)} kinds of finds", done, whole)
+    elif 20 * done // max(1, whole) > tally.told:
+        tally.told = 20 * done // max(1, whole)
+        print(
+            f"{done} of {whole} inputs, {len(tally.first)} kinds of finds",
+            file=sys.stderr,
+            flush=True,
+        )

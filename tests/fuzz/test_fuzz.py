@@ -18,12 +18,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from memcalc.errors import ConfigError
+from memcalc.inputs import engines, stacks, weights
 from tests import draws
-from tests.fuzz import oracle
+from tests.fuzz import oracle, seeds
 from tests.fuzz.byte_random import ByteRandom
 from tests.fuzz.oracle import Case
 from tests.fuzz.run import drawn
 from tests.fuzz.targets import TARGETS
+from tests.fuzz.values import changed
 
 #: Examples of a target: a few hundred, of which a usual run takes fewer.
 EXAMPLES = 300 if draws.ALL else 30
@@ -51,6 +54,33 @@ def test_no_drawn_input_ends_badly(target: str, box: Path) -> None:
     holds()
 
 
+@pytest.mark.parametrize("kind", ["stacks", "engines", "weights"])
+def test_a_broken_profile_of_the_package_is_one_line(
+    kind: str, box: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users name these and cannot pass files, but whoever adds one makes mistakes."""
+    file = box / "x.toml"
+    for module in ("stacks", "engines"):
+        monkeypatch.setattr(f"memcalc.inputs.{module}.find_profile", lambda *words: file)
+    read: dict[str, Callable[[], object]] = {
+        "stacks": lambda: stacks.load_stack.__wrapped__("x"),
+        "engines": lambda: engines.load_engine.__wrapped__("x"),
+        "weights": lambda: weights.formats_of(file),
+    }
+    names = sorted(path.stem for path in (seeds.PROFILES / kind).glob("*.toml"))
+    refused = 0
+    for number in range(2 * EXAMPLES):
+        chance = random.Random(f"{kind}/{number}")
+        file.write_text(seeds.toml(changed(chance, seeds.load(kind, chance.choice(names)))))
+        try:
+            read[kind]()
+        except ConfigError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    file.unlink()
+    assert refused > EXAMPLES / 4
+
+
 #: Inputs of long runs that ended badly once, by what was wrong with the program.
 _ONCE = {
     "notes of a profile that are a number": ("device", 0, 64),
@@ -69,6 +99,7 @@ _ONCE = {
     "a device without its torch": ("records", 2, 1370),
     "a comparison without rows": ("records", 2, 1910),
     "a price's date that is a table": ("device", 2, 3817),
+    "a comparison whose rows are null": ("records", 5, 502),
     "seconds of an optimizer that are a text": ("calibration", 2, 396),
 }
 
