@@ -57,7 +57,7 @@ _NEEDED: Final = (
     "memcalc", "date", "setup.model.name", "setup.model.num_hidden_layers", "setup.kernels",
     "setup.training.precision", "setup.training.optimizer", "setup.training.recompute",
     "setup.resolved.grad_accum_steps", "setup.resolved.seq_len", "setup.resolved.micro_batch_size",
-    "device.name", "device.type", "device.torch", "memory", "time",
+    "device.name", "device.type", "memory", "time",
 )  # fmt: skip
 
 
@@ -177,8 +177,8 @@ def _plain_kernels(kernels: Mapping[str, Any]) -> dict[str, Any]:
     return dict(kernels)
 
 
-def check_record(record: Mapping[str, Any], where: str) -> None:
-    """Raise ConfigError unless what charts take from a record is of the kind it has there.
+def check_record(record: Mapping[str, Any], where: str, *also: str) -> None:
+    """Raise ConfigError unless what charts take from a record is of the kind it has there; also: more paths.
 
     A file of records may have been written by hand or by another version. Checked by:
     unit/test_malicious.py.
@@ -186,7 +186,7 @@ def check_record(record: Mapping[str, Any], where: str) -> None:
     check_shape(record, _RECORD, where)
     check_numbers(record, where)
     if record.get("status") == "ok":
-        for path in _NEEDED:
+        for path in (*_NEEDED, *also):
             found: Any = record
             for key in path.split("."):
                 found = found.get(key) if isinstance(found, Mapping) else None

@@ -77,6 +77,8 @@ class MoeConfig:
         for name in ("num_experts", "num_experts_per_tok", "moe_intermediate_size"):
             check_dim(name, getattr(self, name))
         check_dim("shared_intermediate_size", self.shared_intermediate_size, 0)
+        for entry in self.sparse_layers:
+            check_dim("sparse_layers", entry, 0)
         check_choice("scoring", self.scoring, ("softmax", "sigmoid", "softmax-of-chosen"))
         self._check_groups()
         if self.num_experts_per_tok > self.num_experts:
@@ -250,6 +252,8 @@ class ModelConfig:
 
     def _check_layers(self) -> None:
         n_layers = self.num_hidden_layers
+        for entry in self.layer_types:
+            check_choice("layer_types", entry, ("full", "sliding"))
         if self.layer_types and len(self.layer_types) != n_layers:
             raise ConfigError(
                 f"layer_types: got {len(self.layer_types)} entries; rule: one for each of the "

@@ -15,7 +15,7 @@ from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.files import shown
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.hf_fields import MAX_LAYERS
-from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig, check_choice, check_dim
+from memcalc.inputs.model import MlaConfig, ModelConfig, MoeConfig
 from memcalc.inputs.peft import PeftSetup
 
 #: First word of a field's annotation -> the types a TOML value may have; absent: a name.
@@ -119,10 +119,6 @@ def _check_layers(values: dict[str, Any]) -> None:
             f"num_hidden_layers: got {shown(values['num_hidden_layers'])}; "
             f"rule: at most {MAX_LAYERS} layers"
         )
-    for entry in values.get("layer_types", ()):
-        check_choice("layer_types", entry, ("full", "sliding"))
-    for entry in values.get("sparse_layers", ()):
-        check_dim("sparse_layers", entry, 0)
     for name in ("notes", "recompute_modules", "targets", "lora_targets"):
         for entry in values.get(name) or ():
             _check_type(name, entry, (str,))

@@ -254,3 +254,25 @@ _BOMBS: dict[str, tuple[tuple[str, ...], str]] = {
 @pytest.mark.parametrize("words, said", _BOMBS.values(), ids=_BOMBS.keys())
 def test_a_legitimate_option_is_no_bomb(box: Path, words: tuple[str, ...], said: str) -> None:
     assert said in refused(box, *words)
+
+
+_WORDS: dict[str, tuple[tuple[str, ...], str]] = {
+    "a superscript as a number": (
+        ("estimate", "ok.json", "--set", "model.layer_types=\u00b2,full"), "layer_types"),
+    "a layer that is a text": (
+        ("estimate", "moe.json", "--set", "model.moe.sparse_layers=a,1"), "sparse_layers"),
+    "thousands of digits in a list": (
+        ("estimate", "ok.json", "--set", "training.recompute_modules=" + "9" * 6000), "digits"),
+    "NUL in the folder of a bundle": (("calibrate", "--contribute", "a\0b"), "a folder's name"),
+    "a home nobody has": (("import", "~nobody-here/a.json", "--model", "ok.json"), "cannot read"),
+    "a run file's table that is a number": (("estimate", "--config", "run.toml"), "rule: a table"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words, said", _WORDS.values(), ids=_WORDS.keys())
+def test_a_word_that_once_was_an_error_of_ours_is_refused(
+    box: Path, words: tuple[str, ...], said: str
+) -> None:
+    (box / "run.toml").write_text("training = 3\n")
+    (box / "moe.json").write_bytes(config(model_type="mixtral"))
+    assert said in refused(box, *words)

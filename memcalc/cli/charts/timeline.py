@@ -60,7 +60,7 @@ def _picked(path: str, models: list[str]) -> Mapping[str, Any]:
 
     usable = [record for record in read(path) if _has_step(record)]
     for number, record in enumerate(usable, 1):
-        check_record(record, f"--record: '{path}', run {number}")
+        check_record(record, f"--record: '{path}', run {number}", "device.torch")
     if models:
         usable = [r for r in usable if models[0] in _names(r)]
     if not usable:
