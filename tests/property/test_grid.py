@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from memcalc import ParallelPlan, TrainingSetup
 from memcalc.engine.allocator.replay import simulate
 from memcalc.engine.device_side import device_of
-from memcalc.engine.grid.allocator import TooManyBlocks, simulate_grid
 from memcalc.engine.grid import allocator as grid_allocator
 from memcalc.engine.grid import memory as grid_memory
+from memcalc.engine.grid.allocator import TooManyBlocks, simulate_grid
 from memcalc.inputs.models import load_model
 from memcalc.planning import quick
 from memcalc.planning.cases import Case, Refused, point_of
