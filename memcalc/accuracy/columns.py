@@ -15,8 +15,14 @@ from typing import Final, NamedTuple
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import MAX_DIM, check_choice
 from memcalc.inputs.parallel import CP_METHODS, OFFLOADS, SCHEDULES
-from memcalc.inputs.training import ATTENTIONS, LOSSES, OPTIMIZER_IMPLS, OPTIMIZERS, PRECISIONS
-from memcalc.inputs.training import RECOMPUTE as RECOMPUTES
+from memcalc.inputs.training_names import (
+    ATTENTIONS,
+    LOSSES,
+    OPTIMIZER_IMPLS,
+    OPTIMIZERS,
+    PRECISIONS,
+)
+from memcalc.inputs.training_names import RECOMPUTE as RECOMPUTES
 from memcalc.units import parse_count
 
 Cell = str | int | float | bool | tuple[int, ...] | Mapping[str, int] | None

@@ -15,11 +15,11 @@ from memcalc.accuracy.models import model_of
 from memcalc.accuracy.notes import NotExpressedError, refuse
 from memcalc.accuracy.rows import Row
 from memcalc.errors import ConfigError
-from memcalc.inputs import training
 from memcalc.inputs.clusters import Cluster, load_cluster
 from memcalc.inputs.hardware import Gpu, load_gpu
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
+from memcalc.inputs.profiles import profile_names
 from memcalc.inputs.training import TrainingSetup
 
 #: Frameworks without a profile of their own yet, and the stack nearest to them.
@@ -175,10 +175,10 @@ def _stack(row: Row) -> tuple[str, list[str]]:
     if stated is None:
         return "torch", ["stack not stated: torch"]
     name = _framework(row)
-    if name in training.STACKS:
+    if name in profile_names("stacks"):
         return name, []
     nearest = NEAREST_STACK.get(name)
-    if nearest in training.STACKS:
+    if nearest in profile_names("stacks"):
         return nearest, [f"stack {name} priced as {nearest}"]
     raise NotExpressedError(f"stack {name!r} is not in this version")
 

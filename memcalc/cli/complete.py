@@ -158,7 +158,7 @@ def _weights() -> Sequence[str]:
 
 
 def _recompute() -> Sequence[str]:
-    from memcalc.inputs.training import RECOMPUTE
+    from memcalc.inputs.training_names import RECOMPUTE
 
     return RECOMPUTE
 

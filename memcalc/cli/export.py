@@ -64,7 +64,7 @@ def exported(arguments: Arguments) -> Exported:
     form = format_of(name, arguments.text("tool-version"))
     _with_stack(arguments, name)
     request = request_of(arguments)
-    if request.setup.stack not in form.tool.stacks:
+    if request.setup.base not in form.tool.stacks:
         raise ConfigError(
             f"stack: got {request.setup.stack} with --format {name}; valid: "
             f"{', '.join(form.tool.stacks)}"

@@ -36,7 +36,13 @@ from memcalc.inputs.parallel import (
     SCHEDULES,
     TP_LAYOUTS,
 )
-from memcalc.inputs.training import ATTENTIONS, LOSSES, OPTIMIZER_IMPLS, OPTIMIZERS, PRECISIONS
+from memcalc.inputs.training_names import (
+    ATTENTIONS,
+    LOSSES,
+    OPTIMIZER_IMPLS,
+    OPTIMIZERS,
+    PRECISIONS,
+)
 
 __all__ = ["BY_FLAG", "BY_NAME", "COMMANDS", "MEASURE", "OPTIONS", "PANELS",
            "POSITIONALS", "Option", "options_of"]  # fmt: skip

@@ -16,7 +16,8 @@ from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.model import MAX_LAYERS, ModelConfig
 from memcalc.inputs.models import load_model
 from memcalc.inputs.parallel import ParallelPlan
-from memcalc.inputs.training import RECOMPUTE, TrainingSetup
+from memcalc.inputs.training import TrainingSetup
+from memcalc.inputs.training_names import RECOMPUTE
 from memcalc.units import parse_count, parse_decimal_count, parse_memory
 
 if TYPE_CHECKING:

@@ -15,6 +15,8 @@ from memcalc.inputs.files import user_path
 if TYPE_CHECKING:
     from memcalc.output.console import Page
 
+#: Keys that only the file of a stack has.
+_STACK_TABLES = ("base", "kernels", "parallel")
 KINDS = ("models", "gpus", "stacks", "clusters", "weights", "engines", "calibrations")
 #: What one entry of a kind is called, where it is not the kind without its s.
 _WORDS = {"weights": "weight format"}
@@ -62,7 +64,10 @@ def _find(name: str, kinds: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
         "weights": _weights, "engines": _engine, "calibrations": _calibration,
     }  # fmt: skip
     errors: list[ConfigError] = []
-    for kind in sorted(kinds, key=lambda kind: not _is_profile(kind, name)):
+    stack_first = _is_stack_file(name)
+    for kind in sorted(
+        kinds, key=lambda kind: not (_is_profile(kind, name) or (stack_first and kind == "stacks"))
+    ):
         try:
             return kind, readers[kind](name)
         except ConfigError as error:
@@ -90,6 +95,17 @@ def _is_profile(kind: str, name: str) -> bool:
     from memcalc.inputs import profiles
 
     return kind in profiles.KINDS and name in _names(kind)
+
+
+def _is_stack_file(name: str) -> bool:
+    """Whether a path leads to a stack of the user's own: it has a table no other kind has."""
+    from memcalc.inputs.profiles import read_toml
+    from memcalc.inputs.stacks import is_file
+
+    try:
+        return is_file(name) and not read_toml(user_path(name)).keys().isdisjoint(_STACK_TABLES)
+    except ConfigError:
+        return False
 
 
 def _is_path(name: str) -> bool:
@@ -145,16 +161,22 @@ def _gpu(name: str) -> dict[str, Any]:
 
 def _stack(name: str) -> dict[str, Any]:
     from memcalc.inputs.profiles import find_profile
-    from memcalc.inputs.stacks import load_stack
+    from memcalc.inputs.stacks import is_file, load_stack
 
-    stack = load_stack(find_profile("stacks", name).stem)
+    stack = load_stack(name if is_file(name) else find_profile("stacks", name).stem)
+    base = {"base": stack.name} if is_file(name) else {}
     return {
-        "name": stack.name,
+        "name": stack.title,
+        **base,
         "description": stack.description,
         "verified_against": stack.verified_against,
         "choices": {
             key: {"value": value, "source": stack.sources[key]}
             for key, value in stack.choices.items()
+        },
+        "parallel": {
+            key: {"value": value, "source": stack.sources[key]}
+            for key, value in stack.parallel.items()
         },
         "profile_hash": stack.profile_hash,
     }

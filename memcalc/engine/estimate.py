@@ -117,7 +117,7 @@ def _whole_states(plan: Plan) -> States:
 def _assumptions(plan: Plan, stack: Stack, device: Device) -> list[str]:
     setup = plan.resolved.setup
     said = [
-        f"stack {stack.name}: {stack.verified_against}",
+        f"stack {stack.title}: {stack.verified_against}",
         "second and later optimizer steps; the first may reserve more",
         f"matmul workspaces: {WORKSPACES} of {device.workspace_bytes / MIB:.3g} MiB "
         "(forward and autograd threads)",

@@ -26,7 +26,8 @@ from memcalc.engine.parallel.megatron.nanotron_layout import nanotron_kernels
 from memcalc.errors import ConfigError
 from memcalc.inputs.model import ModelConfig, check_choice
 from memcalc.inputs.stacks import Stack
-from memcalc.inputs.training import ATTENTIONS, LOSSES, ResolvedSetup
+from memcalc.inputs.training import ResolvedSetup
+from memcalc.inputs.training_names import ATTENTIONS, LOSSES, NORMS
 
 
 class Precision(NamedTuple):
@@ -53,7 +54,7 @@ PRECISIONS = {
 _CHUNKED = ("chunked", "fused")
 #: What `--set kernels.NAME=` takes.
 CHOICES = {
-    "norm": ("hand", "decomposed", "fused"),
+    "norm": NORMS,
     "attention": ATTENTIONS,
     "loss": LOSSES,
     "device": ("cuda", "cpu"),

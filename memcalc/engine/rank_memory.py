@@ -103,7 +103,7 @@ def communication_of(plan: Plan, stage: int, device: Device) -> CommunicationByt
     fabric = fabric_of(device.cluster, parallel.gpus_per_node)
     config = plan.config
     found = communicators(
-        parallel, plan.resolved.setup.code, fabric, stage, config.tie_word_embeddings,
+        parallel, plan.resolved.setup.base, fabric, stage, config.tie_word_embeddings,
         config.moe is not None,
     )  # fmt: skip
     return communication_bytes(found, fabric)

@@ -53,7 +53,7 @@ def _sharding(run: Run) -> list[Change]:
     layout = with_degrees(run.parallel)
     if layout.copies == 1 or layout.sharded:
         return []
-    stack = run.setup.stack
+    stack = run.setup.base
     if stack in ("megatron", "nanotron", "megatron-deepspeed"):
         return [("--zero 1 (optimizer states shared by the copies)", _divided(zero=1))]
     if stack == "deepspeed":
@@ -81,7 +81,7 @@ def _changes(run: Run, seq: int) -> list[Change]:
         add("--optimizer-impl fused (no slower)", optimizer_impl="fused")
     if setup.attention == "eager":
         add("--attention flash (faster)", attention="flash")
-    if setup.stack == "torch":
+    if setup.base == "torch":
         add("--loss chunked (head and loss in chunks of tokens)", loss="chunked")
     changes += _sharding(run)
     micro = setup.micro_batch_size or 1
@@ -91,7 +91,7 @@ def _changes(run: Run, seq: int) -> list[Change]:
             changes.append((f"--micro-batch {micro} (accumulating the rest)", _to_micro(micro)))
     if setup.recompute in ("none", "selective"):
         add("--recompute sac (keeps matmuls and attention)", recompute="sac")
-    if setup.recompute == "none" and setup.stack == "megatron":
+    if setup.recompute == "none" and setup.base == "megatron":
         add(
             "--recompute selective --recompute-modules moe_act,layernorm (nothing is multiplied)",
             recompute="selective",

@@ -18,7 +18,7 @@ from typing import Any
 
 from memcalc.errors import ConfigError
 from memcalc.inputs.calibrations import find, is_default, measured_entries, read
-from memcalc.inputs.files import user_path
+from memcalc.inputs.files import stamp, user_path
 from memcalc.inputs.hardware import Gpu, load_gpu
 from memcalc.inputs.measured_rates import measured_rates
 from memcalc.inputs.rates import DEFAULT, Rates, rates_of
@@ -39,11 +39,11 @@ def choose_rates(gpu: Gpu, calibration: str = AUTO) -> tuple[Rates, str]:
         return rates_of(gpu), ""
     if word == AUTO:
         found = _measured_on(gpu)
-        return (rates_of(gpu), "") if found is None else _measured(gpu, found, *_stamp(found))
+        return (rates_of(gpu), "") if found is None else _measured(gpu, found, *stamp(found))
     path = user_path(word) if word.lower().endswith(".toml") else find(word)
-    if _is_default(path, *_stamp(path)):
+    if _is_default(path, *stamp(path)):
         return rates_of(gpu, str(path)), ""
-    return _measured(gpu, path, *_stamp(path))
+    return _measured(gpu, path, *stamp(path))
 
 
 @lru_cache(maxsize=64)
@@ -97,16 +97,7 @@ def _profiles() -> Iterator[tuple[Path, Mapping[str, Any]]]:
 
 def _loaded(path: Path) -> Mapping[str, Any]:
     """A file's measured profile, kept until the file changes. Raises ConfigError."""
-    return _read(path, *_stamp(path))
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """(time of the last change, size) of a file; of none that is not there, as reading will say."""
-    try:
-        found = path.stat()
-    except (OSError, ValueError):
-        return 0, 0
-    return found.st_mtime_ns, found.st_size
+    return _read(path, *stamp(path))
 
 
 @lru_cache(maxsize=64)

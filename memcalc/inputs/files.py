@@ -31,6 +31,15 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def stamp(path: Path) -> tuple[int, int]:
+    """(time of the last change, size) of a file; of none that is not there, as reading will say."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError):
+        return 0, 0
+    return found.st_mtime_ns, found.st_size
+
+
 def read_limited(path: Path, limit: int, what: str = "config") -> bytes:
     """The bytes of a regular file, refused by its size before reading."""
     try:

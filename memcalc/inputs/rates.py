@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.constants import check_head
-from memcalc.inputs.files import user_path
+from memcalc.inputs.files import shown, user_path
 from memcalc.inputs.hardware import Gpu
 from memcalc.inputs.profiles import profiles_dir, read_toml
 from memcalc.inputs.rate_figures import (
@@ -61,6 +61,8 @@ MAY_BE_ZERO: Final = frozenset((
     "alone", "alpha_s", "cached_bytes", "chain_s", "droop", "launch_s", "overlap_slowdown", "padding",
     "prologue_k", "ramp", "row", "small_s", "large_s", "split_k", "spread", "t0_s",
 ))  # fmt: skip
+#: Shares, and exponents of a norm: larger ones make no formula.
+MOST: Final = {"padding": 1.0, "spread": 1.0, "exponent": 64.0}
 #: Where a calibration states nothing of a dtype, it is as this one.
 BASE_DTYPE: Final = "bf16"
 COLLECTIVES: Final = ("all_gather", "reduce_scatter", "all_reduce", "all_to_all")
@@ -160,10 +162,18 @@ class _Reader(NamedTuple):
     def number(self, table: Mapping[str, Any], key: str, name: str = "") -> float:
         value: Any = table.get(key)
         is_number = type(value) in (int, float) and 0 <= value < 1e30
+        most = MOST.get(key, 1e30)
+        if is_number and value > most:
+            what = f"{name}.{key}".lstrip(".")
+            raise ConfigError(
+                f"calibration: {self.where}: {what}: got {shown(value)}; rule: at most {most:g}"
+            )
         if not is_number or (value == 0 and key not in MAY_BE_ZERO):
             rule = "a number from 0" if key in MAY_BE_ZERO else "a number above 0"
             what = f"{name}.{key}".lstrip(".")
-            raise ConfigError(f"calibration: {self.where}: {what}: got {value!r}; rule: {rule}")
+            raise ConfigError(
+                f"calibration: {self.where}: {what}: got {shown(value)}; rule: {rule}"
+            )
         return float(value)
 
     def of(self, name: str, *keys: str) -> list[float]:

@@ -12,7 +12,7 @@ from memcalc.errors import ConfigError, NotInThisVersionError
 from memcalc.inputs.engines import ENGINES, Engine, load_engine
 from memcalc.inputs.model import ModelConfig, check_choice, check_dim
 from memcalc.inputs.serving_checks import check_context, check_engine, check_numbers
-from memcalc.inputs.training import ATTENTIONS
+from memcalc.inputs.training_names import ATTENTIONS
 
 KV_CACHES: Final = ("bf16", "fp16", "fp8", "int8", "int4", "int2")
 #: Bytes of a cached element as it is stored, scales apart.

@@ -1,15 +1,18 @@
-"""Stacks: whose training code is estimated, read from profiles/stacks."""
+"""Stacks: whose training code is estimated, read from profiles/stacks or from a user's own file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError
-from memcalc.inputs.files import check_shape
+from memcalc.inputs.files import check_shape, stamp, user_path
+from memcalc.inputs.model import check_choice
+from memcalc.inputs.own_stack import own_stack
 from memcalc.inputs.parallel import ParallelPlan
-from memcalc.inputs.profiles import find_profile, profile_hash, read_toml
+from memcalc.inputs.profiles import find_profile, profile_hash, profile_names, read_toml
 
 #: Entries of a stack's `[parallel]` that a layout may state otherwise.
 _OVERLAPS: Final = ("overlap_grad_reduce", "overlap_param_gather")
@@ -39,10 +42,12 @@ _FILE: Final = {
 class Stack(NamedTuple):
     """A stack's choices (`norm`, `loss`, `attention`, `family_code`), each with its source.
 
+    name: the shipped stack whose rules hold; title: what the user called it, a path where it is a file.
     parallel: how it divides a model and its states: buckets, buffers, dtypes, what is on by default.
     """
 
     name: str
+    title: str
     description: str
     verified_against: str
     choices: Mapping[str, Any]
@@ -51,21 +56,62 @@ class Stack(NamedTuple):
     parallel: Mapping[str, Any] = {}  # noqa: RUF012  # never changed
 
 
-@lru_cache(maxsize=16)
+def is_file(name: object) -> bool:
+    """Whether a stack's name is a path to a file of the user's own."""
+    return isinstance(name, str) and name.lower().endswith(".toml")
+
+
+def check_stack(name: str) -> None:
+    """Raise ConfigError unless this is a shipped stack, naming the nearest, or a path ending in .toml."""
+    if not is_file(name):
+        check_choice("stack", name, _shipped_names())
+
+
+def base_of(name: str) -> str:
+    """The shipped stack whose rules hold for a stack. Checked by: unit/test_own_stack.py."""
+    return load_stack(name).name if is_file(name) else name
+
+
 def load_stack(name: str) -> Stack:
-    """The stack of this name; ConfigError names the nearest for an unknown one."""
+    """The stack of this name, or of a file `my.toml`; ConfigError names the nearest for an unknown one."""
+    if is_file(name):
+        path = user_path(name)
+        return _own(path, *stamp(path))
+    return _shipped(name)
+
+
+@lru_cache(maxsize=1)
+def _shipped_names() -> tuple[str, ...]:
+    return tuple(profile_names("stacks"))
+
+
+@lru_cache(maxsize=16)
+def _own(path: Path, changed_ns: int, size: int) -> Stack:
+    """A user's stack, kept until its file changes."""
+    raw = own_stack(path)
+    return _made(raw, raw["base"], path)
+
+
+@lru_cache(maxsize=16)
+def _shipped(name: str) -> Stack:
+    """A shipped profile's stack; those files do not change while a process runs."""
     path = find_profile("stacks", name)
     raw = read_toml(path)
     check_shape(raw, _FILE, path.name)
-    kernels, parallel = raw.get("kernels", {}), raw.get("parallel", {})
-    for table, entries in (("kernels", kernels), ("parallel", parallel)):
-        for key, entry in entries.items():
+    for table in ("kernels", "parallel"):
+        for key, entry in raw.get(table, {}).items():
             if not isinstance(entry, dict) or {"value", "source"} - entry.keys():
                 rule = "{ value = ..., source = ... }"
                 raise ConfigError(f"{path.name}: {table}.{key}: rule: {rule}")
             check_shape(entry["source"], str, f"{path.name}: {table}.{key}.source")
+    return _made(raw, raw["name"], path)
+
+
+def _made(raw: Mapping[str, Any], name: str, path: Path) -> Stack:
+    kernels, parallel = raw.get("kernels", {}), raw.get("parallel", {})
     return Stack(
-        name=raw["name"],
+        name=name,
+        title=raw["name"],
         description=raw.get("description", ""),
         verified_against=raw.get("verified_against", ""),
         choices={key: entry["value"] for key, entry in kernels.items()},

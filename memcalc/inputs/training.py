@@ -7,37 +7,26 @@ numbers that follow from each other (global batch), so that every result can sho
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from memcalc.errors import ConfigError, NotInThisVersionError
 from memcalc.inputs.lengths import sequence_notes, target_length
 from memcalc.inputs.model import ModelConfig, check_choice, check_dim, check_rate
 from memcalc.inputs.peft import PeftSetup
+from memcalc.inputs.stacks import base_of, check_stack
+from memcalc.inputs.training_names import (
+    ATTENTIONS,
+    CLOSED_FORM_OPTIMIZERS,
+    COMPILED_STACKS,
+    FIXED_IMPL,
+    LOSSES,
+    OPTIMIZER_IMPLS,
+    OPTIMIZERS,
+    PRECISIONS,
+    RECOMPUTE,
+    RECOMPUTE_MODULES,
+)
 
-PRECISIONS: Final = (
-    "fp32", "tf32", "fp16-mixed", "bf16-mixed", "bf16", "bf16-master", "fp8-mixed",
-)  # fmt: skip
-OPTIMIZERS: Final = (
-    "adamw", "adamw-8bit", "sgd", "momentum", "adafactor", "lion", "muon", "none",
-)  # fmt: skip
-OPTIMIZER_IMPLS: Final = ("foreach", "fused", "loop")
-RECOMPUTE: Final = ("none", "selective", "sac", "sac-attention", "full")
-#: Parts of a layer that Megatron's selective recomputation can name (recompute_modules).
-RECOMPUTE_MODULES: Final = (
-    "core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe", "shared_experts",
-)  # fmt: skip
-ATTENTIONS: Final = ("eager", "flash", "efficient", "cudnn")
-LOSSES: Final = ("plain", "fp32", "chunked", "fused")
-STACKS: Final = (
-    "torch", "torch-compile", "hf", "torchtitan", "torchtune", "deepspeed", "megatron", "nanotron",
-    "fsdp1", "megatron-deepspeed", "litgpt", "deepspeed-0.8",
-)  # fmt: skip
-#: Stacks whose blocks can be compiled.
-COMPILED_STACKS: Final = ("torch", "torch-compile", "torchtitan", "torchtune")
-#: Optimizers without a torch.optim implementation: their bytes are closed forms.
-CLOSED_FORM_OPTIMIZERS: Final = ("adamw-8bit", "lion")
-#: Optimizers whose implementation cannot be chosen, with the one they have.
-FIXED_IMPL: Final = {"adamw-8bit": "fused", "lion": "loop", "none": "loop"}
 _MAX_TOKENS = 1 << 40
 
 
@@ -98,7 +87,7 @@ class TrainingSetup:
         check_choice("optimizer", self.optimizer, OPTIMIZERS)
         check_choice("recompute", self.recompute, RECOMPUTE)
         check_choice("attention", self.attention, ATTENTIONS)
-        check_choice("stack", self.stack, STACKS)
+        check_stack(self.stack)
         if self.loss is not None:
             check_choice("loss", self.loss, LOSSES)
         if self.optimizer_dtype is not None:
@@ -106,6 +95,11 @@ class TrainingSetup:
         if self.dropout is not None:
             check_rate("dropout", self.dropout)
         self._check_combinations()
+
+    @property
+    def base(self) -> str:
+        """The shipped stack whose rules hold: the stack itself, or what a file of one's own is based on."""
+        return base_of(self.stack)
 
     @property
     def code(self) -> str:
@@ -129,7 +123,10 @@ class TrainingSetup:
             raise ConfigError(
                 f"reentrant: got true with recompute={self.recompute!r}; rule: recompute=full"
             )
-        if self.compile and self.stack not in COMPILED_STACKS:
+        if self.compile and self.base == "torch" and self.stack != "torch":
+            rule = 'base = "torch-compile" in that file'
+            raise ConfigError(f"compile: got stack {self.stack}; rule: {rule}")
+        if self.compile and self.base not in COMPILED_STACKS:
             raise NotInThisVersionError(
                 f"compile: with stack {self.stack!r} it is not in this version; valid: "
                 f"{', '.join(COMPILED_STACKS)}"
@@ -146,7 +143,7 @@ class TrainingSetup:
     def _check_modules(self) -> None:
         for module in self.recompute_modules:
             check_choice("recompute_modules", module, RECOMPUTE_MODULES)
-        if self.recompute_modules and (self.recompute, self.stack) != ("selective", "megatron"):
+        if self.recompute_modules and (self.recompute, self.base) != ("selective", "megatron"):
             raise ConfigError(
                 f"recompute_modules: got {','.join(self.recompute_modules)} with recompute "
                 f"{self.recompute} on stack {self.stack}; rule: recompute selective on stack megatron"
@@ -160,7 +157,7 @@ class TrainingSetup:
             return
         if not 0 < factor <= 1024:
             raise ConfigError(f"capacity_factor: got {factor}; rule: 0 < factor <= 1024")
-        if self.stack != "megatron":
+        if self.base != "megatron":
             raise ConfigError(
                 f"capacity_factor: got {factor} on stack {self.stack}, whose experts drop no rows; "
                 "valid: --stack megatron"

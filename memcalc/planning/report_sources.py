@@ -97,7 +97,7 @@ def _stack(result: Estimate) -> Iterator[Line]:
     stack = load_stack(result.setup["stack"])
     judged = stack.verified_against
     yield (
-        f"stack {stack.name}",
+        f"stack {stack.title}",
         stack.description,
         f"verified against {judged}" if judged else "none",
     )

@@ -18,7 +18,7 @@ from benchmarks.sweep.predictions import device_for, guess_s, predict
 from benchmarks.sweep.setups import CUSTOM, memory_setups, tiny_setups
 from memcalc.errors import ConfigError
 from memcalc.harness import records
-from memcalc.inputs.training import LOSSES
+from memcalc.inputs.training_names import LOSSES
 from tests.harness.sweep_support import stand_in_for_cuda, stop_the_clock
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 from memcalc import ConfigError, TrainingSetup, estimate, load_gpu
 from memcalc.engine.kernel_choice import PRECISIONS
-from memcalc.inputs.training import PRECISIONS as NAMES
+from memcalc.inputs.training_names import PRECISIONS as NAMES
 from memcalc.planning.utilisation import (
     Peak,
     conventions,

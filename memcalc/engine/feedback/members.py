@@ -98,7 +98,7 @@ def check_plan(plan: Plan, feedback: ResolvedFeedback) -> None:
     if plan.config.is_encoder or plan.config.position_embedding in ("relative", "bucketed"):
         raise NotInThisVersionError(f"rlhf: {plan.config.name} is no decoder; valid: decoders")
     plain = kernels.megatron is None and kernels.traits.code == "plain"
-    if setup.code not in STACKS or not plain or kernels.compiled or kernels.fp8_linear:
+    if setup.base not in STACKS or not plain or kernels.compiled or kernels.fp8_linear:
         raise NotInThisVersionError(
             f"rlhf: with stack {setup.code}, {setup.precision} it is not in this version; valid: stack "
             f"{', '.join(STACKS)}, not compiled, no fp8"
@@ -118,7 +118,7 @@ def _check_layout(plan: Plan, feedback: ResolvedFeedback) -> None:
         raise NotInThisVersionError(
             "rlhf: tp, pp, cp, ep are not in this version; valid: --gpus N alone, with --fsdp or --zero"
         )
-    sharded = layout.fsdp or layout.zero == 3 or plan.resolved.setup.code == "fsdp1"
+    sharded = layout.fsdp or layout.zero == 3 or plan.resolved.setup.base == "fsdp1"
     if sharded and feedback.method in ("ppo", "grpo"):
         raise NotInThisVersionError(
             f"rlhf: {feedback.method} with sharded parameters is not in this version; valid: --gpus N "

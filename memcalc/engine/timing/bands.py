@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from memcalc.engine.plan import Plan
 from memcalc.inputs.hardware import Gpu
 from memcalc.inputs.profiles import profiles_dir, read_toml
+from memcalc.inputs.stacks import base_of
 
 
 class Band(NamedTuple):
@@ -25,10 +26,10 @@ class Band(NamedTuple):
 
 def band_of(plan: Plan, gpu: Gpu) -> Band:
     """The band of an estimate: of its stack and GPU generation, or of all runs where none ran."""
-    setup = plan.resolved.setup
+    code = base_of(plan.resolved.setup.code)
     for row in _rows():
         stacks, generations = row.get("stacks"), row.get("architectures")
-        if stacks is not None and setup.code not in stacks:
+        if stacks is not None and code not in stacks:
             continue
         if generations is not None and gpu.architecture not in generations:
             continue

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from memcalc.inputs.parallel import divisors
+from memcalc.inputs.stacks import base_of
 from memcalc.planning.advise.change import Change, Situation, Value
 from memcalc.planning.advise.price import Priced, Prices
 from memcalc.planning.advise.single import recompute
@@ -64,7 +65,7 @@ def layouts(prices: Prices) -> list[Priced]:
     for stack in stacks(at):
         for degrees in _flat(at, stack):
             found += _made_to_fit(prices, stack, degrees, 1)
-        if stack in _SPLITS:
+        if base_of(stack) in _SPLITS:
             found += _split(prices, stack)
     best: dict[tuple[str, ...], Priced] = {}
     for one in sorted(found, key=lambda one: -one.tokens_per_s):
@@ -116,9 +117,9 @@ def _inner(degrees: Degrees) -> int:
 
 def _flat(at: Situation, stack: str) -> list[Degrees]:
     """Copies of the whole model, with nothing or something of it sharded."""
-    if stack in _WITH_ZERO_1:
+    if base_of(stack) in _WITH_ZERO_1:
         return [{}, {"zero": "1"}]
-    if stack in _BY_STAGES:
+    if base_of(stack) in _BY_STAGES:
         return [{"zero": stage} for stage in ("1", "2", "3")]
     found: list[Degrees] = [{}, {"zero": "1"}, {"zero": "2"}, {"fsdp": True}]
     if at.gpus > at.node and at.gpus % at.node == 0:
@@ -129,7 +130,9 @@ def _flat(at: Situation, stack: str) -> list[Degrees]:
 def _split(prices: Prices, stack: str) -> list[Priced]:
     """Tensor and pipeline parallelism, depth after depth for each width."""
     at = prices.at
-    deepest = _DEEPEST if stack not in ("torch", "torchtitan") or len(stacks(at)) == 1 else 1
+    deepest = (
+        _DEEPEST if base_of(stack) not in ("torch", "torchtitan") or len(stacks(at)) == 1 else 1
+    )
     found: list[Priced] = []
     for width in _powers(min(2 * at.node, at.gpus)):
         best, worse = 0.0, 0
@@ -155,7 +158,7 @@ def _degrees(at: Situation, stack: str, width: int, depth: int) -> Degrees:
     if depth > 1:
         degrees["pp"] = str(depth)
     if at.gpus // (width * depth) > 1:
-        degrees |= {"zero": "1"} if stack in _WITH_ZERO_1 else {"fsdp": True}
+        degrees |= {"zero": "1"} if base_of(stack) in _WITH_ZERO_1 else {"fsdp": True}
     return degrees
 
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from memcalc.inputs.training import COMPILED_STACKS, RECOMPUTE
+from memcalc.inputs.stacks import base_of
+from memcalc.inputs.training_names import COMPILED_STACKS, RECOMPUTE
 from memcalc.planning.advise.change import Change, Situation, Value
 
 _LARGEST_MICRO: Final = 64
@@ -46,7 +47,7 @@ def _kernels(at: Situation) -> Iterator[Change]:
         yield Change("gradients", "same", {"no-set-to-none": None})
     elif in_one_step and not setup["optimizer_in_backward"]:
         yield Change("gradients", "same", {"optimizer-in-backward": True})
-    if setup["stack"] in COMPILED_STACKS and not setup["compile"]:
+    if base_of(setup["stack"]) in COMPILED_STACKS and not setup["compile"]:
         yield Change("compile", "same", {"compile": True})
 
 
@@ -55,7 +56,7 @@ def _recompute(at: Situation) -> Iterator[Change]:
     for word in RECOMPUTE:
         if _differs(at, "recompute", word) or setup["recompute_layers"] is not None:
             yield recompute(word)
-    if setup["stack"] == "megatron" and setup["recompute"] == "none":
+    if base_of(setup["stack"]) == "megatron" and setup["recompute"] == "none":
         options = {"recompute": "selective", "recompute-modules": "moe_act,layernorm"}
         yield Change("recompute", "same", options)
 
@@ -91,7 +92,7 @@ def _offload(at: Situation) -> Iterator[Change]:
         yield Change("offload", "same", {**none, "pin-memory": None, "no-pin-memory": None})
         return
     yield Change("offload", "same", {"offload": "activations"})
-    stack = setup["stack"]
+    stack = base_of(setup["stack"])
     if stack in ("deepspeed", "megatron-deepspeed"):
         for stage in ("1", "2", "3"):
             if int(stage) >= setup["zero"]:

@@ -84,6 +84,7 @@ def _values(plan: Plan, setup: TrainingSetup, layout: ParallelPlan) -> dict[str,
     own = resolved.optimizer_impl == plan.optimizer.impl
     return {
         **{name: getattr(setup, name) for name in TRAINING},
+        "stack": setup.base,
         "seq_len": resolved.seq_len,
         "micro_batch_size": resolved.micro_batch_size,
         "grad_accum_steps": resolved.grad_accum_steps,
