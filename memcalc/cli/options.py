@@ -94,7 +94,7 @@ _NOW: Final = (
            choices=ATTENTIONS, commands=SERVED),
     Option("loss", "text", "Training", "Loss code", "the stack's", "loss",
            choices=LOSSES),
-    Option("stack", "name", "Training", "Whose training code runs: memcalc list stacks", "torch",
+    Option("stack", "name", "Training", "Whose training code runs: memcalc list stacks, or my.toml", "torch",
            "stack"),
     Option("compile", "flag", "Training", "torch.compile on each block", "",
            "compile"),

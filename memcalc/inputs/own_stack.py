@@ -1,40 +1,45 @@
 """A user's own stack: a TOML file beside a shipped one, whose entries it states otherwise.
 
-The file names its `base`; what it does not state is the base's, and the rules tied to a stack's name
-(which layouts it has, what can be compiled) are the base's too.
+The file names its `base`; what it does not state is the base's. What makes the base's code the one it is
+(whose layers, whose sharding, whose stages) stays as it is, and so do the rules tied to its name: which
+layouts it has, what can be compiled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.files import check_shape, shown
 from memcalc.inputs.profiles import find_profile, profile_names, read_toml
-from memcalc.inputs.training_names import ATTENTIONS, LOSSES, NORMS
+from memcalc.inputs.training_names import LOSSES, NORMS
 
 _TABLES: Final = ("kernels", "parallel")
 _FILE: Final = {
     "name": str, "base": str, "description": str, "verified_against": str, "kernels": dict,
     "parallel": dict,
 }  # fmt: skip
-#: Entries that a stack may state though no shipped one does.
-_MORE: Final[Mapping[str, Any]] = {
-    "watched": False, "fused_gate_up": False, "cuda_graphs": False, "fp8_gather": False,
-}  # fmt: skip
-#: What is valid beyond the words that shipped stacks use.
-_WORDS: Final = {"attention": ATTENTIONS, "loss": LOSSES, "norm": NORMS}
+#: Switches that a stack may state though its base does not.
+_SWITCHES: Final = (
+    "fused_gate_up", "cuda_graphs", "packed", "compile_loss", "fp8_gather", "expandable_segments",
+)  # fmt: skip
+_WORDS: Final = {"loss": LOSSES, "norm": NORMS}
+#: Entries that say whose code runs.
+_OF_THE_BASE: Final = (
+    "family_code", "layer_code", "compile", "unties", "code", "states", "tensor", "pipeline", "experts",
+    "schedules", "odd_views_run_in", "sends_in_turn",
+)  # fmt: skip
 _MOST: Final = 10**15
 
 
 def own_stack(path: Path) -> dict[str, Any]:
     """The content of a user's stack laid over its base, in the form of a shipped profile.
 
-    An entry is { value, source } or the bare value. Raises ConfigError for an unknown table, entry or
-    word, and for a value of another type than shipped stacks have. Checked by: unit/test_own_stack.py.
+    An entry is { value, source } or the bare value. Raises ConfigError for an unknown table or entry, for
+    a value of another type or word than shipped stacks have, and for another code than the base's.
+    Checked by: unit/test_own_stack.py.
     """
     raw = read_toml(path)
     check_shape(raw, _FILE, path.name)
@@ -47,16 +52,18 @@ def own_stack(path: Path) -> dict[str, Any]:
     said = f"stack {base['name']}, with entries of {path.name} that nothing was held against"
     merged["verified_against"] = raw.get("verified_against", said)
     for table in _TABLES:
+        theirs = base.get(table, {})
         own = {
-            key: _entry(f"{path.name}: {table}", key, entry, _known(table))
+            key: _entry(f"{path.name}: {table}", key, entry, theirs)
             for key, entry in raw.get(table, {}).items()
         }
-        merged[table] = {**base.get(table, {}), **own}
+        merged[table] = {**theirs, **own}
     return merged
 
 
-def _entry(where: str, key: str, entry: Any, known: Mapping[str, list[Any]]) -> dict[str, Any]:
-    """One entry with its source, its value checked against those of shipped stacks."""
+def _entry(where: str, key: str, entry: Any, theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry with its source, its value checked against the base's."""
+    known = [*theirs, *([*_WORDS, *_SWITCHES] if where.endswith("kernels") else [])]
     if key not in known:
         raise unknown(where, key, known)
     is_table = isinstance(entry, dict)
@@ -66,34 +73,37 @@ def _entry(where: str, key: str, entry: Any, known: Mapping[str, list[Any]]) -> 
     value = entry["value"] if is_table else entry
     source = entry.get("source") if is_table else None
     check_shape(source, str, f"{where}.{key}.source")
-    _check(f"{where}.{key}", value, known[key])
+    _check(where, key, value, theirs.get(key, {"value": False})["value"])
     return {"value": value, "source": source or "the user's own file"}
 
 
-def _check(where: str, value: Any, seen: list[Any]) -> None:
-    """Raise ConfigError unless a value is of the kind, and a word one of those, that were seen."""
-    kind = type(seen[0])
-    words = {bool: "true or false", int: f"a whole number, 0 to {_MOST:.0e}", list: "a list"}
+def _check(table: str, key: str, value: Any, base: Any) -> None:
+    """Raise ConfigError unless a value may stand in the place of the base's."""
+    where, kind = f"{table}.{key}", type(base)
+    if key == "attention" and value != base:
+        raise ConfigError(f"{where}: got {shown(value)}; rule: --attention states it")
+    if key in (*_OF_THE_BASE, "attention"):
+        if type(value) is not kind or value != base:
+            rule = f"{shown(base)}, the base's; a file with another base otherwise"
+            raise ConfigError(f"{where}: got {shown(value)}; rule: {rule}")
+        return
     if kind is str:
-        if value not in seen:
-            raise ConfigError(f"{where}: got {shown(value)}; valid: {', '.join(sorted(seen))}")
+        valid = _WORDS.get(key) or _seen(table.rpartition(" ")[2], key)
+        if not isinstance(value, str) or value not in valid:
+            raise ConfigError(f"{where}: got {shown(value)}; valid: {', '.join(valid)}")
     elif type(value) is not kind or (kind is int and not 0 <= value <= _MOST):
-        raise ConfigError(f"{where}: got {shown(value)}; rule: {words[kind]}")
+        words = {bool: "true or false", int: f"a whole number, 0 to {_MOST:.0e}"}
+        raise ConfigError(f"{where}: got {shown(value)}; rule: {words.get(kind, 'a list')}")
     elif kind is list:
-        valid = sorted({word for one in seen for word in one})
+        valid = _seen(table.rpartition(" ")[2], key)
         if wrong := [word for word in value if word not in valid]:
             raise ConfigError(f"{where}: got {shown(wrong[0])}; valid: {', '.join(valid)}")
 
 
-@lru_cache(maxsize=2)
-def _known(table: str) -> dict[str, list[Any]]:
-    """Every entry that a shipped stack states in a table, with the values seen."""
-    seen: dict[str, list[Any]] = {}
+def _seen(table: str, key: str) -> tuple[str, ...]:
+    """The words that shipped stacks state for an entry."""
+    found: set[str] = set()
     for name in profile_names("stacks"):
-        for key, entry in read_toml(find_profile("stacks", name)).get(table, {}).items():
-            seen.setdefault(key, []).append(entry["value"])
-    if table == "kernels":
-        seen |= {key: [value] for key, value in _MORE.items()}
-        seen |= {key: list(words) for key, words in _WORDS.items()}
-        seen["layer_code"] = [*seen["layer_code"], "plain"]
-    return seen
+        value = read_toml(find_profile("stacks", name)).get(table, {}).get(key, {}).get("value")
+        found.update(value if isinstance(value, list) else [value] if value else [])
+    return tuple(sorted(found))

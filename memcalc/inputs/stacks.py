@@ -18,9 +18,10 @@ from memcalc.inputs.profiles import find_profile, profile_hash, profile_names, r
 _OVERLAPS: Final = ("overlap_grad_reduce", "overlap_param_gather")
 #: Entries that `--set stack.NAME=` may state otherwise: sizes in elements, numbers of buffers, switches.
 SETTABLE: Final[Mapping[str, type]] = {
-    "reduce_bucket_size": int, "sub_group_size": int, "stage3_prefetch_bucket_size": int,
-    "stage3_param_persistence_threshold": int, "stage3_max_live_parameters": int,
-    "stage3_max_reuse_distance": int, "overlap_comm": bool, "offload_optimizer_buffer_count": int,
+    "reduce_bucket_size": int, "allgather_bucket_size": int, "sub_group_size": int,
+    "stage3_prefetch_bucket_size": int, "stage3_param_persistence_threshold": int,
+    "stage3_max_live_parameters": int, "stage3_max_reuse_distance": int, "overlap_comm": bool,
+    "offload_optimizer_buffer_count": int,
     "offload_param_buffer_count": int, "offload_param_buffer_size": int,
     "offload_param_max_in_cpu": int, "adds_in_place": bool,
 }  # fmt: skip
@@ -89,7 +90,11 @@ def _shipped_names() -> tuple[str, ...]:
 def _own(path: Path, changed_ns: int, size: int) -> Stack:
     """A user's stack, kept until its file changes."""
     raw = own_stack(path)
-    return _made(raw, raw["base"], path)
+    stack = _made(raw, raw["base"], path)
+    for name in SETTABLE:
+        if name in stack.parallel:
+            _check_choice(f"{path.name}: parallel.{name}", name, stack.parallel[name])
+    return stack
 
 
 @lru_cache(maxsize=16)
@@ -148,19 +153,19 @@ def with_choices(stack: Stack, overrides: Mapping[str, Any]) -> tuple[Stack, dic
         if name not in known:
             listing = ", ".join(known) or f"none of stack {stack.name}"
             raise ConfigError(f"--set stack.{name}: got stack {stack.name}; valid: {listing}")
-        _check_choice(name, value)
+        _check_choice(f"--set stack.{name}", name, value)
     rest = {k: v for k, v in overrides.items() if not k.startswith(PREFIX)}
     return stack._replace(parallel={**stack.parallel, **stated}), rest
 
 
-def _check_choice(name: str, value: object) -> None:
+def _check_choice(where: str, name: str, value: object) -> None:
     """Raise ConfigError unless a value is of its entry's type and range."""
     if SETTABLE[name] is bool:
         if not isinstance(value, bool):
-            raise ConfigError(f"--set stack.{name}: got {value!r}; rule: true or false")
+            raise ConfigError(f"{where}: got {value!r}; rule: true or false")
         return
     least = 0 if name in _MAY_BE_0 else 1
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ConfigError(f"--set stack.{name}: got {value!r}; rule: a whole number >= {least}")
+        raise ConfigError(f"{where}: got {value!r}; rule: a whole number >= {least}")
     if not least <= value <= _MOST_ELEMENTS:
-        raise ConfigError(f"--set stack.{name}: got {value}; rule: {least} to 10^15")
+        raise ConfigError(f"{where}: got {value}; rule: {least} to 10^15")

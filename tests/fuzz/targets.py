@@ -76,6 +76,28 @@ def device(r: Random) -> Case:
     return Case(list(r.choice(ways)), {"d.toml": _said(r, text), "config.json": TINY})
 
 
+def stack(r: Random) -> Case:
+    """A training stack of the user's own."""
+    names = ("torch", "torchtitan", "megatron", "deepspeed", "nanotron", "fsdp1", "litgpt")
+    base = r.choice(names)
+    shipped = seeds.profiles("stacks", base)[0]
+    tree = {"base": r.choice(names) if r.random() < 0.1 else base}
+    for table in ("kernels", "parallel"):
+        kept = [item for item in shipped[table].items() if r.random() < 0.5]
+        tree |= {table: {key: r.choice((entry, entry["value"])) for key, entry in kept}}
+    text = seeds.toml(changed(r, tree) if r.random() < 0.7 else tree).encode()
+    begin = ["estimate", "config.json", "--gpu", "h100-80gb", "--stack", "s.toml"]
+    ways = (
+        [*begin, *_JSON], begin, [*begin, "--gpus", "4", "--tp", "2"], [*begin, "--compile"],
+        [*begin, "--gpus", "4", "--pp", "2", "--grad-accum", "2"], [*begin, "--gpus", "2", "--zero", "1"],
+        [*begin, "--set", "stack.reduce_bucket_size=1000"], ["show", "s.toml"],
+        ["show", "stacks", "s.toml", *_JSON], ["advise", *begin[1:]],
+        ["search", *begin[1:], "--gpus", "2", "--global-batch", "2"],
+        ["export", "config.json", "--stack", "s.toml", "--format", "deepspeed"],
+    )  # fmt: skip
+    return Case(list(r.choice(ways)), {"s.toml": _said(r, text), "config.json": TINY})
+
+
 def calibration(r: Random) -> Case:
     """A calibration, measured or default."""
     if r.random() < 0.5:
@@ -197,7 +219,7 @@ def _lines(r: Random, data: bytes) -> bytes:
 #: Target -> (its function, its share of a run).
 TARGETS: Final[Mapping[str, tuple[Callable[[Random], Case], float]]] = {
     "config": (config, 0.24), "model": (model, 0.08), "device": (device, 0.1),
-    "calibration": (calibration, 0.05), "run_file": (run_file, 0.1), "results": (results, 0.06),
-    "records": (records, 0.03), "rows": (rows, 0.04), "settings": (settings, 0.12),
-    "words": (words_case, 0.18),
+    "calibration": (calibration, 0.05), "stack": (stack, 0.05), "run_file": (run_file, 0.1),
+    "results": (results, 0.06), "records": (records, 0.03), "rows": (rows, 0.04),
+    "settings": (settings, 0.12), "words": (words_case, 0.18),
 }  # fmt: skip
