@@ -63,7 +63,7 @@ def test_a_broken_profile_of_the_package_is_one_line(
     for module in ("stacks", "engines"):
         monkeypatch.setattr(f"memcalc.inputs.{module}.find_profile", lambda *words: file)
     read: dict[str, Callable[[], object]] = {
-        "stacks": lambda: stacks.load_stack.__wrapped__("x"),
+        "stacks": lambda: stacks._shipped.__wrapped__("x"),
         "engines": lambda: engines.load_engine.__wrapped__("x"),
         "weights": lambda: weights.formats_of(file),
     }

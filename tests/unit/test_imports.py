@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import ast
 import graphlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).parents[2] / "memcalc"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -61,21 +60,40 @@ def _at_module_level(tree: ast.Module) -> Iterator[str]:
 
 def _that_run(tree: ast.Module) -> Iterator[str]:
     """Imports that run at some time, those inside functions too."""
+    hidden = {
+        id(inner) for node in ast.walk(tree) if _is_for_types(node) for inner in ast.walk(node)
+    }
     for node in ast.walk(tree):
-        if _is_for_types(node):
-            node.body = []
-    yield from _imports(tree)
+        if id(node) not in hidden and isinstance(node, ast.Import | ast.ImportFrom):
+            yield from _imports(node)
 
 
 def _functions(tree: ast.AST) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
+@cache
 def _parsed(path: Path) -> ast.Module:
     return ast.parse(path.read_text("utf-8"))
 
 
-@pytest.mark.parametrize("path", FILES, ids=_ids)
+def of_every_file(check: Callable[[Path], None]) -> Callable[[], None]:
+    """One test that tells every file with a fault: a test a file would be thousands."""
+
+    def test() -> None:
+        faults = []
+        for path in FILES:
+            try:
+                check(path)
+            except AssertionError as error:
+                faults.append(f"{_ids(path)}: {str(error).splitlines()[0]}")
+        assert not faults, "\n".join(faults)
+
+    test.__doc__ = check.__doc__
+    return test
+
+
+@of_every_file
 def test_imports_run_one_way(path):
     layer = _layer(path)
     if layer is None:
@@ -101,7 +119,7 @@ def test_no_files_import_each_other_in_a_circle():
     graphlib.TopologicalSorter(needs).prepare()  # raises CycleError with the files
 
 
-@pytest.mark.parametrize("path", FILES, ids=_ids)
+@of_every_file
 def test_heavy_packages_are_imported_inside_functions_only(path):
     loaded = {name.partition(".")[0] for name in _at_module_level(_parsed(path))}
     assert not loaded & (HEAVY - {"torch"} if _measures(path) else HEAVY)
@@ -112,14 +130,14 @@ def _measures(path: Path) -> bool:
     return _layer(path) == "harness" and path.name not in WITHOUT_TORCH
 
 
-@pytest.mark.parametrize("path", FILES, ids=_ids)
+@of_every_file
 def test_only_measuring_code_ever_imports_torch(path):
     names = {name.partition(".")[0] for name in _imports(_parsed(path))}
     assert "transformers" not in names
     assert "torch" not in names or _measures(path)
 
 
-@pytest.mark.parametrize("path", FILES, ids=_ids)
+@of_every_file
 def test_harness_modules_are_imported_inside_functions_only(path):
     if _layer(path) in ("harness", None):
         return
@@ -127,7 +145,7 @@ def test_harness_modules_are_imported_inside_functions_only(path):
     assert not loaded
 
 
-@pytest.mark.parametrize("path", FILES, ids=_ids)
+@of_every_file
 def test_files_are_short(path):
     lines = len(path.read_text("utf-8").splitlines())
     if path.name in ("__init__.py", "__main__.py"):
@@ -136,7 +154,7 @@ def test_files_are_short(path):
         assert 25 <= lines <= 300
 
 
-@pytest.mark.parametrize("path", FILES, ids=_ids)
+@of_every_file
 def test_functions_are_short_and_take_few_parameters(path):
     for function in _functions(_parsed(path)):
         lines = (function.end_lineno or 0) - function.lineno + 1
@@ -148,7 +166,7 @@ def test_functions_are_short_and_take_few_parameters(path):
         assert count <= 6 or _layer(path) == "cli", f"{where}: {count} parameters"
 
 
-@pytest.mark.parametrize("path", FILES, ids=_ids)
+@of_every_file
 def test_modules_and_public_functions_have_docstrings(path):
     tree = _parsed(path)
     text = path.read_text("utf-8")
