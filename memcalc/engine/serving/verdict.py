@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from memcalc.engine.bisection import last_holding
 from memcalc.engine.device_side import Device
 from memcalc.engine.serving.forward import Part, layer_kinds
 from memcalc.engine.serving.memory import ServingMemory, serving_memory
@@ -153,20 +154,7 @@ def communicator_bytes(plan: ServingPlan) -> int:
 
 def largest(fits: Callable[[int], bool], most: int, least: int = 1) -> int:
     """The largest number from `least` to `most` that fits, where all below it do; 0 where none does."""
-    if not fits(least):
-        return 0
-    low = least
-    high = low * 2
-    while high <= most and fits(high):
-        low, high = high, high * 2
-    high = min(high, most + 1)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if fits(middle):
-            low = middle
-        else:
-            high = middle
-    return low
+    return last_holding(fits, least, most + 1) or 0
 
 
 def max_batch(plan: ServingPlan, device: Device, weights: Held = None) -> int | None:

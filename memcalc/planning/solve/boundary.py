@@ -17,6 +17,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
+from memcalc.engine.bisection import last_holding
+
 #: A verdict on one candidate: fits, does not fit, or (None) the estimate refuses it.
 Verdict = Callable[[int], bool | None]
 #: Refused candidates passed over in a row before the search ends there.
@@ -44,7 +46,7 @@ def boundary(candidates: Sequence[int], quick: Verdict, exact: Verdict, rising: 
     start = _first_valid(candidates, quick)
     if start is None:
         return Boundary(None, None, ())
-    last = _last(lambda at: bool(quick(candidates[at])), start, len(candidates))
+    last = last_holding(lambda at: bool(quick(candidates[at])), start, len(candidates))
     if last is None:
         return _none_fits(candidates, quick, exact, start)
     found = _back_to_exact(candidates, exact, start, last)
@@ -62,23 +64,6 @@ def _first_valid(candidates: Sequence[int], quick: Verdict) -> int | None:
     return None
 
 
-def _last(holds: Callable[[int], bool], start: int, end: int) -> int | None:
-    """The last index of the run that holds from `start` on; None where `start` does not."""
-    if not holds(start):
-        return None
-    low, step = start, 1
-    while low + step < end and holds(low + step):
-        low, step = low + step, step * 2
-    high = min(low + step, end)
-    while high - low > 1:
-        middle = (low + high) // 2
-        if holds(middle):
-            low = middle
-        else:
-            high = middle
-    return low
-
-
 def _back_to_exact(candidates: Sequence[int], exact: Verdict, start: int, last: int) -> int | None:
     """The last index up to `last` whose exact verdict holds, galloping back from there."""
     if exact(candidates[last]):
@@ -87,7 +72,7 @@ def _back_to_exact(candidates: Sequence[int], exact: Verdict, start: int, last: 
     while failing > start:
         at = max(start, failing - step)
         if exact(candidates[at]):
-            return _last(lambda i: bool(exact(candidates[i])), at, failing)
+            return last_holding(lambda i: bool(exact(candidates[i])), at, failing)
         failing, step = at, step * 2
     return None
 
@@ -133,10 +118,10 @@ def _first_fitting(candidates: Sequence[int], quick: Verdict, exact: Verdict) ->
     if start is None:
         return Boundary(None, None, ())
     end = len(candidates)
-    last = _last(lambda at: not quick(candidates[at]), start, end)
+    last = last_holding(lambda at: not quick(candidates[at]), start, end)
     at = start if last is None else last + 1
     if at < end and not exact(candidates[at]):
-        last = _last(lambda at: not exact(candidates[at]), at, end)
+        last = last_holding(lambda at: not exact(candidates[at]), at, end)
         at = end if last is None else last + 1
     if at >= end:
         return Boundary(None, _largest_valid(candidates, exact), ())
