@@ -52,13 +52,15 @@ _RECORD: Final[Mapping[str, Any]] = {
     "comparison": {"rows": [{"name!": str, "predicted": NUMBER, "measured": NUMBER}]},
     "timeline": {"at": [int], "live_bytes": [int], "allocations": int, "spans": [list]},
 }  # fmt: skip
-#: What a run that ended well has of it.
-_NEEDED: Final = (
+#: What the head of a picture of one run is made of.
+HEAD: Final = (
     "memcalc", "date", "setup.model.name", "setup.model.num_hidden_layers", "setup.kernels",
     "setup.training.precision", "setup.training.optimizer", "setup.training.recompute",
     "setup.resolved.grad_accum_steps", "setup.resolved.seq_len", "setup.resolved.micro_batch_size",
-    "device.name", "device.type", "memory", "time",
+    "device.name", "device.type",
 )  # fmt: skip
+#: What a run that ended well has of it.
+_NEEDED: Final = (*HEAD, "memory", "time")
 
 
 def new_record(kind: str, plan: Plan | None = None) -> dict[str, Any]:
@@ -178,22 +180,20 @@ def _plain_kernels(kernels: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_record(record: Mapping[str, Any], where: str, *also: str) -> None:
-    """Raise ConfigError unless what charts take from a record is of the kind it has there; also: more paths.
+    """Raise ConfigError unless what charts take from a record is of the kind it has there.
 
+    also: paths that must be there whatever the run's status, beside those of a run that ended well.
     A file of records may have been written by hand or by another version. Checked by:
     unit/test_malicious.py.
     """
     check_shape(record, _RECORD, where)
     check_numbers(record, where)
-    if record.get("status") == "ok":
-        for path in (*_NEEDED, *also):
-            found: Any = record
-            for key in path.split("."):
-                found = found.get(key) if isinstance(found, Mapping) else None
-            if found is None:
-                raise ConfigError(
-                    f"{where}: {path}: got nothing; rule: as memcalc measure writes it"
-                )
+    for path in (*(_NEEDED if record.get("status") == "ok" else ()), *also):
+        found: Any = record
+        for key in path.split("."):
+            found = found.get(key) if isinstance(found, Mapping) else None
+        if found is None:
+            raise ConfigError(f"{where}: {path}: got nothing; rule: as memcalc measure writes it")
     if record.get("comparison") is not None and record["comparison"].get("rows") is None:
         raise ConfigError(
             f"{where}: comparison.rows: got nothing; rule: as memcalc verify writes it"

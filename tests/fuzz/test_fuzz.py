@@ -100,6 +100,7 @@ _ONCE = {
     "a comparison without rows": ("records", 2, 1910),
     "a price's date that is a table": ("device", 2, 3817),
     "a comparison whose rows are null": ("records", 5, 502),
+    "a run that did not end well and lacks its sizes": ("records", 11, 2988),
     "a share above 1": ("calibration", 8, 3003),
     "seconds of an optimizer that are a text": ("calibration", 2, 396),
 }

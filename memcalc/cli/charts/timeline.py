@@ -55,12 +55,12 @@ def _of_setup(name: str) -> bool:
 
 def _picked(path: str, models: list[str]) -> Mapping[str, Any]:
     """The last record of a file that has a measured step, of this model where one is named."""
-    from memcalc.harness.record_head import check_record
+    from memcalc.harness.record_head import HEAD, check_record
     from memcalc.harness.records import read
 
     usable = [record for record in read(path) if _has_step(record)]
     for number, record in enumerate(usable, 1):
-        check_record(record, f"--record: '{path}', run {number}", "device.torch")
+        check_record(record, f"--record: '{path}', run {number}", *HEAD, "device.torch")
     if models:
         usable = [r for r in usable if models[0] in _names(r)]
     if not usable:
