@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, NamedTuple
 
 from memcalc.accuracy.notes import NotExpressedError
+from memcalc.accuracy.readings import held_against, unit_of
 from memcalc.accuracy.rows import Row
 from memcalc.accuracy.setups import Expressed, express
 from memcalc.accuracy.throughput import KINDS, contradicted, kind_of, parts_of, predicted_rate
@@ -33,7 +34,7 @@ BOTH: Final = (MEMORY, THROUGHPUT)
 UNITS: Final[Mapping[str, int]] = {
     "GB": 10**9, "GiB": GIB, "MB": 10**6, "MiB": MIB, "unknown": GIB,
 }  # fmt: skip
-#: What a kind of memory figure is held against; unknown kinds are shown beside allocated.
+#: What a kind of memory figure is held against; unknown kinds beside allocated, or what readings.py says.
 FIELDS: Final = {
     "allocated": "peak_allocated_bytes", "reserved": "peak_reserved_bytes",
     "nvidia-smi": "device_used_bytes", "unknown": "peak_allocated_bytes",
@@ -169,12 +170,13 @@ def _memory(row: Row, stated: Expressed, result: Estimate) -> Pair | None:
         return None
     kind = row.text("mem_kind") or "unknown"
     rank = row.text("mem_rank") or "worst"
-    predicted = predicted_bytes(kind, rank, result.stages)
-    unit = row.text("mem_unit") or "unknown"
-    assumed = [*stated.assumed, *(["unit not stated: GiB"] if unit == "unknown" else [])]
+    held = held_against(row)
+    predicted = predicted_bytes(held, rank, result.stages)
+    unit, about_unit = unit_of(row)
+    assumed = [*stated.assumed, *([about_unit] if about_unit else [])]
     return Pair(
         row, MEMORY, kind, predicted, round(size * UNITS[unit]), kind != "unknown", tuple(assumed),
-        result.model.parameters, stated.gpu, used=_used(stated, kind, rank, result.stages),
+        result.model.parameters, stated.gpu, used=_used(stated, held, rank, result.stages),
         fits=result.fits, active=result.model.active_parameters,
     )  # fmt: skip
 

@@ -17,6 +17,7 @@ from memcalc.accuracy import scores
 from memcalc.accuracy.adapters import with_adapters
 from memcalc.accuracy.groups import FITTED_SOURCES, is_fitted, outliers
 from memcalc.accuracy.pricing import BOTH, MEMORY, THROUGHPUT, Left, Pair, Priced
+from memcalc.accuracy.readings import READINGS, held_against
 from memcalc.accuracy.rows import Row
 from memcalc.accuracy.serving import by_engine, is_serving
 from memcalc.engine.results import SCHEMA
@@ -49,7 +50,8 @@ def choose(rows: Iterable[Row], filters: Mapping[str, str | None]) -> list[Row]:
         if name == "source":
             kept = [row for row in kept if wanted.lower() in row.source.lower()]
             if not kept:
-                raise unknown("--source", wanted, {row.source for row in before})
+                sources = {row.source for row in before}
+                raise unknown("--source", wanted, sources, "memcalc accuracy")
         else:
             kept = [row for row in kept if row.text(name) == wanted]
             if not kept:
@@ -127,7 +129,7 @@ def _adapters(pairs: list[Pair]) -> dict[str, Any]:
 def _apart(groups: Mapping[str, list[Pair]]) -> dict[str, Any]:
     """Scores of a class that is scored apart: of memory and of throughput, of each group.
 
-    Memory of unknown kind is held against allocated, and scored here.
+    Memory of unknown kind is held against allocated, or as readings.py says, and scored here.
     """
     found: dict[str, Any] = {"memory": {}, "throughput": {}}
     for name, of in groups.items():
@@ -164,6 +166,7 @@ def _pair(pair: Pair) -> dict[str, Any]:
         "class": _class(pair.row),
         "what": pair.what,
         "kind": pair.kind,
+        "held_against": held_against(pair.row) if pair.what == MEMORY else None,
         "unit": _UNITS.get(pair.kind, _UNITS["memory"]),
         "predicted": pair.predicted,
         "measured": pair.measured,
@@ -205,10 +208,11 @@ def _notes(pairs: Iterable[Pair]) -> list[str]:
     found += _serving_notes(_of_class(every, "serving"))
     if any(pair.what == MEMORY and pair.kind == "unknown" for pair in _of_class(every, "adapters")):
         found.append(
-            "memory of runs that train adapters is of unknown kind: held against allocated"
+            "memory of runs that train adapters is of unknown kind: held against allocated, that of "
+            f"{', '.join(READINGS)} in GB against reserved"
         )
     if any(pair.what == MEMORY and not pair.scored for pair in listed):
-        found.append("memory of unknown kind is shown beside predicted allocated and not scored")
+        found.append("memory of unknown kind is shown beside what it may be and not scored")
     wrong = [pair.row.id for pair in listed if pair.what == THROUGHPUT and not pair.scored]
     if wrong:
         found.append(

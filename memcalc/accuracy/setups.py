@@ -62,6 +62,15 @@ _OF_RELEASE: Final[Mapping[str, Mapping[str, Any]]] = {
     "torchtitan H200": {"expandable_segments": False},
     "InternEvo": {"attention_code": "flash1"},
 }
+#: Part of a source's name -> kernels of its runs under DeepSpeed, which has no autocast: modeling_qwen.py's
+#: loss hands 16-bit logits to cross-entropy, 6 bytes a logit. Under autocast accelerate copies the output to
+#: fp32 beside it (utils/operations.py, ConvertOutputsToFp32): 12 bytes either way.
+_UNDER_DEEPSPEED: Final[Mapping[str, Mapping[str, Any]]] = {
+    "Qwen-1 finetune": {"narrow_loss": True},
+}
+#: Part of a source's name -> the ZeRO stage of rows that leave it out. QwenLM/Qwen, issue 424: the stages
+#: are the scripts'; finetune/finetune_ds.sh passes ds_config_zero3.json (README.md, Finetuning).
+_SCRIPT_ZERO: Final = {"Qwen-1 finetune": 3}
 #: GPUs of a node where a row does not say.
 _NODE_GPUS: Final = 8
 _BYTES_PER_GBIT: Final = 1e9 / 8
@@ -103,10 +112,14 @@ def express(row: Row) -> Expressed:
     except ConfigError as error:
         raise NotExpressedError(str(error)) from None
     kernels = dict(_own(_OF_RELEASE, row))
+    if _framework(row) == "deepspeed":
+        kernels |= _own(_UNDER_DEEPSPEED, row)
     if row.text("attention") in _SAME_SAVED:
         kernels["attention_code"] = row.text("attention")
     if "fp8 all-gather" in (row.text("precision_text") or ""):
         kernels["fp8_gather"] = True
+    if row.whole("zero") is None and plan.zero and not plan.fsdp:
+        more.append(f"ZeRO stage not stated: {plan.zero}, as the source's script")
     assumed = [*assumed, *about_code, *more, *about_gpu]
     return Expressed(config, setup, plan, gpu, assumed, kernels, cluster)
 
@@ -189,7 +202,7 @@ def _framework(row: Row) -> str:
 
 def plan_of(row: Row) -> ParallelPlan:
     """The layout a row states; degrees it leaves out are 1, dp what the GPUs leave."""
-    kind, zero = row.text("fsdp"), row.whole("zero") or 0
+    kind, zero = row.text("fsdp"), _zero(row)
     tp, vpp = row.whole("tp") or 1, row.whole("vpp") or 1
     return ParallelPlan(
         gpus=row.whole("n_gpus"),
@@ -212,6 +225,14 @@ def plan_of(row: Row) -> ParallelPlan:
         offload=row.text("offload") or "none",
         **_own(_OWN_OVERLAP, row),
     )
+
+
+def _zero(row: Row) -> int:
+    """The stage a row states; else, under DeepSpeed, that of its source's script."""
+    stated = row.whole("zero")
+    if stated is None and _framework(row) == "deepspeed":
+        return next((stage for name, stage in _SCRIPT_ZERO.items() if name in row.source), 0)
+    return stated or 0
 
 
 def gpu_of(row: Row) -> tuple[str | None, list[str]]:

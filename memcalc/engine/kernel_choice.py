@@ -65,9 +65,10 @@ CHOICES = {
 #: packed: rotary rows by sample. compile_loss: with compiled blocks, the cross-entropy too.
 #: attention_code: whose fused attention runs, for its speed alone: FlashAttention 1, its Triton version.
 #: fp8_gather: FSDP2 gathers blocks' matrices in fp8. expandable_segments: the allocator's setting.
+#: narrow_loss: a family's code whose cross-entropy takes the logits in their own dtype (Qwen-1's).
 _FLAGS = (
     "watched", "fused_gate_up", "cuda_graphs", "packed", "compile_loss", "fp8_gather",
-    "expandable_segments",
+    "expandable_segments", "narrow_loss",
 )  # fmt: skip
 
 
@@ -81,8 +82,7 @@ def kernels_of(
     family_code = bool(choices.pop("family_code", False))
     check_code(config, stack.name, family_code)
     compiled = setup.compile or bool(choices.pop("compile", False))
-    wanted = setup.attention if "attention" not in overrides else choices["attention"]
-    kernel, note = _attention(config, wanted, family_code)
+    kernel, note = _attention(config, overrides.get("attention", setup.attention), family_code)
     own_loss = "plain" if config.is_encoder else choices["loss"]
     loss = setup.loss or own_loss
     plain = _plain_traits(choices)
@@ -101,6 +101,7 @@ def kernels_of(
         device=choices.get("device", "cuda"),
         watched=choices.get("watched", False),
         hf=family_code,
+        narrow_loss=_narrow_loss(choices, stack, family_code),
         compiled=compiled,
         compiled_loss=compiled and choices.get("compile_loss", False),
         long_rows=compiled and resolved.seq_len > LONG_ROW,
@@ -121,6 +122,13 @@ def kernels_of(
         check_compiled(config, setup, kernel, stack.name)
     kernels = in_one_dtype(with_adapter(kernels, resolved, stack), setup, stack)
     return kernels, ([note] if note else []) + _notes(config, kernels, own_loss)
+
+
+def _narrow_loss(choices: Mapping[str, Any], stack: Stack, family_code: bool) -> bool:
+    """Whether the family's loss reads the logits as they are. Raises on code that is not a family's."""
+    if choices.get("narrow_loss") and not family_code:
+        raise ConfigError(f"kernels.narrow_loss: got true on stack {stack.name}; rule: stack hf")
+    return bool(choices.get("narrow_loss"))
 
 
 def has_expandable_segments(stack: Stack, overrides: Mapping[str, Any]) -> bool:

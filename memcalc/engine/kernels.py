@@ -171,5 +171,6 @@ class Kernels(NamedTuple):
     adapter: Adapter | None = None  # what trains, where not every weight does
     keeps_inputs: bool = False  # linears keep their input for backward, frozen or not (ZeRO-3)
     loss_end: LossEnd | None = None  # feedback training's; None: next-token cross-entropy
+    narrow_loss: bool = False  # with hf: the loss reads the logits as they are, no fp32 copy
     # T5: rows of scores over source and target positions that the efficient kernel's bias has padded
     pads_bias: tuple[bool, bool] = (False, False)

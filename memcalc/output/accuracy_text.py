@@ -204,7 +204,7 @@ def _figures(page: Page, rows: Sequence[Found]) -> None:
     for row in rows:
         groups[row["source"], row["kind"], row["scored"]].append(row)
     for (source, kind, scored), each in groups.items():
-        beside = " beside allocated" if each[0]["what"] == "memory" else ""
+        beside = f" beside {each[0]['held_against']}" if each[0]["what"] == "memory" else ""
         page.line(
             f"{source}: {_KINDS.get(kind, kind)}"
             + ("" if scored else f", shown{beside}, not scored")

@@ -64,6 +64,18 @@ def test_what_qwens_script_decides_is_filled_in_and_named() -> None:
     assert not whole.config.fused_qkv and whole.setup.precision == "bf16"
 
 
+def test_qwens_loss_is_narrow_where_nothing_casts_it_and_its_script_names_a_stage() -> None:
+    layout = {"stack": "deepspeed", "n_gpus": 4, "dp": 4, "gpus_per_node": 4}
+    tuned = express(row(**{**QWEN, **layout}, zero=2))
+    assert tuned.kernels == {"narrow_loss": True} and tuned.plan.zero == 2
+    whole = express(row(**{**QWEN, **layout, "peft": "none"}))
+    assert whole.kernels == {"narrow_loss": True} and whole.plan.zero == 3
+    assert "ZeRO stage not stated: 3, as the source's script" in whole.assumed
+    assert express(row(**QWEN)).kernels == {} and express(row(**QWEN)).plan.zero == 0
+    other = express(row(**{**LORA, **layout}))
+    assert other.kernels == {} and other.plan.zero == 0
+
+
 @pytest.mark.parametrize(
     ("cells", "reason"),
     [

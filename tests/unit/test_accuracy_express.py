@@ -8,9 +8,9 @@ import pytest
 
 from memcalc.accuracy.notes import NotExpressedError
 from memcalc.accuracy.setups import NEAREST_STACK, SAME_CHIP, express
-from memcalc.inputs import training
 from memcalc.inputs.hardware import load_gpu
 from memcalc.inputs.parallel import ParallelPlan
+from memcalc.inputs.profiles import profile_names
 from memcalc.inputs.training import TrainingSetup
 from tests.unit.accuracy_rows import row
 
@@ -147,7 +147,7 @@ def test_paged_states_are_priced_as_resident() -> None:
 
 
 def test_a_framework_without_a_profile_takes_the_nearest_stack() -> None:
-    name = next((n for n in NEAREST_STACK if n not in training.STACKS), None)
+    name = next((n for n in NEAREST_STACK if n not in profile_names("stacks")), None)
     if name is not None:
         stated = express(row(stack=f"other:{name}"))
         assert stated.setup.stack == NEAREST_STACK[name]

@@ -20,12 +20,16 @@ from memcalc.inputs.profiles import profiles_dir
 EXACT: Final = "Exact: held against an oracle"
 CLOCK: Final = "Time on a CPU"
 TORCH, HF, PEFT = "PyTorch", "transformers", "PEFT"
+_ON_FAKE_RANKS: Final = ", fake process group"
 #: Files of exact records in the order of the report, and who judges them.
 FILES: Final = {
-    "profiles": HF, "widths": TORCH, "saved": TORCH, "peaks": TORCH, "ranks": TORCH,
-    "families": HF, "encoders": HF, "adapters": PEFT, "caches": HF, "generations": TORCH,
+    "profiles": HF, "widths": TORCH, "saved": TORCH, "peaks": TORCH,
+    "compiled": "PyTorch's compiler, CUDA programs", "ranks": f"{TORCH}{_ON_FAKE_RANKS}",
+    "families": HF, "autocast": HF, "encoders": HF, "adapters": PEFT,
+    "packed": f"{PEFT}, bitsandbytes", "tuned_ranks": f"{PEFT}{_ON_FAKE_RANKS}",
+    "feedback": "TRL's losses, written again", "phases": TORCH, "evaluations": HF, "loads": HF,
+    "phase_ranks": f"{TORCH}{_ON_FAKE_RANKS}", "caches": HF, "generations": TORCH,
 }  # fmt: skip
-_ON_FAKE_RANKS: Final = "PyTorch, fake process group"
 _ALL: Final = "all"
 
 
@@ -62,19 +66,20 @@ def exact(benchmarks: Path) -> Iterator[Class]:
         for row in lines(benchmarks / "exact" / f"{file}.jsonl"):
             releases.add(str(row["torch"]).partition("+")[0])
             of.setdefault(row["class"], []).append(_item(file, row))
-        against = _ON_FAKE_RANKS if file == "ranks" else judge
-        if judge == TORCH and releases:
+        against = judge
+        if releases:
             against = against.replace(TORCH, f"{TORCH} {', '.join(sorted(releases))}")
         for name, items in of.items():
-            shown = f"peak of a rank: {name}" if file == "ranks" else name
+            shown = f"peak of a rank: {name}" if judge.endswith(_ON_FAKE_RANKS) else name
             yield Class(EXACT, shown, against, items)
 
 
 def _item(file: str, row: Mapping[str, Any]) -> Item:
     oracle = row["oracle"]
+    written = row["textbook"]
     return Item(
         f"{file} {row['name']}", row["config"], file, _percent(row["predicted"], oracle),
-        _percent(row["textbook"], oracle), measured=oracle,
+        None if written is None else _percent(written, oracle), measured=oracle,
     )  # fmt: skip
 
 

@@ -36,8 +36,12 @@ def trace_hf(
     checkpoint: bool = False,
     attention: str = "flash",
     autocast: bool = False,
+    narrow_loss: bool = False,
 ) -> EngineRecord:
-    """One micro-batch, forward and backward, by the family's own code: bf16, or bf16 autocast."""
+    """One micro-batch, forward and backward, by the family's own code: bf16, or bf16 autocast.
+
+    narrow_loss: the loss reads 16-bit logits as they are.
+    """
     model = model_from_config(config, config["model_type"])
     values = dim_values(model, batch, seq)
     kernels = Kernels(
@@ -47,6 +51,7 @@ def trace_hf(
         traits=traits_for(model.model_type),
         param_dtype="fp32" if autocast else "bf16",
         autocast=autocast,
+        narrow_loss=narrow_loss,
     )
     tape = Tape(watched=True)
     layers = [
