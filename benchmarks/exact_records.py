@@ -1,6 +1,6 @@
 """Comparisons with PyTorch, transformers and PEFT, written down: benchmarks/exact/*.jsonl.
 
-    python -m benchmarks.exact_records                   every file, some minutes each
+    python -m benchmarks.exact_records                   all; compiled takes half an hour
     python -m benchmarks.exact_records saved ranks       these files
     python -m benchmarks.exact_records --check           what memcalc says today against the records
 
@@ -15,6 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,37 +24,28 @@ from benchmarks.exact.case import Case
 FOLDER: Final = Path(__file__).parent / "exact"
 
 
-def _decoders(name: str) -> Callable[[], Iterator[Case]]:
+#: Module of benchmarks/exact -> the files whose configurations its functions of these names yield.
+_MODULES: Final = {
+    "decoders": ("profiles", "widths", "saved", "peaks"),
+    "ranks": ("ranks",),
+    "families": ("families", "autocast", "encoders", "caches", "generations"),
+    "tuning": ("adapters", "packed", "tuned_ranks", "feedback"),
+    "compiled": ("compiled",),
+    "phases": ("phases", "evaluations", "loads", "phase_ranks"),
+}
+
+
+def _cases(module: str, name: str) -> Callable[[], Iterator[Case]]:
     def cases() -> Iterator[Case]:
-        from benchmarks.exact import decoders
-
-        return iter(getattr(decoders, name)())
-
-    return cases
-
-
-def _ranks() -> Iterator[Case]:
-    from benchmarks.exact.ranks import ranks
-
-    return ranks()
-
-
-def _families(name: str) -> Callable[[], Iterator[Case]]:
-    def cases() -> Iterator[Case]:
-        from benchmarks.exact import families
-
-        return iter(getattr(families, name)())
+        return iter(getattr(import_module(f"benchmarks.exact.{module}"), name)())
 
     return cases
 
 
 #: File -> its configurations.
 FILES: Final[dict[str, Callable[[], Iterator[Case]]]] = {
-    "profiles": _decoders("profiles"), "widths": _decoders("widths"), "saved": _decoders("saved"),
-    "peaks": _decoders("peaks"), "ranks": _ranks, "families": _families("families"),
-    "encoders": _families("encoders"), "caches": _families("caches"),
-    "generations": _families("generations"), "adapters": _families("adapters"),
-}  # fmt: skip
+    name: _cases(module, name) for module, names in _MODULES.items() for name in names
+}
 
 
 def lines(case: Case) -> Iterator[dict[str, Any]]:
@@ -64,8 +56,12 @@ def lines(case: Case) -> Iterator[dict[str, Any]]:
     for name, value in told.items():
         yield {
             "class": name, "name": case.name, "config": case.said, "predicted": value,
-            "oracle": seen[name], "textbook": round(written[name]), "torch": torch.__version__,
+            "oracle": seen[name], "textbook": _whole(written.get(name)), "torch": torch.__version__,
         }  # fmt: skip
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)
 
 
 def write(name: str) -> int:
@@ -102,7 +98,8 @@ def changed(name: str, every: int = 1) -> list[str]:
         told, written = case.predicted(), case.textbook()
         for kind, value in told.items():
             row = held.get((kind, case.name))
-            if row is None or (row["predicted"], row["textbook"]) != (value, round(written[kind])):
+            hand = _whole(written.get(kind))
+            if row is None or (row["predicted"], row["textbook"]) != (value, hand):
                 found.append(f"{name} {case.name} {kind}: {value}, recorded {row}")
     return found + [f"{name} {key}: no longer drawn" for key in held if key not in seen]
 

@@ -7,6 +7,7 @@ comparison replaced by a list, so that nothing is drawn twice in two ways.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache
 from itertools import product
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from memcalc.inputs.training import TrainingSetup
 
 #: Bytes (parameters: a count) by class of the report.
 Answer = Mapping[str, float]
+#: The same of a closed form; a class that none answers is left out.
+Written = Mapping[str, float]
 
 
 class Case(NamedTuple):
@@ -28,29 +31,39 @@ class Case(NamedTuple):
     said: str
     predicted: Callable[[], Answer]
     oracle: Callable[[], Answer]
-    textbook: Callable[[], Answer]
+    textbook: Callable[[], Written] = dict
 
 
-def drawn_by(module: Any, comparison: str, *tests: str) -> Iterator[tuple[Any, ...]]:
+class _EnoughError(Exception):
+    """What a test calls next is not wanted."""
+
+
+def drawn_by(
+    module: Any, comparison: str, *tests: str, once: bool = False
+) -> Iterator[tuple[Any, ...]]:
     """Arguments with which tests of a module call its comparison, every draw of them.
 
-    comparison: the function's name there; in a run of the tests it says what differs.
+    comparison: the function's name there; in a run of the tests it says what differs. once: it is an oracle
+    instead, which a test calls once; the test goes no further.
     """
     seen: list[tuple[Any, ...]] = []
 
     def note(*arguments: Any, **_: Any) -> list[Any]:
         seen.append(arguments)
+        if once:
+            raise _EnoughError
         return []
 
     with mock.patch.object(module, comparison, note), mock.patch("tests.draws.ALL", True):
         for name in tests:
             test = getattr(module, name)
-            for stated in _parameters(test):
-                test(**stated)
+            for stated in parameters_of(test):
+                with suppress(_EnoughError):
+                    test(**stated)
     yield from seen
 
 
-def _parameters(test: Any) -> Iterator[dict[str, Any]]:
+def parameters_of(test: Any) -> Iterator[dict[str, Any]]:
     """What pytest would call a test with: every combination of its marks."""
     marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "parametrize"]
     ways = []

@@ -1,4 +1,4 @@
-"""Cases beside transformers' and PEFT's own code: families, fine-tuning, encoders, caches, generation."""
+"""Cases beside transformers' own code: families, encoders, caches, generation."""
 
 from __future__ import annotations
 
@@ -11,34 +11,29 @@ from benchmarks.exact.case import Answer, Case, counted, drawn_by
 from memcalc.accuracy import textbook
 from memcalc.engine.serving.forward import Positions
 from memcalc.engine.serving.generation import generation_memory
-from memcalc.engine.states import states
-from memcalc.engine.timeline import measure
 from memcalc.harness.decode import Decoding
 from memcalc.harness.decode_run import tracked_generation
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.training import TrainingSetup
 from tests.oracle import (
     test_harness_decode,
+    test_hf_autocast,
     test_hf_encoders,
     test_hf_families,
     test_hf_moe,
     test_kv_cache,
-    test_peft,
 )
 from tests.oracle.support.encoders import encoder_plan, traced
 from tests.oracle.support.engine import trace_hf
 from tests.oracle.support.hf import run_hf
 from tests.oracle.support.hf_encoders import run_encoder
 from tests.oracle.support.hf_serving import serve_hf
-from tests.oracle.support.peft_compare import plan_for
-from tests.oracle.support.peft_models import run_peft
 from tests.oracle.support.tiny import TINY, attention_of
 
 HF_SAVED, HF_PEAK = "saved for backward, transformers", "peak over parameters, transformers"
-ADAPTERS, ADAPTERS_PEAK = "fine-tuning: saved for backward", "fine-tuning: peak over states"
+AUTOCAST, AUTOCAST_PEAK = f"{HF_SAVED}, autocast", f"{HF_PEAK}, autocast"
 ENCODERS = "encoders: saved for backward"
 CACHE, GENERATION = "cache of keys and values", "generation: peak"
-_PHASES = ("forward", "loss", "backward")
 
 
 def families() -> Iterator[Case]:
@@ -56,67 +51,52 @@ def families() -> Iterator[Case]:
                 )  # fmt: skip
 
 
+def autocast() -> Iterator[Case]:
+    """The dense ones with fp32 weights under bf16 autocast."""
+    for family in sorted(set(TINY) - test_hf_autocast.SPARSE):
+        for checkpoint in (False, True):
+            how = (TINY[family], 2, 96, checkpoint, attention_of(family), True)
+            yield Case(
+                f"{family} {checkpoint}",
+                f"{family}, 2 x 96 tokens, bf16 autocast, {how[4]}"
+                + (", recomputed" if checkpoint else ""),
+                partial(_family, *how), partial(_family_by_hf, *how),
+                partial(_family_by_hand, *how),
+            )  # fmt: skip
+
+
+def _classes(cast: bool) -> tuple[str, str]:
+    return (AUTOCAST, AUTOCAST_PEAK) if cast else (HF_SAVED, HF_PEAK)
+
+
 def _family(
-    config: dict[str, Any], batch: int, seq: int, checkpoint: bool, attention: str
-) -> Answer:
-    told = trace_hf(config, batch, seq, checkpoint, attention)
-    return {HF_SAVED: told.saved, HF_PEAK: told.peak_over_params}
+    config: dict[str, Any], batch: int, seq: int, checkpoint: bool, attention: str,
+    cast: bool = False,
+) -> Answer:  # fmt: skip
+    told = trace_hf(config, batch, seq, checkpoint, attention, cast)
+    return dict(zip(_classes(cast), (told.saved, told.peak_over_params), strict=True))
 
 
 def _family_by_hf(
-    config: dict[str, Any], batch: int, seq: int, checkpoint: bool, attention: str
-) -> Answer:
-    seen = run_hf(config, batch, seq, checkpoint=checkpoint, attention=attention)
-    return {HF_SAVED: seen.saved, HF_PEAK: seen.peak_over_base}
+    config: dict[str, Any], batch: int, seq: int, checkpoint: bool, attention: str,
+    cast: bool = False,
+) -> Answer:  # fmt: skip
+    seen = run_hf(config, batch, seq, checkpoint=checkpoint, attention=attention, autocast=cast)
+    return dict(zip(_classes(cast), (seen.saved, seen.peak_over_base), strict=True))
 
 
 def _family_by_hand(
-    config: dict[str, Any], batch: int, seq: int, checkpoint: bool, attention: str
-) -> Answer:
+    config: dict[str, Any], batch: int, seq: int, checkpoint: bool, attention: str,
+    cast: bool = False,
+) -> Answer:  # fmt: skip
     model = model_from_config(config, config["model_type"])
     setup = TrainingSetup(
-        seq_len=seq, micro_batch_size=batch, precision="bf16", attention=attention,
-        recompute="full" if checkpoint else "none",
+        seq_len=seq, micro_batch_size=batch, precision="bf16-mixed" if cast else "bf16",
+        attention=attention, recompute="full" if checkpoint else "none",
     )  # fmt: skip
     kept = textbook.saved_bytes(model, setup)
-    return {HF_SAVED: kept, HF_PEAK: kept + 2 * counted(model)}  # gradients are over parameters
-
-
-def adapters() -> Iterator[Case]:
-    """What tests/oracle/test_peft.py holds against PEFT: micro-batches of every method but packed ones."""
-    skipped = "test_whole_steps"
-    tests = [n for n in vars(test_peft) if n.startswith("test_") and not n.startswith(skipped)]
-    for number, (config, run, setup) in enumerate(drawn_by(test_peft, "differences", *tests)):
-        how = (config, run, setup)
-        said = (
-            f"{config['model_type']} {setup.method} rank {setup.rank} {run.base}"
-            f"{' autocast' if run.autocast else ''} {run.checkpoint} {run.attention}"
-        )
-        yield Case(
-            f"{number}", said, partial(_tuned, *how), partial(_tuned_by_peft, *how),
-            partial(_tuned_by_hand, *how),
-        )  # fmt: skip
-
-
-def _tuned(config: dict[str, Any], run: Any, setup: Any) -> Answer:
-    plan = plan_for(config, run, setup)
-    told = measure(*plan.structure(False), plan.values)
-    peak = max(told.phases[phase].live_bytes for phase in _PHASES if phase in told.phases)
-    return {ADAPTERS: told.saved_bytes, ADAPTERS_PEAK: peak}
-
-
-def _tuned_by_peft(config: dict[str, Any], run: Any, setup: Any) -> Answer:
-    seen = run_peft(config, run)
-    peak = max(seen.phase_peaks[phase].nbytes for phase in _PHASES if phase in seen.phase_peaks)
-    return {ADAPTERS: seen.saved, ADAPTERS_PEAK: peak - seen.base}
-
-
-def _tuned_by_hand(config: dict[str, Any], run: Any, setup: Any) -> Answer:
-    plan = plan_for(config, run, setup)
-    kept = textbook.saved_bytes(plan.config, plan.resolved.setup)
-    held = states(*plan.structure(False), plan.optimizer, plan.values, plan.strategy)
-    wide = 2 if plan.kernels.param_dtype == "bf16" and setup.dtype else 4
-    return {ADAPTERS: kept, ADAPTERS_PEAK: kept + wide * held.trainable_parameters}
+    gradients = (4 if cast else 2) * counted(model)  # over parameters
+    return dict(zip(_classes(cast), (kept, kept + gradients), strict=True))
 
 
 def encoders() -> Iterator[Case]:

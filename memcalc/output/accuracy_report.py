@@ -24,8 +24,8 @@ Found = Mapping[str, Any]
 #: Group of classes -> what is to know before its table.
 LEADS: Final[Mapping[str, str]] = {
     "Exact: held against an oracle": (
-        "The oracle runs the code itself (PyTorch's autograd, optimizers and sharding, "
-        "transformers, PEFT) "
+        "The oracle runs the code itself (PyTorch's autograd, optimizers, sharding and compiler, "
+        "transformers, PEFT, TRL's losses) "
         "on tensors without data and counts what is alive. Every configuration has a line with "
         "predicted, "
         "oracle's and textbook's bytes in `benchmarks/exact`; small models drawn at random, but "
@@ -169,6 +169,6 @@ _TEXTBOOK: Final = (
 _AGAIN: Final = (
     "    memcalc accuracy --report            this file and its pictures: the same bytes every time",
     "    python -m benchmarks.exact_records   the records of exact classes (torch, transformers, "
-    "peft)",
+    "peft, bitsandbytes)",
     "    python -m benchmarks.time_bands      the printed bands",
 )

@@ -1,7 +1,7 @@
 """The records of exact comparisons: today's engine and closed forms say what they hold.
 
 A part of the configurations of every file; all of them with MEMCALC_DRAWS=all. The oracle's side is what
-tests/oracle runs; one of each of two files is asked again here.
+tests/oracle runs; one of each of some files is asked again here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 pytest.importorskip("peft")
+pytest.importorskip("bitsandbytes")
 
 from benchmarks.exact_records import FILES, changed, lines, main, recorded  # noqa: E402
 from tests.draws import ALL  # noqa: E402
@@ -18,7 +19,8 @@ from tests.draws import ALL  # noqa: E402
 #: Of how many configurations of a file one is asked.
 OF = {
     "profiles": 5, "widths": 8, "saved": 50, "peaks": 25, "ranks": 9, "families": 10, "encoders": 10,
-    "caches": 3, "generations": 12, "adapters": 20,
+    "caches": 3, "generations": 12, "adapters": 20, "autocast": 9, "packed": 18, "tuned_ranks": 8,
+    "feedback": 15, "compiled": 40, "phases": 12, "evaluations": 15, "loads": 2, "phase_ranks": 9,
 }  # fmt: skip
 
 
@@ -29,7 +31,7 @@ def test_predictions_are_those_recorded() -> None:
     assert not found, "\n".join(found[:20])
 
 
-@pytest.mark.parametrize("name", ["families", "peaks"])
+@pytest.mark.parametrize("name", ["families", "peaks", "packed", "feedback", "evaluations"])
 def test_an_oracle_counts_again_what_it_counted(name: str) -> None:
     case = next(iter(FILES[name]()))
     held = {(row["class"], row["name"]): row for row in recorded(name)}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import warnings
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -41,9 +44,8 @@ def asked(fmt: str) -> Any:
     return transformers.BitsAndBytesConfig(load_in_8bit=True) if fmt == "int8" else None
 
 
-@pytest.mark.parametrize("fmt", ["bf16", "nf4", "int8"])
-def test_what_from_pretrained_holds(fmt, tmp_path, monkeypatch):
-    """The peak lies below the bound by less than a layer: its attention comes after its largest matrix."""
+def read_by_transformers(fmt: str, folder: Path) -> tuple[int, int]:
+    """What from_pretrained holds at the most and at the end; the model is written to the folder first."""
     if fmt != "bf16":
         pytest.importorskip(
             "bitsandbytes", reason="bitsandbytes is not installed; pip install memcalc[test]"
@@ -51,21 +53,29 @@ def test_what_from_pretrained_holds(fmt, tmp_path, monkeypatch):
         pytest.importorskip("accelerate", reason="transformers loads quantised models with it")
     config = transformers.LlamaConfig(**SIZES)
     transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(
-        tmp_path
+        folder
     )
-    monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # threads the tracker cannot follow
     tracker = StorageTracker("cpu")
-    with tracker, warnings.catch_warnings():
+    # Threads of its own the tracker cannot follow.
+    in_turn = mock.patch.dict(os.environ, {"HF_DEACTIVATE_ASYNC_LOAD": "1"})
+    with in_turn, tracker, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            tmp_path, quantization_config=asked(fmt), dtype=torch.bfloat16, device_map="cpu"
+            folder, quantization_config=asked(fmt), dtype=torch.bfloat16, device_map="cpu"
         )
     assert isinstance(model, nn.Module)
+    return tracker.peak, tracker.live
+
+
+@pytest.mark.parametrize("fmt", ["bf16", "nf4", "int8"])
+def test_what_from_pretrained_holds(fmt, tmp_path):
+    """The peak lies below the bound by less than a layer: its attention comes after its largest matrix."""
+    peak, live = read_by_transformers(fmt, tmp_path)
     ours = loading(weights(fmt))
-    extra = tracker.live - ours.weights_bytes
+    extra = live - ours.weights_bytes
     assert ROTARY <= extra <= ROTARY + CODES + 256
     layer = sum(h.resident_bytes for h in weights(fmt).leaves if h.name.startswith("layers.2."))
-    below = ours.peak_bytes + extra - tracker.peak
+    below = ours.peak_bytes + extra - peak
     assert -1024 <= below < layer
     assert ours.exact == (fmt == "bf16")
 

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from memcalc.engine.make_plan import plan_of as engine_plan
 from memcalc.engine.phases.evaluation import evaluation
 from memcalc.engine.phases.first_step import first_step
+from memcalc.engine.plan import Plan
 from memcalc.harness.watch.tracker import StorageTracker
 from memcalc.inputs.hf import model_from_config
 from memcalc.inputs.training import TrainingSetup
@@ -60,11 +61,14 @@ def test_master_copies_exist_before_the_first_step():
     check_first(replace(SMALL, precision="bf16"), How(master=True))
 
 
-@pytest.mark.parametrize("seed", range(16))
-@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
-def test_the_peak_of_a_forward_pass_without_gradients(seed):
+def without_dropout(seed: int) -> tuple[RefConfig, How]:
+    """What is drawn, as far as the harness can evaluate it: it has no mode for that."""
     cfg, how = drawn(seed)
-    cfg = replace(cfg, dropout=0.0, attention_dropout=0.0)  # the harness has no evaluation mode
+    return replace(cfg, dropout=0.0, attention_dropout=0.0), how
+
+
+def evaluated(cfg: RefConfig, how: How) -> int:
+    """The peak of PyTorch's forward pass without gradients, over what stands."""
     model = build(cfg, "meta", how).eval()
     ids = torch.zeros(cfg.b, cfg.s, dtype=torch.long, device="meta")
     tracker = StorageTracker("meta")
@@ -73,13 +77,28 @@ def test_the_peak_of_a_forward_pass_without_gradients(seed):
     tracker.reset()
     with torch.no_grad(), tracker:
         model(ids, ids)
-    assert evaluation(plan_of(cfg, how)).forward_bytes == tracker.peak - before, said(cfg)
+    return tracker.peak - before
 
 
-@pytest.mark.parametrize("vocab", [40, 1000])
-@pytest.mark.parametrize("family", TINY)
-def test_an_evaluation_of_transformers_own_code(family, vocab):
-    """A small vocabulary, so that blocks decide, and one where the loss does."""
+@pytest.mark.parametrize("seed", range(16))
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_the_peak_of_a_forward_pass_without_gradients(seed):
+    cfg, how = without_dropout(seed)
+    assert evaluation(plan_of(cfg, how)).forward_bytes == evaluated(cfg, how), said(cfg)
+
+
+def hf_plan(family: str, vocab: int) -> Plan:
+    """The engine's plan of a tiny model of transformers with so many words."""
+    config = {**TINY[family], "vocab_size": vocab}
+    setup = TrainingSetup(
+        seq_len=64, micro_batch_size=2, stack="hf", precision="bf16",
+        attention=attention_of(family),
+    )  # fmt: skip
+    return engine_plan(model_from_config(config, "m"), setup, {"watched": True})
+
+
+def evaluated_by_hf(family: str, vocab: int) -> int:
+    """The peak of its forward pass without gradients, over what stands."""
     config, kernel = {**TINY[family], "vocab_size": vocab}, attention_of(family)
     own = hf.as_config(config)
     own.use_cache = False
@@ -95,11 +114,14 @@ def test_an_evaluation_of_transformers_own_code(family, vocab):
         tracker.reset()
         with torch.no_grad(), tracker:
             model(input_ids=ids, labels=ids, use_cache=False)
-    setup = TrainingSetup(
-        seq_len=64, micro_batch_size=2, stack="hf", precision="bf16", attention=kernel
-    )
-    plan = engine_plan(model_from_config(config, "m"), setup, {"watched": True})
-    assert evaluation(plan).forward_bytes == tracker.peak - before
+    return tracker.peak - before
+
+
+@pytest.mark.parametrize("vocab", [40, 1000])
+@pytest.mark.parametrize("family", TINY)
+def test_an_evaluation_of_transformers_own_code(family, vocab):
+    """A small vocabulary, so that blocks decide, and one where the loss does."""
+    assert evaluation(hf_plan(family, vocab)).forward_bytes == evaluated_by_hf(family, vocab)
 
 
 def test_kept_logits_are_held_three_ways_as_they_are_concatenated():

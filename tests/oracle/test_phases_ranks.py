@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM
 from memcalc.engine.make_plan import plan_of
 from memcalc.engine.phases.evaluation import evaluation
 from memcalc.engine.phases.first_step import first_step
+from memcalc.engine.plan import Plan
 from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.ranks.rank_step import RankStep
 from memcalc.harness.watch.tracker import StorageTracker
@@ -55,11 +57,8 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_an_evaluation_of_a_rank(name: str) -> None:
-    """The peak of its first batch over what stood, and what stays gathered for the next."""
-    case = CASES[name]
-    found = evaluation(engine_plan(case))
+def evaluated(case: RankSetup) -> tuple[int, int]:
+    """An evaluation by PyTorch: the peak of its first batch over what stood, and what stays gathered."""
     with fake_ranks(case.layout) as ranks, without_data(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         step = RankStep(case.plan(), ranks)
@@ -76,26 +75,35 @@ def test_an_evaluation_of_a_rank(name: str) -> None:
         with torch.no_grad(), parallel(), tracker:
             step.called(step.ids, step.labels)
             after = tracker.live
-    assert found.forward_bytes == tracker.peak - before
-    assert found.gathered_bytes == after - before
+    return tracker.peak - before, after - before
 
 
-@pytest.mark.parametrize("name", ["fsdp", "fsdp kept", "ddp"])
-def test_the_first_step_of_a_rank(name: str) -> None:
-    """Optimizer states come into being at its end. Steps before it, of another model, know DTensor.
+@pytest.mark.parametrize("name", CASES)
+def test_an_evaluation_of_a_rank(name: str) -> None:
+    found = evaluation(engine_plan(CASES[name]))
+    assert (found.forward_bytes, found.gathered_bytes) == evaluated(CASES[name])
 
-    DDP's first buckets are seen once gradients are in them: from backward on.
-    """
-    case = CASES[name]
+
+def stepped_first(case: RankSetup) -> Mapping[str, int]:
+    """Peaks of the first step's phases by PyTorch. Steps before it, of another model, know DTensor."""
     with fake_ranks(case.layout) as ranks, without_data(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(2):
             RankStep(case.plan(), ranks).run()
         step = RankStep(case.plan(), ranks)
         seen, _ = tracked(step)
-    ours = first_step(engine_plan(case))
+    return seen.phases
+
+
+@pytest.mark.parametrize("name", ["fsdp", "fsdp kept", "ddp"])
+def test_the_first_step_of_a_rank(name: str) -> None:
+    """Optimizer states come into being at its end.
+
+    DDP's first buckets are seen once gradients are in them: from backward on.
+    """
+    ours, seen = first_step(engine_plan(CASES[name])), stepped_first(CASES[name])
     held = ("backward", "optimizer") if name == "ddp" else tuple(ours)
-    assert {phase: ours[phase] for phase in held} == {phase: seen.phases[phase] for phase in held}
+    assert {phase: ours[phase] for phase in held} == {phase: seen[phase] for phase in held}
 
 
 def test_kept_logits_are_those_of_every_rank() -> None:
@@ -109,34 +117,58 @@ def test_kept_logits_are_those_of_every_rank() -> None:
     assert kept.peak_bytes == alone.standing_bytes + over
 
 
-@pytest.mark.parametrize("config", [T5, BERT], ids=["t5", "bert"])
-def test_an_evaluation_of_encoders(config: dict[str, Any]) -> None:
-    shape = (2, 50, 33)
+ENCODERS = {"t5": T5, "bert": BERT}
+_SHAPE = (2, 50, 33)
+
+
+def encoder_plan(config: dict[str, Any]) -> Plan:
+    """The engine's plan of an encoder's evaluation."""
+    setup = TrainingSetup(
+        seq_len=_SHAPE[1], target_seq_len=_SHAPE[2] if config is T5 else None, attention="eager",
+        micro_batch_size=_SHAPE[0], precision="bf16", stack="hf",
+    )  # fmt: skip
+    return plan_of(model_from_config(config, "m"), setup, {"watched": True})
+
+
+def encoder_evaluated(config: dict[str, Any]) -> int:
+    """Its peak by transformers, over what stands."""
     with torch.device("meta"):
         model = build(config, "eager", DTYPES["bf16"]).eval()
-        inputs = inputs_of(config, shape)
+        inputs = inputs_of(config, _SHAPE)
         tracker = StorageTracker("meta")
         tracker.track(model, *inputs.values())
         before = tracker.live
         tracker.reset()
         with torch.no_grad(), tracker:
             model(**inputs)
-    setup = TrainingSetup(
-        seq_len=shape[1], target_seq_len=shape[2] if config is T5 else None, attention="eager",
-        micro_batch_size=shape[0], precision="bf16", stack="hf",
+    return tracker.peak - before
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_evaluation_of_encoders(name: str) -> None:
+    config = ENCODERS[name]
+    assert evaluation(encoder_plan(config)).forward_bytes == encoder_evaluated(config)
+
+
+_TUNED = {**TINY["llama"], "vocab_size": 40}
+_ADAPTERS = PeftSetup(rank=4, targets=("all-linear",))
+
+
+def adapter_plan(dropout: float) -> Plan:
+    """The engine's plan of an evaluation beside adapters."""
+    training = TrainingSetup(
+        seq_len=64, micro_batch_size=2, stack="hf", precision="bf16",
+        peft=replace(_ADAPTERS, dropout=dropout, dtype="bf16"),
     )  # fmt: skip
-    plan = plan_of(model_from_config(config, "m"), setup, {"watched": True})
-    assert evaluation(plan).forward_bytes == tracker.peak - before
+    return plan_of(model_from_config(_TUNED, "m"), training, {"watched": True})
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.1])
-def test_an_evaluation_beside_adapters(dropout: float) -> None:
-    """Adapters without their dropout."""
+def adapter_evaluated(dropout: float) -> int:
+    """Its peak by PEFT, over what stands."""
     import peft
 
-    config = {**TINY["llama"], "vocab_size": 40}
-    setup = PeftSetup(rank=4, targets=("all-linear",), dropout=dropout)
-    own = hf.as_config(config)
+    setup = replace(_ADAPTERS, dropout=dropout)
+    own = hf.as_config(_TUNED)
     own.use_cache = False
     with mock.patch(hf._PACKED_SEQUENCES, lambda position_ids: None), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(
@@ -153,9 +185,10 @@ def test_an_evaluation_beside_adapters(dropout: float) -> None:
         tracker.reset()
         with torch.no_grad(), tracker:
             tuned(input_ids=ids, labels=ids, use_cache=False)
-    training = TrainingSetup(
-        seq_len=64, micro_batch_size=2, stack="hf", precision="bf16",
-        peft=replace(setup, dtype="bf16"),
-    )  # fmt: skip
-    plan = plan_of(model_from_config(config, "m"), training, {"watched": True})
-    assert evaluation(plan).forward_bytes == tracker.peak - before
+    return tracker.peak - before
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_evaluation_beside_adapters(dropout: float) -> None:
+    """Adapters without their dropout."""
+    assert evaluation(adapter_plan(dropout)).forward_bytes == adapter_evaluated(dropout)

@@ -15,10 +15,12 @@ from torch.distributed.tensor import DTensor
 from memcalc.engine.make_plan import plan_of
 from memcalc.engine.phases.files import on_disk
 from memcalc.engine.phases.saving import saving
+from memcalc.engine.plan import Plan
 from memcalc.harness.ranks.layout import Layout
 from memcalc.harness.ranks.rank_step import RankStep
 from memcalc.harness.step import TrainingStep
 from memcalc.harness.watch.tracker import StorageTracker
+from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
 from memcalc.inputs.peft import PeftSetup
 from memcalc.inputs.training import TrainingSetup
@@ -47,6 +49,29 @@ def saved(state: Any) -> int:
     return buffer.tell()
 
 
+def checkpointed(model: ModelConfig, optimizer: str, impl: str) -> Plan:
+    """The plan of a run that is written on a CPU."""
+    setup = TrainingSetup(
+        seq_len=16, precision="fp32", optimizer=optimizer, optimizer_impl=impl, attention="eager"
+    )
+    return plan_of(model, setup, {"device": "cpu"})
+
+
+def stepped(plan: Plan) -> TrainingStep:
+    """The same after a step, so that optimizer states are there."""
+    step = TrainingStep(plan, "cpu")
+    step.run()
+    return step
+
+
+def sizes_of(step: TrainingStep) -> tuple[int, int]:
+    """Bytes of the tensors that PyTorch's state dicts hold: the model's, each once, and the optimizers'."""
+    states = [o.state_dict() for o in step.optimizers]
+    tensors = [v for s in states for entry in s["state"].values() for v in entry.values()]
+    unique = {t.untyped_storage().data_ptr(): t for t in step.model.state_dict().values()}
+    return size_of(list(unique.values())), size_of(tensors)
+
+
 @pytest.mark.parametrize("model", [LLAMA, GPT2], ids=lambda m: m.model_type)
 @pytest.mark.parametrize(
     ("optimizer", "impl"),
@@ -54,18 +79,10 @@ def saved(state: Any) -> int:
      ("adafactor", "foreach")],
 )  # fmt: skip
 def test_tensors_of_a_checkpoint_are_those_torch_saves(model, optimizer, impl):
-    setup = TrainingSetup(
-        seq_len=16, precision="fp32", optimizer=optimizer, optimizer_impl=impl, attention="eager"
-    )
-    plan = plan_of(model, setup, {"device": "cpu"})
-    step = TrainingStep(plan, "cpu")
-    step.run()
-    found = on_disk(plan)
+    plan = checkpointed(model, optimizer, impl)
+    step, found = stepped(plan), on_disk(plan)
+    assert sizes_of(step) == (found.model_bytes, found.optimizer_bytes)
     states = [o.state_dict() for o in step.optimizers]
-    tensors = [v for s in states for entry in s["state"].values() for v in entry.values()]
-    assert size_of(tensors) == found.optimizer_bytes
-    unique = {t.untyped_storage().data_ptr(): t for t in step.model.state_dict().values()}
-    assert size_of(list(unique.values())) == found.model_bytes
     file = saved({"model": step.model.state_dict(), "optimizer": states})
     assert 0 < file - found.total_bytes < OVERHEAD * found.tensors
 
@@ -143,23 +160,32 @@ def test_a_sharded_state_dict_gathers_nothing(layout):
     assert saving(plan, "sharded").gathered_bytes == 0
 
 
-@pytest.mark.parametrize("form", ["adapter", "full"])
-def test_adapters_of_fsdp2_are_gathered_alone(form):
+TUNED = TunedRank(
+    config=TINY["llama"], method=lora(ADAPTERS), setup=ADAPTERS, layout=Layout(dp=4, fsdp=True)
+)
+
+
+def of_adapters(form: str) -> int:
     """accelerate leaves frozen parameters out where an adapter alone is written."""
-    run = TunedRank(
-        config=TINY["llama"], method=lora(ADAPTERS), setup=ADAPTERS, layout=Layout(dp=4, fsdp=True)
-    )
     options = {"full_state_dict": True, "cpu_offload": True}
-    peak = run.with_model(
+    return TUNED.with_model(  # type: ignore[no-any-return]
         lambda model: gathered(model, ignore_frozen_params=form == "adapter", **options)
     )
-    assert saving(run.plan(), form).gathered_bytes == peak
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_merging_makes_two_changes_as_large_as_a_weight(dtype):
+@pytest.mark.parametrize("form", ["adapter", "full"])
+def test_adapters_of_fsdp2_are_gathered_alone(form):
+    assert saving(TUNED.plan(), form).gathered_bytes == of_adapters(form)
+
+
+def to_merge(dtype: str) -> tuple[PeftRun, PeftSetup]:
+    """Adapters of a dtype."""
     setup = replace(ADAPTERS, dtype=dtype)
-    run = PeftRun(method=lora(setup), widens=dtype == "fp32")
+    return PeftRun(method=lora(setup), widens=dtype == "fp32"), setup
+
+
+def merged(run: PeftRun) -> int:
+    """The most that PEFT's merging takes beside the model."""
     with torch.device("meta"):
         model = _model(TINY["llama"], run)
     tracker = StorageTracker("meta")
@@ -168,8 +194,14 @@ def test_merging_makes_two_changes_as_large_as_a_weight(dtype):
     tracker.reset()
     with tracker:
         model.merge_adapter()
+    return tracker.peak - before
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_merging_makes_two_changes_as_large_as_a_weight(dtype):
+    run, setup = to_merge(dtype)
     plan = plan_for(TINY["llama"], run, setup)
-    assert saving(plan, "merged").gathered_bytes == tracker.peak - before
+    assert saving(plan, "merged").gathered_bytes == merged(run)
     base = on_disk(plan, "full").model_bytes - on_disk(plan, "adapter").model_bytes
     assert on_disk(plan, "merged").model_bytes == base
 
