@@ -72,11 +72,9 @@ def _dispatch(words: list[str]) -> int:
         print(f"memcalc {__version__}")
         return 0
     if command not in COMMANDS:
-        from memcalc.errors import unknown
+        from memcalc.cli.other_names import no_such_command
 
-        what = "option" if command.startswith("-") else "command"
-        valid = ["--help", "--version"] if what == "option" else [*COMMANDS, "help"]
-        raise unknown(what, command, valid)
+        raise no_such_command(command)
     from memcalc.cli.run import run_command
 
     return run_command(command, words[1:])

@@ -26,7 +26,9 @@ _MOST_DIGITS = 100
 def _split(text: str, what: str) -> tuple[float | int, str]:
     match = _NUMBER.match(text)
     if not match:
-        raise ConfigError(f"{what}: got {text!r}; rule: a positive number with an optional unit")
+        raise ConfigError(
+            f"{what}: got {text!r}; rule: a positive number with an optional unit{_in_digits(text)}"
+        )
     digits = match.group(1).replace("_", "").replace(",", "")
     if len(digits) > _MOST_DIGITS:
         raise ConfigError(
@@ -34,6 +36,14 @@ def _split(text: str, what: str) -> tuple[float | int, str]:
         )
     number = float(digits) if "." in digits else int(digits)
     return number, match.group(2).lower()
+
+
+def _in_digits(text: str) -> str:
+    """What `1e9` is without an exponent; nothing where the text is no such number."""
+    if not re.fullmatch(r"\s*[0-9.]+[eE]\+?[0-9]{1,2}\s*", text) or text.count(".") > 1:
+        return ""
+    value = float(text)
+    return f"; nearest valid: {value:.0f}" if 1 <= value <= MAX_COUNT else ""
 
 
 def _scaled(text: str, what: str, factors: dict[str, int], units: str) -> int:
@@ -62,7 +72,10 @@ def parse_memory(text: str, what: str = "memory") -> int:
     """Bytes from `80GB` (decimal) or `80GiB` (binary); a bare number is refused, for it says neither."""
     number, unit = _split(text, what)
     if unit not in _MEMORY:
-        raise ConfigError(f"{what}: got {text!r}; rule: a number with GB (10^9) or GiB (2^30)")
+        bare = f"; nearest valid: {number:g}GB, {number:g}GiB" if unit in ("", "g") else ""
+        raise ConfigError(
+            f"{what}: got {text!r}; rule: a number with GB (10^9) or GiB (2^30){bare}"
+        )
     value = number * _MEMORY[unit]
     if value > 1 << 60:
         raise ConfigError(f"{what}: got {text!r}, beyond any device; rule: below 1 EiB")

@@ -35,10 +35,14 @@ def run(arguments: Arguments) -> int:
     given = [name for name in _FOREIGN if name in arguments.options]
     if given:
         raise ConfigError(f"--{given[0]}: got --report too; rule: the report is of every row")
-    place = _place(arguments.text("out"), folder())
+    try:
+        benchmarks = folder()
+    except ConfigError as error:  # an installed memcalc has the published rows, not the records
+        raise ConfigError(f"{error}; nearest valid: memcalc accuracy, of published rows") from None
+    place = _place(arguments.text("out"), benchmarks)
     with progress("report", arguments.has("quiet")) as tell:
         priced = _priced(arguments.has("short"), tell)
-        found = proof(priced, _measured(folder() / "measured"), arguments.has("short"))
+        found = proof(priced, _measured(benchmarks / "measured"), arguments.has("short"))
     pictures = _draw(found, priced, place / PICTURES)
     write_text(str(place / NAME), report_text(found, pictures))
     if arguments.wants_json:

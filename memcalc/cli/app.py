@@ -15,7 +15,7 @@ import typer
 
 from memcalc.cli.options import BY_FLAG, PANELS, Option, options_of
 from memcalc.cli.parse import Arguments, Value, put
-from memcalc.errors import ConfigError, nearest
+from memcalc.errors import ConfigError
 
 
 def parse_arguments(command: str, argv: list[str]) -> Arguments:
@@ -45,7 +45,9 @@ def _usage_error(command: str, error: Any) -> ConfigError:
     """What typer says of a command line, in one line of ours."""
     kind, flag = type(error).__name__, str(getattr(error, "option_name", "") or "")
     if kind == "NoSuchOption":
-        return _no_such_option(command, flag)
+        from memcalc.cli.other_names import no_such_option
+
+        return no_such_option(command, flag)
     if kind == "BadOptionUsage" and flag:
         option = BY_FLAG.get(flag)
         if option is not None and option.takes_value:
@@ -101,16 +103,3 @@ def _parameter(option: Option) -> tuple[str, Any, Any]:
     if option.kind == "many":
         return name, Annotated[list[str] | None, typer.Option(*flags, metavar=option.metavar)], None
     return name, Annotated[str | None, typer.Option(*flags, metavar=option.metavar)], None
-
-
-def _no_such_option(command: str, flag: str) -> ConfigError:
-    taken = [known.flag for known in options_of(command)]
-    if flag in BY_FLAG:
-        return ConfigError(f"{flag}: not an option of {command}; valid: {', '.join(_few(taken))}")
-    close = nearest(flag, taken)
-    rule = f"nearest: {', '.join(close)}" if close else f"see `memcalc {command} --help`"
-    return ConfigError(f"option: got {flag!r}, not known; {rule}")
-
-
-def _few(names: list[str]) -> list[str]:
-    return names if len(names) <= 8 else [*names[:8], "..."]

@@ -18,7 +18,7 @@ from memcalc.cli.deliver import FORMS, form_flag
 from memcalc.cli.options import BY_NAME
 from memcalc.cli.parse import Arguments
 from memcalc.cli.request import typed
-from memcalc.errors import ConfigError, unknown
+from memcalc.errors import ConfigError, spelled, unknown
 from memcalc.output.charts.house import PICTURES, picture_kind, save
 from memcalc.output.files import check_writable, put_notes, put_stdout, to_json, write_text
 
@@ -55,7 +55,7 @@ def kind_of(arguments: Arguments) -> str:
     """The kind of chart asked for. Raises ConfigError."""
     if not arguments.positionals:
         raise ConfigError(f"chart: got no KIND; valid: {', '.join(KINDS)}")
-    kind = arguments.positionals[0]
+    kind = spelled(arguments.positionals[0], KINDS)
     if kind not in KINDS:
         raise unknown("chart", kind, KINDS)
     return kind

@@ -35,6 +35,13 @@ def set_up(words: Sequence[str]) -> int:
             ))  # fmt: skip
             return 0
         _, path = install(shell=shell, prog_name="memcalc", complete_var="_MEMCALC_COMPLETE")
+    except OSError as error:  # PowerShell is asked where its profile lies
+        said = f"{error.strerror}: {error.filename}"
+        why = "is not installed" if error.filename == shell else f"has no place for it ({said})"
+        raise ConfigError(
+            f"{words[0]}: {shell} {why}; rule: where the script can be written; nearest valid: "
+            f"memcalc --show-completion {shell}"
+        ) from None
     except typer.Exit:
         raise ConfigError(
             f"{words[0]}: {shell} has none; rule: one of {', '.join(SHELLS)}"

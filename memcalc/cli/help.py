@@ -63,13 +63,15 @@ def _of(rest: Sequence[str]) -> str:
 
 def _known(command: str) -> str:
     if command not in COMMANDS:
-        what = "option" if command.startswith("-") else "command"
-        raise unknown(what, command, [*COMMANDS, "help"])
+        from memcalc.cli.other_names import no_such_topic
+
+        raise no_such_topic(command)
     return command
 
 
 def _option(command: str, word: str) -> str:
     row = option_row(command, word)
     if row is None:
-        raise unknown(f"help {command}", word, [option.flag for option in options_of(command)])
+        flags = [option.flag for option in options_of(command)]
+        raise unknown(f"help {command}", word, flags, f"memcalc help {command}")
     return row_text(row)

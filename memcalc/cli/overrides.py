@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -121,10 +122,19 @@ def number(text: str, what: str) -> float:
     try:
         value = float(text)
     except ValueError:
-        raise ConfigError(f"{what}: got {text!r}; rule: a number") from None
+        raise ConfigError(f"{what}: got {text!r}; rule: a number{_bare(text)}") from None
     if not abs(value) < float("inf"):
         raise ConfigError(f"{what}: got {text!r}; rule: a finite number")
     return value
+
+
+def _bare(text: str) -> str:
+    """What `$2.50`, `40%`, `1,000` or `100k` is as a number; nothing for what is none."""
+    found = re.fullmatch(r"\$?\s*(\d[\d,]*(?:\.\d+)?)\s*([kMBT%]?)", text.strip()[:40])
+    if found is None:
+        return ""
+    factor = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(found[2], 1)
+    return f"; nearest valid: {float(found[1].replace(',', '')) * factor:.12g}"
 
 
 def plain(overrides: Overrides) -> Mapping[str, Any]:

@@ -167,8 +167,8 @@ def typed(option: Option, value: object) -> Any:
         return tuple(part.strip() for part in text.split(","))
     if option.kind == "reshard":
         words = {"true": True, "false": False}
-        if text in words:
-            return words[text]
+        if text.lower() in words:
+            return words[text.lower()]
         if not text.isdecimal():
             raise ConfigError(
                 f"{option.flag}: got {text!r}; valid: true, false or a number of ranks"

@@ -18,7 +18,7 @@ from memcalc.cli.parse import Arguments, Value, check_positionals
 from memcalc.cli.request import typed
 from memcalc.cli.variant_cases import Maker
 from memcalc.cli.variants import case_of
-from memcalc.errors import ConfigError, unknown
+from memcalc.errors import ConfigError, spelled, unknown
 from memcalc.output.progress import progress
 from memcalc.planning.solve.answer import Solution
 
@@ -59,8 +59,13 @@ def _what(arguments: Arguments) -> str:
     valid = [*TRAINING, *SERVING]
     if not arguments.positionals:
         raise ConfigError(f"solve: got no WHAT; valid: {', '.join(valid)}")
-    what = arguments.positionals[0]
+    what = spelled(arguments.positionals[0], valid)
     if what not in valid:
+        if (other := arguments.positionals[-1]) in valid:
+            raise ConfigError(
+                f"solve: got {what!r} first; rule: memcalc solve WHAT MODEL; nearest valid: "
+                f"memcalc solve {other} {what}"
+            )
         raise unknown("solve", what, valid)
     if len(arguments.positionals) < 2 and "config" not in arguments.options:
         raise ConfigError("solve: got no MODEL; rule: memcalc solve WHAT MODEL")

@@ -70,6 +70,12 @@ def _expanded(option: Option, part: str, text: str) -> Iterator[str]:
             f"{option.flag}: got {text!r}; rule: commas part values; nearest valid: "
             f"{text.replace(',', '')}"
         )
+    if option.kind in _RANGED and re.fullmatch(r"\d+[kKmM]?\s*-\s*\d+[kKmM]?", part):
+        low, _, high = part.partition("-")
+        raise ConfigError(
+            f"{option.flag}: got {part!r}; rule: {_FORMS}; nearest valid: "
+            f"{low.strip()}..{high.strip()}"
+        )
     if option.kind in _RANGED and ".." in part:
         yield from _range(option, part)
     else:

@@ -56,7 +56,7 @@ def device_of(
     if isinstance(cluster, str):
         cluster = load_cluster(cluster)
     if cluster is not None and gpu is None:
-        gpu = cluster.gpu
+        gpu = cluster.gpu_file or cluster.gpu
     if gpu is None:
         usable = None if gpu_memory_bytes is None else gpu_memory_bytes - reserve_bytes
         said = "no GPU named: matmul workspace and CUDA context of a Hopper card assumed"

@@ -24,6 +24,9 @@ def pick_device(text: str | None = None) -> torch.device:
         return torch.device("cuda", torch.cuda.current_device()) if has_cuda() else _CPU
     word = text.strip().lower()
     match = re.fullmatch(r"(cuda|cpu)(?::(\d{1,4}))?", word)
+    if word.startswith("gpu"):
+        why = "valid: " + _listed() if has_cuda() else f"{_why_no_cuda()}; valid: cpu"
+        raise ConfigError(f"--device: got {text!r}; rule: cuda, cuda:1 or cpu; {why}")
     if match is None:
         raise unknown("--device", text, _valid())
     kind, index = match.group(1), match.group(2)

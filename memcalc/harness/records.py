@@ -57,7 +57,7 @@ def user_records() -> Path:
     except OSError as error:
         said = error.strerror or error
         raise ConfigError(
-            f"records: cannot make '{folder}': {said}; rule: --records FILE"
+            f"records: cannot make '{folder}': {said}; rule: --records FILE, or --no-record"
         ) from None
     return folder / "records.jsonl"
 

@@ -35,6 +35,8 @@ _FIGURES = frozenset({
     "seconds", "step", "block", "rest", "prompt", "head_dim", "heads", "kv_heads", "ranks", "rows",
     "dgrad", "wgrad", "mean_relative_error", "half_seq_len", "seq_len", "s_per_parameter", "s_per_tensor",
 })  # fmt: skip
+#: Those that are differences of two measurements, which noise may turn below 0.
+_DIFFERENCES = frozenset({"block", "rest", "block_s", "rest_s"})
 #: Kinds of points, and the fields each must have beside its times.
 KINDS: Mapping[str, tuple[str, ...]] = {
     "gemm": ("m", "n", "k", "dtype", "part", "layout", "flops", "bytes"),
@@ -178,6 +180,22 @@ def check(profile: Mapping[str, Any], where: str) -> None:
     _check_lists(profile, where)
 
 
+def sound(profile: dict[str, Any]) -> dict[str, Any]:
+    """The profile without rows of the summary that noise made impossible; `skipped` tells them.
+
+    So that minutes of measuring are not lost to one fit. Checked by: unit/test_calibrations.py.
+    """
+    for name, rows in profile["summary"].items():
+        for row in list(rows):
+            try:
+                _check_row(row, "this run", f"summary.{name}")
+            except ConfigError as error:
+                rows.remove(row)
+                profile["skipped"].append({"point": f"fit of {name}", "reason": str(error)})
+    profile["summary"] = {name: rows for name, rows in profile["summary"].items() if rows}
+    return profile
+
+
 def _check_lists(profile: Mapping[str, Any], where: str) -> None:
     for name, rows in profile["summary"].items():
         _tables(rows, where, f"summary.{name}")
@@ -194,6 +212,9 @@ def _check_lists(profile: Mapping[str, Any], where: str) -> None:
 
 def _check_row(row: Mapping[str, Any], where: str, name: str) -> None:
     """Figures of a row of the summary are numbers from 0, rates above it, or lists of such."""
+    def least(key: str) -> float:
+        return -_LARGEST if key in _DIFFERENCES else 0.0
+
     for key, value in row.items():
         rate = "_per_s" in key
         for one in value if isinstance(value, list) else (value,):
@@ -201,7 +222,7 @@ def _check_row(row: Mapping[str, Any], where: str, name: str) -> None:
                 _check_row(one, where, f"{name}.{key}")
             elif not (rate or key.endswith("_s") or key in _FIGURES):
                 continue
-            elif type(one) not in (int, float) or one < 0 or (rate and one == 0):
+            elif type(one) not in (int, float) or one < least(key) or (rate and one == 0):
                 rule = "a number above 0" if rate else "a number from 0"
                 raise _wrong(where, f"{name}.{key}", one, rule)
 

@@ -31,6 +31,7 @@ FIGURES: Final = (
     *_COUNTS, "link_bytes_per_s", "nic_bytes_per_s", "host_bytes_per_s", "host_memory_bytes",
     "nvme_bytes", "nvme_bytes_per_s",
 )  # fmt: skip
+_TEXTS = ("name", "aliases", "gpu", "link", "topology", "host_link", "network", "notes")
 _BYTES = ("host_memory_bytes", "nvme_bytes")
 
 
@@ -38,10 +39,10 @@ _BYTES = ("host_memory_bytes", "nvme_bytes")
 class Cluster:
     """One kind of node and its network, in bytes and bytes/s of one direction; None where unknown.
 
-    gpu: slug of a device profile. domain_gpus: GPUs on the fast link. link_bytes_per_s: what one GPU
-    sends to its peers in all. nic_bytes_per_s: one network card's rate. rails: separate planes of
-    switches. host_bytes_per_s: one GPU to host memory. nvme: local disks of a node, reads.
-    nodes: of the named installation. Checked by: unit/test_clusters.py.
+    gpu: slug of a device profile; gpu_file: its file where it is the user's own. domain_gpus: GPUs on
+    the fast link. link_bytes_per_s: what one GPU sends to its peers in all. nic_bytes_per_s: one network
+    card's rate. rails: separate planes of switches. host_bytes_per_s: one GPU to host memory. nvme: local
+    disks of a node, reads. nodes: of the named installation. Checked by: unit/test_clusters.py.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Cluster:
     nvme_bytes: int | None = None
     nvme_bytes_per_s: float | None = None
     nodes: int | None = None
+    gpu_file: str | None = None
     notes: tuple[str, ...] = ()
     unverified: tuple[str, ...] = ()  # profile keys without a second source
     profile_hash: str = ""
@@ -92,13 +94,15 @@ def read_cluster(path: Path) -> Cluster:
     Checked by: unit/test_clusters.py.
     """
     raw, where = profiles.read_toml(path), path.name
+    profiles.check_keys(raw, (*FIGURES, *_TEXTS), where)
     values, unverified = profiles.read_figures(raw, FIGURES, where)
     for key in _NEEDED:
         if key not in values:
             raise ConfigError(f"{where}: {key}: got none; rule: every cluster profile states it")
     gpu = read_text(raw, "gpu", where)
     if gpu is None:
-        raise ConfigError(f"{where}: gpu: got none; rule: a name of `memcalc list gpus`")
+        raise ConfigError(f"{where}: gpu: got none; rule: a name of `memcalc list gpus`, or a file")
+    own = str(path.parent / user_path(gpu)) if gpu.lower().endswith(".toml") else None
     topology = read_text(raw, "topology", where) or "switch"
     check_choice(f"{where}: topology", topology, TOPOLOGIES)
     counts = _counts(values, where)
@@ -110,7 +114,8 @@ def read_cluster(path: Path) -> Cluster:
     return Cluster(
         name=read_text(raw, "name", where) or path.stem,
         slug=path.stem,
-        gpu=load_gpu(gpu)[0].slug,
+        gpu=load_gpu(own or gpu)[0].slug,
+        gpu_file=own,
         link=read_text(raw, "link", where) or "unknown",
         topology=topology,
         network=read_text(raw, "network", where),

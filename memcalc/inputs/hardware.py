@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from memcalc.errors import ConfigError
+from memcalc.errors import ConfigError, unknown
 from memcalc.inputs import profiles
 from memcalc.inputs.files import user_path
 from memcalc.inputs.profiles import read_text, read_texts
@@ -43,6 +43,15 @@ _PLAIN = (
 )  # fmt: skip
 #: Every figure a profile may hold; each is an inline table with value, source and verified.
 FIGURES = (*PEAK_KEYS.values(), *_PLAIN)
+_TEXTS = (
+    "name", "vendor", "architecture", "form_factor", "aliases", "notes", "checked_against",
+    "memory_type", "link", "compute_capability",
+)  # fmt: skip
+#: What decides context, workspaces and default rates; a device of none of them states none.
+ARCHITECTURES = (
+    "volta", "turing", "ampere", "ada", "hopper", "blackwell", "blackwell-ultra", "cdna2", "cdna3",
+    "cdna4", "gaudi", "tpu", "m2", "m4", "cpu", "unknown",
+)  # fmt: skip
 #: Bytes per second of one PCIe lane and direction: 8, 16, 32, 64 GT/s at 128 payload bits in 130.
 _PCIE_LANE = {gen: rate * 1e9 / 8 * 128 / 130 for gen, rate in ((3, 8), (4, 16), (5, 32), (6, 64))}
 
@@ -144,6 +153,8 @@ def _spelling(text: str) -> _Spelling:
             form = form or "sxm"  # the driver's name of the SXM card is "H100 80GB HBM3"
         elif size and family:
             memory = int(size.group(1))
+        elif memory and token in ("g", "gb", "gib"):  # "A100 80 GB"
+            continue
         elif token not in _DROPPED:
             family += token
     return _Spelling(family, form, memory)
@@ -208,6 +219,7 @@ def read_gpu(path: Path) -> Gpu:
     """
     raw = profiles.read_toml(path)
     where = path.name
+    profiles.check_keys(raw, (*FIGURES, *_TEXTS), where)
     values, unverified = _figures(raw, where)
     total, source = _total_bytes(values)
     if total <= 0:
@@ -215,6 +227,9 @@ def read_gpu(path: Path) -> Gpu:
     capability = read_text(raw, "compute_capability", where)
     if capability is not None and not re.fullmatch(r"[1-9]\d?\.\d", capability):
         raise ConfigError(f"{where}: compute_capability: got {capability!r}; rule: such as '9.0'")
+    architecture = (read_text(raw, "architecture", where) or "unknown").lower()
+    if architecture not in ARCHITECTURES:
+        raise unknown(f"{where}: architecture", architecture, ARCHITECTURES)
     price = raw.get("price_usd_per_hour_low")
     optional: dict[str, Any] = {
         k: values[k] for k in _PLAIN[4:] if k in values and not k.startswith("pcie")
@@ -226,7 +241,7 @@ def read_gpu(path: Path) -> Gpu:
         name=read_text(raw, "name", where) or path.stem,
         slug=path.stem,
         vendor=(read_text(raw, "vendor", where) or "unknown").lower(),
-        architecture=(read_text(raw, "architecture", where) or "unknown").lower(),
+        architecture=architecture,
         compute_capability=capability,
         marketed_gb=values["marketed_gb"],
         total_bytes=total,
@@ -242,6 +257,15 @@ def read_gpu(path: Path) -> Gpu:
         **optional,
         **texts,
     )
+
+
+def _check_one(name: str) -> None:
+    """Raise ConfigError for `8xH100`: how many there are is another option's."""
+    found = re.fullmatch(r"(\d+)\s*x\s*(\D.*)|(.+?)\s*x\s*(\d+)", name.strip().lower()[:60])
+    gpu, count = (found[2] or found[3], found[1] or found[4]) if found else ("", "")
+    if gpu and _resolve(gpu)[0]:
+        nearest = f"--gpu {gpu.replace(' ', '-')} --gpus {count}"
+        raise ConfigError(f"gpu: got {name!r}; rule: one GPU's name; nearest valid: {nearest}")
 
 
 @lru_cache(maxsize=128)
@@ -264,6 +288,7 @@ def load_gpu(name: str) -> tuple[Gpu, list[str]]:
         return _shipped(name), []
     stem, notes = _resolve(name)
     if stem is None:
+        _check_one(name)
         return _shipped(name), []
     gpu = _shipped(stem)
     said = _spelling(name).memory_gb

@@ -6,6 +6,7 @@ Tried in that order; nothing is downloaded. A plain profile name opens one TOML 
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from memcalc.inputs.profiles import (
     read_toml,
 )
 
+#: The address of a model's page, as a browser has it.
+_HUB_PAGE = re.compile(r"(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)")
 _FILE_SUFFIXES = {".json", ".toml", ".safetensors", ".bin", ".pt", ".pth", ".gguf"}
 
 
@@ -39,6 +42,10 @@ def load_model(name_or_path: str) -> ModelConfig:
         return _from_path(path)
     if name_or_path[0] in "~/." or path.suffix in _FILE_SUFFIXES:
         raise ConfigError(f"model: file '{_short(name_or_path)}' not found; rule: an existing path")
+    if found := _HUB_PAGE.match(name_or_path.strip()):
+        raise ConfigError(
+            f"model: got {_short(name_or_path)!r}; rule: a Hub id; nearest valid: {found[1]}"
+        )
     try:
         return _shipped(name_or_path)
     except _UnknownName as error:
@@ -49,8 +56,19 @@ def load_model(name_or_path: str) -> ModelConfig:
             raise ConfigError(
                 f"model: file '{_short(name_or_path)}' not found; rule: an existing path"
             ) from None
-        in_cache = f"; not in {hub_cache_dir()} either" if "/" in name_or_path else ""
-        raise ConfigError(f"{error}{in_cache}") from None
+        raise ConfigError(f"{error}{_from_the_hub(name_or_path)}") from None
+
+
+def _from_the_hub(name: str) -> str:
+    """How the config of a Hub id comes to be there: memcalc itself downloads nothing."""
+    if name.count("/") != 1:
+        return ""
+    if "gguf" in name.lower():  # such a repository has no config
+        return "; rule: the id of the model itself; nearest valid: it, with --weights gguf:Q4_K_M"
+    return (
+        f"; not in {hub_cache_dir()} either; rule: nothing is downloaded; nearest valid: "
+        f"`hf download {_short(name)} config.json` first"
+    )
 
 
 class _UnknownName(ConfigError):
@@ -109,7 +127,10 @@ def _is_model_path(path: Path, text: str) -> bool:
 def _from_path(path: Path) -> ModelConfig:
     if path.suffix == ".toml":
         data = read_limited(path, MAX_TOML_BYTES, "model")
-        return model_from_profile(parse_toml(data, f"model: '{path}' is not"))
+        found = parse_toml(data, f"model: '{path}' is not")
+        if "name" not in found and ("memcalc" in found or "training" in found):
+            raise ConfigError(f"model: got '{path}', a run file; nearest valid: --config {path}")
+        return model_from_profile(found)
     config = load_config(path)
     model = model_from_config(config, _path_name(path))
     if path.suffix == ".safetensors":

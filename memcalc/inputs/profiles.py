@@ -20,6 +20,14 @@ KINDS = {
     "models": "model", "gpus": "gpu", "stacks": "stack", "clusters": "cluster", "weights": "weights",
     "engines": "engine",
 }  # fmt: skip
+#: Kinds that may also be a file of the user's -> what such a file is.
+_FROM_FILES = {
+    "models": "a path: config.json, its directory, a .toml file",
+    "gpus": "a .toml file of its figures", "clusters": "a .toml file of its figures",
+    "stacks": "a .toml file over a known one",
+}  # fmt: skip
+#: A rate below it is in another unit, as GB/s or TFLOP/s: no link or processor is as slow.
+LEAST_RATE = 1e7
 #: Longest name accepted; a longer one is not a name.
 MAX_NAME = 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._+()/:-]*")
@@ -67,12 +75,12 @@ def _aliases(path: Path) -> list[str]:
 def check_name(what: str, name: str) -> None:
     """Raise ConfigError unless this can be a profile's name: no path, no control characters."""
     if not isinstance(name, str) or not name.strip():
-        raise ConfigError(f"{what}: got {name!r}; rule: a profile name, see `memcalc list`")
+        raise ConfigError(f"{what}: got {name!r}; rule: a profile name, see `memcalc list {what}s`")
     if len(name) > MAX_NAME or ".." in name or "//" in name or not _NAME.fullmatch(name.strip()):
         shown = name if len(name) <= 60 else name[:57] + "..."
         raise ConfigError(
             f"{what}: got {shown!r}; rule: a profile name of letters, digits, - . _ or owner/name; "
-            "see `memcalc list`"
+            f"see `memcalc list {what}s`"
         )
 
 
@@ -95,7 +103,19 @@ def find_profile(kind: str, name: str) -> Path:
         if any(normal_name(alias) == wanted for alias in aliases):
             return path
         valid += [stem, *aliases]
-    raise unknown(KINDS[kind], name, valid)
+    error = unknown(KINDS[kind], name, valid, f"memcalc list {kind}")
+    raise ConfigError(f"{error}{_as_a_file(kind, name)}")
+
+
+def _as_a_file(kind: str, name: str) -> str:
+    """What to write where a name is a file that lies here, or else that a file may be named."""
+    if "/" in name or kind not in _FROM_FILES:
+        return ""
+    try:
+        here = Path(f"{name}.toml").is_file()
+    except (OSError, ValueError):
+        here = False
+    return f"; nearest valid: {name}.toml, a file here" if here else f"; or {_FROM_FILES[kind]}"
 
 
 def load_profile(kind: str, name: str) -> dict[str, Any]:
@@ -119,13 +139,25 @@ def profile_hash(path: Path) -> str:
         raise ConfigError(f"profile: cannot read '{path}': {err.strerror}") from err
 
 
+def check_keys(raw: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    """Raise ConfigError for a key that nobody reads: a figure misspelt would be a figure not stated.
+
+    Checked by: unit/test_hardware.py, unit/test_clusters.py.
+    """
+    valid = sorted(known)
+    for key in raw:
+        if key not in valid:
+            raise unknown(where, str(key), valid)
+
+
 def read_figures(
     raw: Mapping[str, Any], keys: Iterable[str], where: str
 ) -> tuple[dict[str, float], list[str]]:
     """The numbers a profile states under these keys, and which of them have no second source.
 
     A figure is a table of value, source and verified; in a user's own file a bare number will do.
-    Raises ConfigError unless each is a positive number. Checked by: unit/test_hardware.py.
+    Raises ConfigError unless each is a positive number, a rate one in base units.
+    Checked by: unit/test_hardware.py.
     """
     values: dict[str, float] = {}
     unverified: list[str] = []
@@ -141,6 +173,12 @@ def read_figures(
         ):
             raise ConfigError(
                 f"{where}: {key}: got {shown(value)}; rule: a positive number, 0.001 to 1e20"
+            )
+        if key.endswith("_per_s") and value < LEAST_RATE:
+            unit = "bytes/s" if "bytes" in key else "FLOP/s"
+            nearest = f"{value:g}e{9 if 'bytes' in key else 12}"
+            raise ConfigError(
+                f"{where}: {key}: got {shown(value)}; rule: {unit}; nearest valid: {nearest}"
             )
         values[key] = value
         if not entry.get("verified", False):
@@ -160,5 +198,6 @@ def read_text(raw: Mapping[str, Any], key: str, where: str) -> str | None:
     """A word or sentence of a profile; None where it has none. Checked by: unit/test_hardware.py."""
     value = raw.get(key)
     if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{where}: {key}: got {shown(value)}; rule: a string")
+        rule = f'a string; nearest valid: "{value}"' if isinstance(value, float) else "a string"
+        raise ConfigError(f"{where}: {key}: got {shown(value)}; rule: {rule}")
     return value

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -54,12 +56,28 @@ class Page:
                              overflow="fold", no_wrap=right or not number)  # fmt: skip
         for row in rows:
             shape.add_row(*(c if isinstance(c, Text) else Text(plain_text(c)) for c in row))
+        if _least_width(columns, rows) > self.width:
+            self.console.width = WIDTH  # a narrower one would cut figures; the terminal folds lines
         self.console.print(shape)
+        self.console.width = self.width
         self.line()
 
     def text(self) -> str:
-        """What was printed, without trailing blanks."""
-        return "\n".join(line.rstrip() for line in self.buffer.getvalue().split("\n"))
+        """What was printed, without trailing blanks and with one empty line at most between parts."""
+        lines = (line.rstrip() for line in self.buffer.getvalue().split("\n"))
+        return re.sub(r"\n{3,}", "\n\n", "\n".join(lines))
+
+
+def _least_width(columns: Sequence[str], rows: Sequence[Sequence[str | Text]]) -> int:
+    """Columns a table takes with no figure cut and no word broken."""
+    total = 3 * (len(columns) - 1)
+    for number, name in enumerate(columns):
+        cells = [name.lstrip(">"), *(str(row[number]) for row in rows)]
+        whole = name.startswith(">") or not number
+        total += max(
+            cell_len(part) for cell in cells for part in ([cell] if whole else cell.split()) or [""]
+        )
+    return total
 
 
 PLAIN_BOX = box.Box("    \n    \n -- \n    \n    \n    \n    \n    \n", ascii=True)

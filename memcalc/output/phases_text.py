@@ -48,6 +48,7 @@ def _files(page: Page, disk: dict[str, Any]) -> None:
         )
         for one in disk["files"]
     ]
+    page.line()
     page.table(("Checkpoint", ">files", ">each", ">together"), rows)
     page.line(
         f"checkpoint on disk, {disk['form']}: {gib(disk['total_bytes'])} ({disk['total_bytes']:,} bytes "

@@ -163,6 +163,23 @@ def test_a_shell_without_completion_is_refused_in_one_line(
     assert outcome.status == 2 and said in outcome.error
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("pwsh", "pwsh is not installed"), ("/no/.bashrc", "No such file: /no/.bashrc")],
+)
+def test_a_script_that_cannot_be_put_in_place_is_offered_otherwise(
+    memcalc: Any, monkeypatch: Any, name: str, said: str
+) -> None:
+    def fail(**_: Any) -> None:
+        raise FileNotFoundError(2, "No such file", name)
+
+    monkeypatch.setattr("typer.completion.install", fail)
+    outcome = memcalc("--install-completion", "pwsh")
+    assert (
+        said in outcome.error and "nearest valid: memcalc --show-completion pwsh" in outcome.error
+    )
+
+
 def test_an_answer_takes_a_moment() -> None:
     environment = {**os.environ, "_MEMCALC_COMPLETE": "complete_bash", "COMP_CWORD": "4",
                    "COMP_WORDS": "memcalc estimate gpt2 --gpu h100-8"}  # fmt: skip

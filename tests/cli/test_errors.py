@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from memcalc.inputs.peft import METHODS
+from memcalc.inputs.training_names import RECOMPUTE
+
 _BAD = {
     "no model": ((), "argument: got none"),
     "unknown model": (("llama-9",), "model: got 'llama-9'"),
@@ -33,6 +36,10 @@ _BAD = {
     "no memory": (("gpt2", "--gpu-memory", "0GiB"), "above 0"),
     "reserve all": (("gpt2", "--gpu", "h100", "--reserve", "200GB"), "--reserve"),
     "recompute": (("gpt2", "--recompute", "ful"), "nearest: full"),
+    "phase": (("gpt2", "--phase", "evaluation"), "--phase: got 'evaluation', not known; nearest: eval"),
+    "unread choice": (("gpt2", "--phase", "load", "--load-by", "bogus", "-q"), "--load-by: got 'bogus'"),
+    "number with a unit": (("gpt2", "--imbalance", "$1,100.5"), "nearest valid: 1100.5"),
+    "percentage": (("gpt2", "--imbalance", "40%"), "rule: a number; nearest valid: 40"),
     "recompute layers": (("gpt2", "--recompute", "full:13"), "at most the 12 layers"),
     "recompute none:3": (("gpt2", "--recompute", "sac:3"), "only full:N"),
     "recompute full:": (("gpt2", "--recompute", "full:"), "positive number"),
@@ -85,6 +92,83 @@ def test_bad_input_is_one_line_and_status_2(memcalc, words, said: str) -> None: 
 def test_other_commands_refuse_alike(memcalc, words, said: str) -> None:  # type: ignore[no-untyped-def]
     outcome = memcalc(*words)
     assert outcome.status == 2 and said in outcome.error
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("estimate", "gpt2", "--batch-size", "4"), "not known; nearest valid: --micro-batch"),
+        (("infer", "gpt2", "--batch-size", "4"), "nearest valid: --batch"),
+        (("estimate", "gpt2", "-b", "4"), "nearest valid: --micro-batch"),
+        (("estimate", "gpt2", "--gradient-checkpointing"), "nearest valid: --recompute full"),
+        (("estimate", "gpt2", "--gradient_checkpointing"), "nearest valid: --recompute full"),
+        (("infer", "gpt2", "--max-model-len", "8k"), "nearest valid: --context"),
+        (("estimate", "gpt2", "--zero3"), "nearest valid: --zero 3 --stack deepspeed"),
+        (("estimate", "gpt2", "--batch", "4"),
+         "not an option of estimate, but of infer, solve, chart, verify, measure; nearest valid: "
+         "--micro-batch"),
+        (("infer", "gpt2", "--seq", "8k"), "nearest valid: --context"),
+        (("estimate", "gpt2", "--format", "json"), "but of export, import; see `memcalc estimate -h`"),
+        (("estimate", "gpt2", "--stack", "transformers"), "nearest valid: --stack hf"),
+        (("compare", "gpt2", "--stack", "torch,Megatron-LM"), "nearest valid: --stack megatron"),
+        (("estimate", "gpt2", "--optimizer", "adam"), "nearest valid: --optimizer adamw"),
+        (("estimate", "gpt2", "--recompute", "true"), "nearest valid: --recompute full"),
+        (("infer", "gpt2", "--engine", "ollama"), "nearest valid: --engine llama.cpp"),
+        (("serve", "gpt2"), "nearest valid: memcalc infer"),
+        (("version",), "nearest valid: memcalc --version"),
+        (("llama-3.1-8b", "--gpu", "h100"), "nearest valid: memcalc estimate llama-3.1-8b"),
+        (("--gpu", "h100", "estimate", "gpt2"), "got '--gpu' before the command"),
+        (("solve", "gpt2", "seq", "--gpu", "t4"), "nearest valid: memcalc solve seq gpt2"),
+        (("compare", "gpt2", "gpt2-xl"), "nearest valid: gpt2,gpt2-xl, commas between models"),
+        (("chart", "breakdown", "gpt2", "gpt2-xl"), "nearest valid: gpt2,gpt2-xl"),
+        (("compare", "gpt2", "--micro-batch", "1-4"), "nearest valid: 1..4"),
+        (("train-time", "gpt2", "--gpu", "h100", "--tokens", "1e9"), "nearest valid: 1000000000"),
+        (("estimate", "gpt2", "--gpu-memory", "40G"), "nearest valid: 40GB, 40GiB"),
+        (("estimate", "gpt2", "--gpu", "8xH100"), "nearest valid: --gpu h100 --gpus 8"),
+        (("estimate", "gpt2", "--gpu", "qwertz"), "see `memcalc list gpus`; or a .toml file"),
+        (("estimate", "some/thing"), "nearest valid: `hf download some/thing config.json` first"),
+        (("estimate", "some/thing-GGUF"), "the id of the model itself"),
+        (("estimate", "https://huggingface.co/openai-community/gpt2/tree/main"),
+         "rule: a Hub id; nearest valid: openai-community/gpt2"),
+        (("accuracy", "--source", "qqqqq"), "see `memcalc accuracy`"),
+    ],
+)  # fmt: skip
+def test_what_other_programs_call_it_is_answered_with_our_word(memcalc, words, said: str) -> None:  # type: ignore[no-untyped-def]
+    outcome = memcalc(*words)
+    assert outcome.status == 2 and said in outcome.error
+
+
+def test_every_word_offered_for_another_programs_is_one_of_ours() -> None:
+    from memcalc.cli import other_names
+    from memcalc.cli.options import BY_FLAG, BY_NAME, COMMANDS
+    from memcalc.inputs.profiles import profile_names
+
+    offered = [flag for said in other_names._OPTIONS for flag in said.split() if flag[:2] == "--"]
+    assert set(offered) <= set(BY_FLAG)
+    assert {said.split()[0] for said in other_names._COMMANDS} <= {*COMMANDS, "--version"}
+    for name, words in other_names._VALUES.items():
+        known = BY_NAME[name].choices or [
+            *profile_names("stacks"),
+            *RECOMPUTE,
+            *METHODS,
+            "freeze:N",
+        ]
+        assert set(words) <= set(known), name
+
+
+def test_a_run_file_in_the_place_of_a_model_is_told_so(memcalc, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "run.toml"
+    assert memcalc("estimate", "gpt2", "--seq", "64", "--save", path).status == 0
+    assert f"a run file; nearest valid: --config {path}" in memcalc("estimate", path).error
+
+
+def test_a_profile_that_lies_here_is_named_by_its_file(
+    memcalc, tmp_path: Path, monkeypatch
+) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "my-gpu.toml").write_text("marketed_gb = 16\n")
+    monkeypatch.chdir(tmp_path)
+    outcome = memcalc("estimate", "gpt2", "--gpu", "my-gpu")
+    assert "nearest valid: my-gpu.toml, a file here" in outcome.error
 
 
 def _config(**changes: object) -> dict[str, object]:

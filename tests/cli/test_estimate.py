@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -163,3 +164,19 @@ def test_set_reaches_inside_the_experts(memcalc) -> None:  # type: ignore[no-unt
     words = ("estimate", "mixtral-8x7b", "--layers", "2", *_SHORT, "--json")
     half = memcalc(*words, "--set", "model.moe.num_experts=4").json
     assert half["model"]["parameters"] < memcalc(*words).json["model"]["parameters"]
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("--optimizer AdamW --precision BF16", "--optimizer adamw --precision bf16"),
+        ("--recompute Full:3 --stack HF", "--recompute full:3 --stack hf"),
+        ("--peft LoRA --optimizer adamw8bit", "--peft lora --optimizer adamw-8bit"),
+        ("--gpus 2 --fsdp --reshard False", "--gpus 2 --fsdp --reshard false"),
+        ("--gpu 'A100 80 GB'", "--gpu a100-80gb"),
+    ],
+)
+def test_words_may_be_spelt_as_people_write_them(memcalc, said: str, meant: str) -> None:  # type: ignore[no-untyped-def]
+    words = ("estimate", "gpt2", *_SHORT, "--json")
+    other, own = (memcalc(*words, *shlex.split(text)).json for text in (said, meant))
+    assert other["setup"] == own["setup"] and other["memory"] == own["memory"]

@@ -107,7 +107,10 @@ def test_one_option_is_asked_for_by_name(memcalc: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [(("help", "estimte"), "nearest: estimate"), (("estimte", "--help"), "nearest: estimate"),
-     (("help", "--sequence"), "option"), (("help", "doctor", "--seq"), "--json")],
+     (("help", "--sequence"), "option"), (("help", "doctor", "--seq"), "--json"),
+     (("help", "--seq"), "nearest valid: memcalc help estimate --seq"),
+     (("help", "kv-cache"), "nearest valid: memcalc help infer --kv-cache"),
+     (("help", "estimate", "nonsense"), "see `memcalc help estimate`")],
 )  # fmt: skip
 def test_help_on_what_is_not_known_is_one_line(memcalc: Any, words: Any, said: str) -> None:
     outcome = memcalc(*words)

@@ -82,3 +82,15 @@ def test_what_does_not_go_together_is_refused(
 ) -> None:
     assert main(["accuracy", *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_installed_memcalc_says_what_it_has_instead(memcalc, tmp_path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    from memcalc.accuracy.proof import records
+
+    monkeypatch.setattr(
+        records, "__file__", str(tmp_path / "site/memcalc/accuracy/proof/records.py")
+    )
+    monkeypatch.chdir(tmp_path)
+    said = memcalc("accuracy", "--report", "-o", "here").error
+    assert "in a checkout of the repository" in said and "nearest valid: memcalc accuracy" in said
+    assert not (tmp_path / "here").exists()

@@ -92,6 +92,7 @@ def test_the_page_is_80_columns_but_for_commands(memcalc) -> None:  # type: igno
         ((), "argument: got none; rule: memcalc solve WHAT MODEL"),
         (("seq",), "solve: got no MODEL; rule: memcalc solve WHAT MODEL"),
         (("hops", "gpt2"), "solve: got 'hops', not known"),
+        (("micro_batch", "gpt2"), "solve: got no GPU"),  # as it is spelt elsewhere
         (("seq", "gpt2"), "solve: got no GPU; rule: --gpu, --cluster or --gpu-memory"),
         (("seq", "gpt2", "--seq", "512"), "--seq: got 512; rule: solve seq finds it"),
         (("gpus", "gpt2", "--dp", "2"), "--dp: got 2; rule: solve gpus finds it"),

@@ -57,6 +57,8 @@ def test_other_words_are_refused_with_what_is_there(cuda: None, word: str) -> No
 
 def test_cuda_without_cuda_says_why(no_cuda: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(ConfigError, match="cuda, cuda:1 or cpu; .*built without CUDA; valid: cpu"):
+        device.pick_device("gpu")  # not "nearest: cpu"
     with pytest.raises(ConfigError, match="built without CUDA; valid: cpu"):
         device.pick_device("cuda")
     monkeypatch.setattr(torch.version, "cuda", "13.0")

@@ -251,3 +251,23 @@ def test_the_ceiling_is_the_burst_of_the_first_dtype() -> None:
 def test_the_documentation_names_every_kind_of_point() -> None:
     text = (Path(__file__).parents[2] / "docs" / "calibration.md").read_text("utf-8")
     assert [kind for kind in calibrations.KINDS if f"`{kind}`" not in text] == []
+
+
+def test_noise_takes_a_row_and_not_the_profile() -> None:
+    """A difference of two measurements may come out below 0; a rate or a time of its own may not."""
+    two = {"model": "m", "block_s": -1e-4, "rest_s": -4e-3, "n": 2}
+    rows = {
+        "two_depth": [two],
+        "norm": [{"bytes_per_s": -1.0, "n": 1}],
+        "fixed": [{"t0_s": 0, "n": 1}],
+    }
+    noisy = copy.deepcopy({**PROFILE, "summary": {**PROFILE["summary"], **rows}})
+    with pytest.raises(ConfigError, match="a number above 0"):
+        calibrations.to_text(noisy)
+    found = calibrations.sound(noisy)
+    assert found["summary"].keys() == {*PROFILE["summary"], "two_depth", "fixed"}
+    assert found["summary"]["two_depth"] == [two]
+    assert found["skipped"][-1]["point"] == "fit of norm"
+    assert "bytes_per_s: got -1.0" in found["skipped"][-1]["reason"]
+    calibrations.to_text(found)
+    assert "-4 ms" in render(lambda page: calibration_page(page, found))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from rich.text import Text
 
 from memcalc.output.charts.palette import CATEGORIES, name_of
 from memcalc.output.charts.text import COLOURS, area, bars, put_key, shortened, stacked
@@ -52,3 +53,27 @@ def test_a_key_breaks_between_names() -> None:
 
 def test_a_long_label_keeps_its_ends() -> None:
     assert shortened("abcdefghij", 6) == "ab..ij" and shortened("abc", 6) == "abc"
+
+
+def test_a_narrow_terminal_cuts_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("parameters", "0.46 GiB", "497,759,232", "of the model")]
+    columns = ("At the peak", ">size", ">bytes", "meaning")
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = Page(True)
+    narrow.table(columns, rows)
+    assert "497,759,232" in narrow.text() and "0.46 GiB" in narrow.text()
+    narrow.line("words " * 12)
+    assert max(len(line) for line in narrow.text().splitlines()[-2:]) <= 40  # text still folds
+    monkeypatch.setenv("COLUMNS", "60")
+    fits = Page(True)
+    fits.table(columns, [(*rows[0][:3], "of the model " * 4)])
+    lines = Text.from_ansi(fits.text()).plain.splitlines()
+    assert max(map(len, lines)) <= 60 and len(lines) > 3  # room enough: the last column folds
+
+
+def test_parts_of_a_page_are_one_empty_line_apart() -> None:
+    page = Page(False)
+    page.table(("a", ">b"), [("1", "2")])
+    page.line()
+    page.line("next")
+    assert page.text() == "a   b\n-----\n1   2\n\nnext\n"

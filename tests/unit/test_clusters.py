@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from memcalc.engine.device_side import device_of
 from memcalc.errors import ConfigError
 from memcalc.inputs import clusters, profiles
 from memcalc.inputs.clusters import load_cluster
@@ -136,6 +137,9 @@ def test_a_custom_file_loads_with_bare_numbers(tmp_path):
         ("link_bytes_per_s = 3e11", "link_bytes_per_s = -1", "positive number"),
         ("nics_per_node = 2", 'nics_per_node = 2\ntopology = "torus"', "topology"),
         ("nics_per_node = 2", "nics_per_node = 2\nlink = 4", "rule: a string"),
+        ("nics_per_node = 2", "nic_per_node = 2", "nearest: nics_per_node"),
+        ("link_bytes_per_s = 3e11", "link_bytes_per_s = 300", "nearest valid: 300e9"),
+        ('gpu = "a100 80gb"', 'gpu = "nosuch.toml"', "cannot read"),
     ],
 )
 def test_a_broken_custom_file_is_a_one_line_error(tmp_path, old, new, match):
@@ -144,6 +148,21 @@ def test_a_broken_custom_file_is_a_one_line_error(tmp_path, old, new, match):
     with pytest.raises(ConfigError, match=match) as error:
         load_cluster(str(path))
     assert "\n" not in str(error.value)
+
+
+def test_a_custom_cluster_may_be_of_a_custom_gpu_in_a_file_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "card.toml").write_text(
+        "marketed_gb = 48\nmemory_bandwidth_bytes_per_s = 9e11\nbf16_tensor_flops_per_s = 1e14\n"
+    )
+    path = tmp_path / "mine.toml"
+    path.write_text(CUSTOM.replace("a100 80gb", "card.toml"))
+    monkeypatch.chdir("/")  # found beside the cluster's file, wherever one stands
+    cluster = load_cluster(str(path))
+    assert cluster.gpu == "card" and cluster.gpu_file == str(tmp_path / "card.toml")
+    device = device_of(None, cluster=cluster)
+    assert device.gpu.marketed_gb == 48 and device.cluster is cluster
+    with pytest.raises(ConfigError, match="valid: card"):
+        device_of("h100", cluster=cluster)
 
 
 def test_a_cluster_without_a_network_has_no_rate(tmp_path):

@@ -8,7 +8,13 @@ import pytest
 
 from memcalc.errors import ConfigError
 from memcalc.inputs import hardware, profiles
-from memcalc.inputs.hardware import context_bytes, cublas_workspace_bytes, load_gpu
+from memcalc.inputs.hardware import (
+    ARCHITECTURES,
+    context_bytes,
+    cublas_workspace_bytes,
+    load_gpu,
+)
+from memcalc.inputs.rates import CLASSES
 from memcalc.units import GIB, MIB
 
 SLUGS = profiles.profile_names("gpus")
@@ -203,6 +209,12 @@ bf16_tensor_flops_per_s = { value = 5e14, source = "own sheet", verified = true 
 """
 
 
+def test_every_shipped_architecture_is_one_that_a_file_may_state():
+    shipped = {load_gpu(name)[0].architecture for name in profiles.profile_names("gpus")}
+    assert shipped <= set(ARCHITECTURES)
+    assert set(CLASSES) <= set(ARCHITECTURES)
+
+
 def test_a_custom_file_loads_with_bare_numbers(tmp_path):
     path = tmp_path / "my_gpu.toml"
     path.write_text(CUSTOM)
@@ -224,7 +236,19 @@ def test_a_custom_file_loads_with_bare_numbers(tmp_path):
         ("marketed_gb = 64", "marketed_gb = true", "positive number"),
         ("marketed_gb = 64", "marketed_gb = 64\nnvidia_smi_total_mib = 100", "above 0.6 GiB"),
         ('name = "My card"', "name = 3", "rule: a string"),
-        ('compute_capability = "9.0"', "compute_capability = 9.0", "rule: a string"),
+        (
+            'compute_capability = "9.0"',
+            "compute_capability = 9.0",
+            'a string; nearest valid: "9.0"',
+        ),
+        ("= 2e12", "= 2000", "rule: bytes/s; nearest valid: 2000e9"),
+        (
+            "bf16_tensor_flops_per_s = {",
+            "fp32_flops_per_s = 44\nbf16_tensor_flops_per_s = {",
+            "fp32_flops_per_s: got 44; rule: FLOP/s; nearest valid: 44e12",
+        ),
+        ("bf16_tensor_flops_per_s", "bf16_tensor_flop_per_s", "nearest: bf16_tensor_flops_per_s"),
+        ('"hopper"', '"hoper"', "architecture: got 'hoper', not known; nearest: hopper"),
         ('compute_capability = "9.0"', 'compute_capability = "x"', "compute_capability"),
     ],
 )

@@ -40,7 +40,7 @@ from memcalc.harness.failures import first_line, is_out_of_memory
 from memcalc.harness.local import local_device
 from memcalc.harness.malloc import kept
 from memcalc.harness.ranks.layout import world
-from memcalc.inputs.calibrations import SCHEMA, profile_name
+from memcalc.inputs.calibrations import SCHEMA, profile_name, sound
 
 #: What is being measured, points done, points in all.
 Progress = Callable[[str, int, int], None]
@@ -91,7 +91,7 @@ def run(
     plain: dict[str, Any] = _without_none({"name": profile_name(profile), **profile})
     with _threads(threads):
         _add_residuals(plain, device)
-    return plain
+    return sound(plain)
 
 
 def _add_residuals(profile: dict[str, Any], device: torch.device) -> None:
