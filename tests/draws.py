@@ -1,7 +1,7 @@
 """How many of the drawn configurations a run of the tests takes: some, or all of them.
 
 `MEMCALC_DRAWS=all python -m pytest` takes all; the numbers of configurations in README and docs are of that.
-Otherwise a third of what a test draws, and of the cases of a slow test an eighth. Which ones is fixed:
+Otherwise a fifth of what a test draws, and of the cases of a slow test an eighth. Which ones is fixed:
 spread over all, the first among them.
 """
 
@@ -15,7 +15,7 @@ import pytest
 ALL = os.environ.get("MEMCALC_DRAWS") == "all"
 #: Tests that run PyTorch.
 SLOW = ("tests/oracle/", "tests/harness/", "tests/cli/test_distributed.py")
-SHARE = 3
+SHARE = 5
 OF_SLOW = 8
 
 

@@ -212,6 +212,7 @@ def _check_lists(profile: Mapping[str, Any], where: str) -> None:
 
 def _check_row(row: Mapping[str, Any], where: str, name: str) -> None:
     """Figures of a row of the summary are numbers from 0, rates above it, or lists of such."""
+
     def least(key: str) -> float:
         return -_LARGEST if key in _DIFFERENCES else 0.0
 

@@ -1,4 +1,4 @@
-"""What test_distributed.py runs under torchrun: every layout of so many ranks, in one process group.
+"""What test_distributed.py runs under torchrun: the layouts it names, in one process group.
 
 Writes rank{N}.json: of each case the losses of its steps, the tracked step's bytes, and MemTracker's
 peak of the same step. With the word "oom" instead: a run whose second rank runs out of memory; a file
@@ -39,7 +39,7 @@ def main(out: Path, words: Sequence[str]) -> int:
         return out_of_memory(out, here)
     dist.init_process_group("gloo")
     cases = CASES if here.size == 2 else GRIDS
-    found = {name: run(case, here) for name, case in cases.items()}
+    found = {name: run(cases[name], here) for name in words}
     (out / f"rank{here.rank}.json").write_text(json.dumps(found))
     dist.barrier()
     return 0

@@ -39,20 +39,30 @@ def torchrun(*words: object, ranks: int = 2) -> subprocess.CompletedProcess[str]
     )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
-    """What each of two ranks wrote of every case: one launch for all."""
-    return _launched(tmp_path_factory.mktemp("ranks"), 2)
+#: Cases that tests name themselves.
+_ALWAYS = ("ddp", "fsdp", "tp", "tp-sp", "pp-1f1b", "pp-gpipe", "pp-uneven")
 
 
 @pytest.fixture(scope="module")
-def grids(tmp_path_factory: pytest.TempPathFactory) -> Found:
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What each of two ranks wrote of every case that is asked for: one launch for all."""
+    return _launched(tmp_path_factory.mktemp("ranks"), 2, {*_ALWAYS, *_asked(request)} & {*CASES})
+
+
+@pytest.fixture(scope="module")
+def grids(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Found:
     """The same of four ranks."""
-    return _launched(tmp_path_factory.mktemp("ranks"), 4)
+    return _launched(tmp_path_factory.mktemp("ranks"), 4, _asked(request) & {*GRIDS})
 
 
-def _launched(out: Path, ranks: int) -> Found:
-    done = torchrun(out, ranks=ranks)
+def _asked(request: pytest.FixtureRequest) -> set[str]:
+    """Names of the cases that tests of this file take."""
+    calls = (getattr(item, "callspec", None) for item in request.session.items)
+    return {str(call.params["name"]) for call in calls if call and "name" in call.params}
+
+
+def _launched(out: Path, ranks: int, names: set[str]) -> Found:
+    done = torchrun(out, *sorted(names), ranks=ranks)
     assert done.returncode == 0, done.stderr[-4000:]
     return [json.loads((out / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
