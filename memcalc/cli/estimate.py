@@ -118,6 +118,10 @@ def _deliver(arguments: Arguments, request: Request, result: Estimate) -> None:
         from memcalc.output.estimate_text import quiet_line
 
         line = quiet_line(result)
+        if outside := _outside(arguments, request, phase, result):
+            from memcalc.output.phases_text import quiet_phases
+
+            line = f"{line} {quiet_phases(outside)}"
     deliver(arguments, plain, page, line)
     if not quiet and not as_json:
         _say(result)

@@ -38,6 +38,14 @@ def phases_table(page: Page, outside: dict[str, Any]) -> None:
         _files(page, disk)
 
 
+def quiet_phases(outside: dict[str, Any]) -> str:
+    """The peak of each phase as words of the one line of --quiet: `load 4943257600 eval ...`."""
+    return " ".join(
+        f"{one['phase'].replace(' ', '-')} {one['peak_requested_bytes']}"
+        for one in outside["program"]
+    )
+
+
 def _files(page: Page, disk: dict[str, Any]) -> None:
     rows = [
         (

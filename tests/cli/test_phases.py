@@ -32,6 +32,14 @@ def test_one_phase_alone(memcalc, phase):  # type: ignore[no-untyped-def]
     assert ("checkpoint on disk" in text) == (phase == "save")
 
 
+def test_the_quiet_line_ends_with_the_phases(memcalc):  # type: ignore[no-untyped-def]
+    words = memcalc(*ARGUMENTS, "--phase", "all", "--quiet").out.split()
+    said = dict(zip(words[::2], words[1::2], strict=True))
+    assert list(said)[-5:] == ["verdict", "load", "first-step", "eval", "save"]
+    found = memcalc(*ARGUMENTS, "--phase", "all", "--json").json["program"]
+    assert [int(said[w]) for w in list(said)[-4:]] == [o["peak_requested_bytes"] for o in found]
+
+
 def test_the_step_alone_says_nothing_of_them(memcalc):  # type: ignore[no-untyped-def]
     assert "program" not in memcalc(*ARGUMENTS, "--json").json
     assert "Outside the step" not in memcalc(*ARGUMENTS, "--phase", "train").out
