@@ -16,11 +16,12 @@ import pytest
 
 from benchmarks.sweep import decode_stage, stages, time_stages
 from benchmarks.sweep.children import ChildFailed, Clock
-from benchmarks.sweep.predictions import device_for, guess_s, predict
+from benchmarks.sweep.predictions import device_for, guess_s
 from benchmarks.sweep.questions import BY_ID, QUESTIONS
 from benchmarks.sweep.setups import Spec, memory_setups, tiny_setups
 from memcalc.harness import records
 from tests.harness.sweep_support import FACTS, measured, sweep_of
+from tests.harness.sweep_support import predict_once as predict
 
 ROOT = Path(__file__).parents[2]
 H100 = {"type": "cuda", "name": "NVIDIA H100 80GB HBM3", "total_bytes": 84_929_347_584}
