@@ -15,7 +15,6 @@ from benchmarks.exact.case import Answer, Case, counted, drawn_by
 from memcalc.accuracy import textbook
 from memcalc.engine.memory import step_memory
 from memcalc.harness.model.decoder import build
-from memcalc.harness.watch.tracker import StorageTracker
 from memcalc.inputs.models import load_model
 from tests.oracle import (
     test_every_decoder,
@@ -78,17 +77,8 @@ def _width(name: str) -> Answer:
 
 def _width_by_torch(name: str) -> Answer:
     model = build(_plan(name), "meta", seed=None)
-    ids = torch.zeros(2, 64, dtype=torch.long, device="meta")
-    tracker = StorageTracker("meta")
-    tracker.track(model, ids)
-    before = tracker.live
-    with tracker:
-        loss = model(ids, ids)
-        saved = tracker.live - before
-        tracker.set_phase("backward")
-        loss.backward()
-        del loss
-    return {PROFILE_SAVED: saved, PROFILE_PEAK: tracker.phase_peaks["backward"].nbytes}
+    saved, peak = test_every_decoder.saved_and_peak(model)
+    return {PROFILE_SAVED: saved, PROFILE_PEAK: peak}
 
 
 def _width_by_hand(name: str) -> Answer:

@@ -41,28 +41,24 @@ def families() -> Iterator[Case]:
     for family in (*test_hf_families.FAMILIES, *test_hf_moe.FAMILIES):
         for seq in (64, 128):
             for checkpoint in (False, True):
-                how = (TINY[family], 2, seq, checkpoint, attention_of(family))
-                yield Case(
-                    f"{family} {seq} {checkpoint}",
-                    f"{family}, 2 x {seq} tokens, bf16, {how[4]}"
-                    + (", recomputed" if checkpoint else ""),
-                    partial(_family, *how), partial(_family_by_hf, *how),
-                    partial(_family_by_hand, *how),
-                )  # fmt: skip
+                yield _case(f"{family} {seq} {checkpoint}", family, seq, checkpoint, False)
 
 
 def autocast() -> Iterator[Case]:
     """The dense ones with fp32 weights under bf16 autocast."""
     for family in sorted(set(TINY) - test_hf_autocast.SPARSE):
         for checkpoint in (False, True):
-            how = (TINY[family], 2, 96, checkpoint, attention_of(family), True)
-            yield Case(
-                f"{family} {checkpoint}",
-                f"{family}, 2 x 96 tokens, bf16 autocast, {how[4]}"
-                + (", recomputed" if checkpoint else ""),
-                partial(_family, *how), partial(_family_by_hf, *how),
-                partial(_family_by_hand, *how),
-            )  # fmt: skip
+            yield _case(f"{family} {checkpoint}", family, 96, checkpoint, True)
+
+
+def _case(key: str, family: str, seq: int, checkpoint: bool, cast: bool) -> Case:
+    attention = attention_of(family)
+    said = f"{family}, 2 x {seq} tokens, bf16{' autocast' if cast else ''}, {attention}"
+    how = (TINY[family], 2, seq, checkpoint, attention, cast)
+    return Case(
+        key, said + (", recomputed" if checkpoint else ""),
+        partial(_family, *how), partial(_family_by_hf, *how), partial(_family_by_hand, *how),
+    )  # fmt: skip
 
 
 def _classes(cast: bool) -> tuple[str, str]:
@@ -71,7 +67,7 @@ def _classes(cast: bool) -> tuple[str, str]:
 
 def _family(
     config: dict[str, Any], batch: int, seq: int, checkpoint: bool, attention: str,
-    cast: bool = False,
+    cast: bool,
 ) -> Answer:  # fmt: skip
     told = trace_hf(config, batch, seq, checkpoint, attention, cast)
     return dict(zip(_classes(cast), (told.saved, told.peak_over_params), strict=True))
@@ -79,7 +75,7 @@ def _family(
 
 def _family_by_hf(
     config: dict[str, Any], batch: int, seq: int, checkpoint: bool, attention: str,
-    cast: bool = False,
+    cast: bool,
 ) -> Answer:  # fmt: skip
     seen = run_hf(config, batch, seq, checkpoint=checkpoint, attention=attention, autocast=cast)
     return dict(zip(_classes(cast), (seen.saved, seen.peak_over_base), strict=True))
@@ -87,7 +83,7 @@ def _family_by_hf(
 
 def _family_by_hand(
     config: dict[str, Any], batch: int, seq: int, checkpoint: bool, attention: str,
-    cast: bool = False,
+    cast: bool,
 ) -> Answer:  # fmt: skip
     model = model_from_config(config, config["model_type"])
     setup = TrainingSetup(

@@ -205,11 +205,11 @@ def coverage(runs: Sequence[Run], make: Make) -> dict[str, Any]:
 
     {"all" | "sources" | "parts": {"n", "inside", "share", "width": median high - low}}, "by_source".
     """
-    evaluated = [run for run in runs if not run.fitted] or list(runs)
+    evaluated = _evaluated(runs)
     names = sorted({run.setup for run in runs})
     part = {name: place % PARTS for place, name in enumerate(names)}
     whole = make(runs)
-    without = _tested(runs, evaluated, make, lambda run: run.source)
+    without = without_sources(runs, make)
     split = _tested(runs, evaluated, make, lambda run: part[run.setup])
     sources: dict[str, list[bool]] = {}
     for run, band in without:
@@ -220,6 +220,16 @@ def coverage(runs: Sequence[Run], make: Make) -> dict[str, Any]:
         "parts": _held(split),
         "by_source": {name: [sum(held), len(held)] for name, held in sorted(sources.items())},
     }
+
+
+def without_sources(runs: Sequence[Run], make: Make) -> list[tuple[Run, Band]]:
+    """Each evaluated run with the band made without its source."""
+    return _tested(runs, _evaluated(runs), make, lambda run: run.source)
+
+
+def _evaluated(runs: Sequence[Run]) -> list[Run]:
+    """Runs that nothing was fitted to; all where there are none."""
+    return [run for run in runs if not run.fitted] or list(runs)
 
 
 def _tested(

@@ -16,13 +16,12 @@ from memcalc.accuracy.readings import held_against, unit_of
 from memcalc.accuracy.rows import Row
 from memcalc.accuracy.setups import Expressed, express
 from memcalc.accuracy.throughput import KINDS, contradicted, kind_of, parts_of, predicted_rate
-from memcalc.engine.device_side import device_of
+from memcalc.engine.device_side import device_from
 from memcalc.engine.estimate import estimate
 from memcalc.engine.make_plan import plan_of
 from memcalc.engine.rank_memory import communication_of, open_bytes
 from memcalc.engine.results import Estimate, MemoryEstimate
 from memcalc.errors import ConfigError
-from memcalc.inputs.clusters import Cluster
 from memcalc.units import GIB, MIB
 
 #: (row's id, rows done, rows in all)
@@ -204,8 +203,7 @@ def _used(
     if used is None or reserved is None:
         return None
     plan = plan_of(stated.config, stated.setup, stated.kernels, stated.plan)
-    where = stated.device
-    device = device_of(None, cluster=where) if isinstance(where, Cluster) else device_of(where)
+    device = device_from(stated.device)
     between = communication_of(plan, number, device)
     low, high = open_bytes(plan, device, between, memory.peak_allocated_bytes, used)
     return Used(used, low, high)

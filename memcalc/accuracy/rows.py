@@ -18,6 +18,7 @@ from typing import NamedTuple, cast
 
 from memcalc.accuracy.columns import BY_NAME, MEASURED, Cell, read_cell
 from memcalc.errors import ConfigError
+from memcalc.inputs.files import read_bounded
 
 #: Larger files are no table of runs.
 MAX_BYTES = 50 * 10**6
@@ -106,20 +107,9 @@ def read_rows(path: Path) -> RowFile:
 
 def _content(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():
-            raise ConfigError(f"rows: '{path}' is not a regular file; rule: a CSV file")
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ConfigError(f"rows: '{path}' has {size} bytes; rule: at most {MAX_BYTES}")
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ConfigError(f"rows: cannot read '{path}': {error.strerror or error}") from None
+        text = read_bounded(path, MAX_BYTES, "rows", "CSV file").decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"rows: '{path}' is no UTF-8 text (byte {error.start})") from None
-    except ConfigError:
-        raise
-    except ValueError:  # a NUL inside the name
-        raise ConfigError(f"rows: got {str(path)!r}; rule: a file name") from None
     if "\0" in text:
         raise ConfigError(f"rows: '{path}' has NUL characters; rule: a CSV file")
     return text

@@ -19,7 +19,7 @@ from memcalc.inputs.clusters import Cluster, load_cluster
 from memcalc.inputs.hardware import Gpu, load_gpu
 from memcalc.inputs.model import ModelConfig
 from memcalc.inputs.parallel import ParallelPlan
-from memcalc.inputs.profiles import profile_names
+from memcalc.inputs.stacks import stack_names
 from memcalc.inputs.training import TrainingSetup
 
 #: Frameworks without a profile of their own yet, and the stack nearest to them.
@@ -188,10 +188,10 @@ def _stack(row: Row) -> tuple[str, list[str]]:
     if stated is None:
         return "torch", ["stack not stated: torch"]
     name = _framework(row)
-    if name in profile_names("stacks"):
+    if name in stack_names():
         return name, []
     nearest = NEAREST_STACK.get(name)
-    if nearest in profile_names("stacks"):
+    if nearest in stack_names():
         return nearest, [f"stack {name} priced as {nearest}"]
     raise NotExpressedError(f"stack {name!r} is not in this version")
 

@@ -12,7 +12,7 @@ from memcalc.cli.option import SEVERAL
 from memcalc.cli.options import BY_FLAG, POSITIONALS, Option
 from memcalc.errors import ConfigError, spelled, unknown
 from memcalc.inputs.peft import METHODS
-from memcalc.inputs.profiles import profile_names
+from memcalc.inputs.stacks import stack_names
 from memcalc.inputs.training_names import RECOMPUTE
 
 #: Kinds of options with a closed list of words before a number, as full:4.
@@ -89,7 +89,7 @@ def _as_listed(option: Option, text: str) -> str:
     """
     words = option.choices or _WORDS.get(option.kind, ())
     if option.name == "stack":
-        words = tuple(profile_names("stacks"))
+        words = stack_names()
     if not words or ("," not in text and text.partition(":")[0] in words):
         return text
     from memcalc.cli.other_names import check_value

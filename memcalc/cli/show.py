@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from memcalc.cli.deliver import deliver
 from memcalc.cli.parse import Arguments, check_positionals
 from memcalc.errors import ConfigError, unknown
-from memcalc.inputs.files import user_path
+from memcalc.inputs.files import names_toml, user_path
 
 if TYPE_CHECKING:
     from memcalc.output.console import Page
@@ -100,10 +100,9 @@ def _is_profile(kind: str, name: str) -> bool:
 def _is_stack_file(name: str) -> bool:
     """Whether a path leads to a stack of the user's own: it has a table no other kind has."""
     from memcalc.inputs.profiles import read_toml
-    from memcalc.inputs.stacks import is_file
 
     try:
-        return is_file(name) and not read_toml(user_path(name)).keys().isdisjoint(_STACK_TABLES)
+        return names_toml(name) and not read_toml(user_path(name)).keys().isdisjoint(_STACK_TABLES)
     except ConfigError:
         return False
 
@@ -143,8 +142,7 @@ def _gpu(name: str) -> dict[str, Any]:
     from memcalc.inputs.profiles import find_profile, read_toml
 
     gpu, notes = load_gpu(name)
-    is_file = name.lower().endswith(".toml")
-    raw = read_toml(user_path(name) if is_file else find_profile("gpus", gpu.slug))
+    raw = read_toml(user_path(name) if names_toml(name) else find_profile("gpus", gpu.slug))
     context, source, verified = context_bytes(gpu)
     return {
         **raw,
@@ -161,10 +159,10 @@ def _gpu(name: str) -> dict[str, Any]:
 
 def _stack(name: str) -> dict[str, Any]:
     from memcalc.inputs.profiles import find_profile
-    from memcalc.inputs.stacks import is_file, load_stack
+    from memcalc.inputs.stacks import load_stack
 
-    stack = load_stack(name if is_file(name) else find_profile("stacks", name).stem)
-    base = {"base": stack.name} if is_file(name) else {}
+    stack = load_stack(name if names_toml(name) else find_profile("stacks", name).stem)
+    base = {"base": stack.name} if names_toml(name) else {}
     return {
         "name": stack.title,
         **base,
@@ -206,8 +204,7 @@ def _cluster(name: str) -> dict[str, Any]:
     from memcalc.inputs.profiles import find_profile, read_toml
 
     cluster = load_cluster(name)
-    is_file = name.lower().endswith(".toml")
-    raw = read_toml(user_path(name) if is_file else find_profile("clusters", name))
+    raw = read_toml(user_path(name) if names_toml(name) else find_profile("clusters", name))
     return {
         **raw,
         "name": cluster.name,

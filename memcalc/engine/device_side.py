@@ -40,6 +40,13 @@ def with_modules(device: Device, stack: Stack) -> Device:
     return device._replace(context_bytes=context, assumptions=(*device.assumptions, said))
 
 
+def device_from(gpu: Gpu | Cluster | str | Device | None) -> Device:
+    """What an estimate is asked for as one of these: a device is itself, a cluster has its GPU."""
+    if isinstance(gpu, Device):
+        return gpu
+    return device_of(None, cluster=gpu) if isinstance(gpu, Cluster) else device_of(gpu)
+
+
 def device_of(
     gpu: Gpu | str | None,
     gpu_memory_bytes: int | None = None,

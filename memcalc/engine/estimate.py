@@ -8,7 +8,7 @@ from typing import Any
 
 from memcalc.engine.adapters.choice import adapter_file_bytes
 from memcalc.engine.blocks.compiled_limits import ASSUMPTIONS
-from memcalc.engine.device_side import Device, device_of, with_modules
+from memcalc.engine.device_side import Device, device_from, with_modules
 from memcalc.engine.make_plan import plan_of
 from memcalc.engine.memory_band import memory_band
 from memcalc.engine.parallel.rules import check_size
@@ -50,16 +50,10 @@ def estimate(
     config = load_model(model) if isinstance(model, str) else model
     setup = setup or TrainingSetup()
     stack = load_stack(setup.code)
-    device = with_modules(_device(gpu), stack)
+    device = with_modules(device_from(gpu), stack)
     plan = plan_of(config, setup, kernels, parallel)
     check_size(plan.parallel, device.cluster)
     return estimate_of(plan, stack, device, allocator)
-
-
-def _device(gpu: Gpu | Cluster | str | Device | None) -> Device:
-    if isinstance(gpu, Device):
-        return gpu
-    return device_of(None, cluster=gpu) if isinstance(gpu, Cluster) else device_of(gpu)
 
 
 def estimate_of(plan: Plan, stack: Stack, device: Device, allocator: bool) -> Estimate:

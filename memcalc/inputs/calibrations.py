@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from memcalc.errors import ConfigError, unknown
-from memcalc.inputs.files import parse_toml, read_limited, user_path
+from memcalc.inputs.files import names_toml, parse_toml, read_limited, user_path
 from memcalc.inputs.profiles import check_name, normal_name, profiles_dir
 from memcalc.inputs.toml_text import to_toml
 from memcalc.userdirs import config_dir
@@ -101,7 +101,7 @@ def find(name: str) -> Path:
 
     Raises ConfigError naming the nearest.
     """
-    if name.lower().endswith(".toml"):
+    if names_toml(name):
         return user_path(name)
     check_name("calibration", name)
     known = entries()
@@ -212,18 +212,14 @@ def _check_lists(profile: Mapping[str, Any], where: str) -> None:
 
 def _check_row(row: Mapping[str, Any], where: str, name: str) -> None:
     """Figures of a row of the summary are numbers from 0, rates above it, or lists of such."""
-
-    def least(key: str) -> float:
-        return -_LARGEST if key in _DIFFERENCES else 0.0
-
     for key, value in row.items():
-        rate = "_per_s" in key
+        rate, least = "_per_s" in key, -_LARGEST if key in _DIFFERENCES else 0.0
         for one in value if isinstance(value, list) else (value,):
             if isinstance(one, Mapping):
                 _check_row(one, where, f"{name}.{key}")
             elif not (rate or key.endswith("_s") or key in _FIGURES):
                 continue
-            elif type(one) not in (int, float) or one < least(key) or (rate and one == 0):
+            elif type(one) not in (int, float) or one < least or (rate and one == 0):
                 rule = "a number above 0" if rate else "a number from 0"
                 raise _wrong(where, f"{name}.{key}", one, rule)
 

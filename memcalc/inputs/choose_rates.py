@@ -18,7 +18,7 @@ from typing import Any
 
 from memcalc.errors import ConfigError
 from memcalc.inputs.calibrations import find, is_default, measured_entries, read
-from memcalc.inputs.files import stamp, user_path
+from memcalc.inputs.files import stamp
 from memcalc.inputs.hardware import Gpu, load_gpu
 from memcalc.inputs.measured_rates import measured_rates
 from memcalc.inputs.rates import DEFAULT, Rates, rates_of
@@ -40,7 +40,7 @@ def choose_rates(gpu: Gpu, calibration: str = AUTO) -> tuple[Rates, str]:
     if word == AUTO:
         found = _measured_on(gpu)
         return (rates_of(gpu), "") if found is None else _measured(gpu, found, *stamp(found))
-    path = user_path(word) if word.lower().endswith(".toml") else find(word)
+    path = find(word)
     if _is_default(path, *stamp(path)):
         return rates_of(gpu, str(path)), ""
     return _measured(gpu, path, *stamp(path))
@@ -126,7 +126,7 @@ def cpu_device(name: str, threads: int, calibration: str = AUTO) -> tuple[Gpu, P
             return None
         path, profile = found
     else:
-        path = user_path(word) if word.lower().endswith(".toml") else find(word)
+        path = find(word)
         profile = _loaded(path)
     return as_device(profile), path
 

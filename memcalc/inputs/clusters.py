@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from memcalc.errors import ConfigError
 from memcalc.inputs import profiles
-from memcalc.inputs.files import user_path
+from memcalc.inputs.files import names_toml, user_path
 from memcalc.inputs.hardware import load_gpu
 from memcalc.inputs.model import check_choice
 from memcalc.inputs.profiles import read_text, read_texts
@@ -102,7 +102,7 @@ def read_cluster(path: Path) -> Cluster:
     gpu = read_text(raw, "gpu", where)
     if gpu is None:
         raise ConfigError(f"{where}: gpu: got none; rule: a name of `memcalc list gpus`, or a file")
-    own = str(path.parent / user_path(gpu)) if gpu.lower().endswith(".toml") else None
+    own = str(path.parent / user_path(gpu)) if names_toml(gpu) else None
     topology = read_text(raw, "topology", where) or "switch"
     check_choice(f"{where}: topology", topology, TOPOLOGIES)
     counts = _counts(values, where)
@@ -157,6 +157,6 @@ def load_cluster(name: str) -> Cluster:
 
     Raises ConfigError naming the nearest name when there is none. Checked by: unit/test_clusters.py.
     """
-    if isinstance(name, str) and name.lower().endswith(".toml"):
+    if names_toml(name):
         return read_cluster(user_path(name))
     return _shipped(profiles.find_profile("clusters", name))

@@ -31,6 +31,11 @@ def user_path(text: str) -> Path:
     return Path(os.path.expanduser(text))
 
 
+def names_toml(text: object) -> bool:
+    """Whether a name given for a profile is a path to a file of the user's own."""
+    return isinstance(text, str) and text.lower().endswith(".toml")
+
+
 def stamp(path: Path) -> tuple[int, int]:
     """(time of the last change, size) of a file; of none that is not there, as reading will say."""
     try:
@@ -41,10 +46,18 @@ def stamp(path: Path) -> tuple[int, int]:
 
 
 def read_limited(path: Path, limit: int, what: str = "config") -> bytes:
-    """The bytes of a regular file, refused by its size before reading."""
+    """The bytes of a regular file that has any, refused by its size before reading."""
+    data = read_bounded(path, limit, what)
+    if not data.strip():
+        raise ConfigError(f"{what}: '{path}' is empty; rule: one JSON object or TOML document")
+    return data
+
+
+def read_bounded(path: Path, limit: int, what: str, kind: str = "file") -> bytes:
+    """The bytes of a regular file, refused by its size before reading; kind: what it should be."""
     try:
         if path.exists() and not path.is_file():
-            raise ConfigError(f"{what}: '{path}' is not a regular file; rule: a file")
+            raise ConfigError(f"{what}: '{path}' is not a regular file; rule: a {kind}")
         size = path.stat().st_size
         if size > limit:
             raise ConfigError(f"{what}: '{path}' has {size} bytes; rule: at most {limit}")
@@ -58,8 +71,6 @@ def read_limited(path: Path, limit: int, what: str = "config") -> bytes:
         raise ConfigError(f"{what}: got {str(path)!r}; rule: a file name") from None
     if len(data) > limit:  # the file grew, or its size is not stated (/proc)
         raise ConfigError(f"{what}: '{path}' has more than {limit} bytes; rule: at most {limit}")
-    if not data.strip():
-        raise ConfigError(f"{what}: '{path}' is empty; rule: one JSON object or TOML document")
     return data
 
 

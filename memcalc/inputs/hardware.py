@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs import profiles
-from memcalc.inputs.files import user_path
+from memcalc.inputs.files import names_toml, user_path
 from memcalc.inputs.profiles import read_text, read_texts
 from memcalc.units import GIB, MIB
 
@@ -281,7 +281,7 @@ def load_gpu(name: str) -> tuple[Gpu, list[str]]:
     unsaid: the largest. Notes say so where there was a choice.
     Raises ConfigError naming the nearest name when nothing fits. Checked by: unit/test_hardware.py.
     """
-    if isinstance(name, str) and name.lower().endswith(".toml"):
+    if names_toml(name):
         return read_gpu(user_path(name)), []
     profiles.check_name("gpu", name)
     if (profiles.profiles_dir() / "gpus" / f"{name}.toml").is_file():

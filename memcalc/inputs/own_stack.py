@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.files import check_shape, shown
-from memcalc.inputs.profiles import find_profile, profile_names, read_toml
+from memcalc.inputs.profiles import check_keys, find_profile, profile_names, read_toml
 from memcalc.inputs.training_names import LOSSES, NORMS
 
 _TABLES: Final = ("kernels", "parallel")
@@ -43,9 +43,7 @@ def own_stack(path: Path) -> dict[str, Any]:
     """
     raw = read_toml(path)
     check_shape(raw, _FILE, path.name)
-    for key in raw:
-        if key not in _FILE:
-            raise unknown(f"{path.name}", key, _FILE)
+    check_keys(raw, _FILE, path.name)
     base = read_toml(find_profile("stacks", raw.get("base", "torch")))
     merged = {**base, "base": base["name"], "name": str(path)}
     merged["description"] = raw.get("description", f"{base['name']} with entries of {path.name}")

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError, unknown
 from memcalc.inputs.constants import check_head
-from memcalc.inputs.files import shown, user_path
+from memcalc.inputs.files import names_toml, shown, user_path
 from memcalc.inputs.hardware import Gpu
 from memcalc.inputs.profiles import profiles_dir, read_toml
 from memcalc.inputs.rate_figures import (
@@ -116,7 +116,7 @@ def rescaled(link: LinkRate, factor: float) -> LinkRate:
 
 
 def _path(gpu: Gpu, calibration: str) -> Path:
-    if calibration.lower().endswith(".toml"):
+    if names_toml(calibration):
         return user_path(calibration)
     folder = profiles_dir() / "calibrations"
     wanted = calibration

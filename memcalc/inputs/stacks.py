@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from memcalc.errors import ConfigError
-from memcalc.inputs.files import check_shape, stamp, user_path
+from memcalc.inputs.files import check_shape, names_toml, stamp, user_path
 from memcalc.inputs.model import check_choice
 from memcalc.inputs.own_stack import own_stack
 from memcalc.inputs.parallel import ParallelPlan
@@ -57,32 +57,28 @@ class Stack(NamedTuple):
     parallel: Mapping[str, Any] = {}  # noqa: RUF012  # never changed
 
 
-def is_file(name: object) -> bool:
-    """Whether a stack's name is a path to a file of the user's own."""
-    return isinstance(name, str) and name.lower().endswith(".toml")
-
-
 def check_stack(name: str) -> None:
     """Raise ConfigError unless this is a shipped stack, naming the nearest, or a path ending in .toml."""
-    if not is_file(name):
-        check_choice("stack", name, _shipped_names())
+    if not names_toml(name):
+        check_choice("stack", name, stack_names())
 
 
 def base_of(name: str) -> str:
     """The shipped stack whose rules hold for a stack. Checked by: unit/test_own_stack.py."""
-    return load_stack(name).name if is_file(name) else name
+    return load_stack(name).name if names_toml(name) else name
 
 
 def load_stack(name: str) -> Stack:
     """The stack of this name, or of a file `my.toml`; ConfigError names the nearest for an unknown one."""
-    if is_file(name):
+    if names_toml(name):
         path = user_path(name)
         return _own(path, *stamp(path))
     return _shipped(name)
 
 
 @lru_cache(maxsize=1)
-def _shipped_names() -> tuple[str, ...]:
+def stack_names() -> tuple[str, ...]:
+    """The shipped stacks, sorted; the folder is read once."""
     return tuple(profile_names("stacks"))
 
 

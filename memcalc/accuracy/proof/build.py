@@ -112,12 +112,9 @@ def _bands(pairs: Sequence[Pair], short: bool) -> dict[str, Any]:
 
 def _band_runs(runs: Sequence[bands.Run]) -> list[dict[str, Any]]:
     """Each evaluated run with the band made without its source, for the chart."""
-    found = []
-    for source in sorted({run.source for run in runs if not run.fitted}):
-        band = bands.by_class([run for run in runs if run.source != source])
-        for run in runs:
-            if run.source == source and not run.fitted:
-                made = band(run)
-                found.append({"id": run.id, "source": source, "factor": round(run.factor, 6),
-                              "low": round(made.low, 6), "high": round(made.high, 6)})  # fmt: skip
-    return found
+    tested = sorted(bands.without_sources(runs, bands.by_class), key=lambda pair: pair[0].source)
+    return [
+        {"id": run.id, "source": run.source, "factor": round(run.factor, 6),
+         "low": round(band.low, 6), "high": round(band.high, 6)}
+        for run, band in tested
+    ]  # fmt: skip

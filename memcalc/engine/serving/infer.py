@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from memcalc.engine.device_side import Device, device_of
+from memcalc.engine.device_side import Device, device_from
 from memcalc.engine.results import ModelSummary
 from memcalc.engine.serving.cache_use import block_size, bytes_a_token, held_cache_bytes
 from memcalc.engine.serving.curves import Prepared, limits
@@ -94,7 +94,7 @@ def prepared(
     """The plan of what `infer` is asked for, with its devices and the bytes of the weights on each."""
     config = load_model(model) if isinstance(model, str) else model
     asked = setup or ServingSetup()
-    device = _device(gpu)
+    device = device_from(gpu)
     host = _host(asked, device)
     if asked.device == "cpu":
         device, host = _on_cpu(asked, host, device)
@@ -121,12 +121,6 @@ def _verdict(need: Need, memory: ServingMemoryEstimate) -> str | None:
         return None
     tight = memory.high_bytes is not None and memory.high_bytes > (need.usable_bytes or 0)
     return "does-not-fit" if not need.fits else "tight" if tight else "fits"
-
-
-def _device(gpu: Gpu | Cluster | str | Device | None) -> Device:
-    if isinstance(gpu, Device):
-        return gpu
-    return device_of(None, cluster=gpu) if isinstance(gpu, Cluster) else device_of(gpu)
 
 
 def _host(setup: ServingSetup, device: Device) -> Host:
